@@ -1,0 +1,47 @@
+# make demo: train I-JEPA on generated pictures. make test: style and the whole test suite. make lint: style alone.
+# PYTHON picks the interpreter of the environment, CONSTRAINTS= (empty) lets pip choose the versions of dependencies.
+
+PYTHON ?= python3
+VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
+DEMO_CONFIG ?= configs/ijepa/demo.yaml
+DEMO_ARGS ?=
+PYTEST_ARGS ?=
+
+PIP_INSTALL = $(VENV)/bin/python -m pip install $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
+
+.PHONY: demo test lint format clean
+.DEFAULT_GOAL := demo
+
+demo: $(VENV)/.installed
+	$(VENV)/bin/python tools/train_net.py --config $(DEMO_CONFIG) $(DEMO_ARGS)
+
+test: lint
+	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed-for-tests
+	$(VENV)/bin/python -m ruff check .
+	$(VENV)/bin/python -m ruff format --check .
+
+format: $(VENV)/.installed-for-tests
+	$(VENV)/bin/python -m ruff check --fix .
+	$(VENV)/bin/python -m ruff format .
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache
+
+# Stamps: a second call installs nothing unless the dependencies changed.
+$(VENV)/.installed: $(VENV)/.created setup.py pyproject.toml $(CONSTRAINTS)
+	$(PIP_INSTALL) -e .
+	@touch $@
+
+$(VENV)/.installed-for-tests: $(VENV)/.created setup.py pyproject.toml $(CONSTRAINTS)
+	$(PIP_INSTALL) -e ".[test]"
+	@touch $@ $(VENV)/.installed
+
+$(VENV)/.created:
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10))" || \
+	  { echo "$(PYTHON) is older than Python 3.10; name another one: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv $(VENV) || \
+	  { echo "$(PYTHON) -m venv failed; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
+	@touch $@

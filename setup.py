@@ -1,0 +1,65 @@
+"""Package metadata and grafts; tool settings are in pyproject.toml."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).resolve().parent
+VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "ssl_zoo" / "__init__.py").read_text(), re.MULTILINE)[1]
+
+# Top-level folders that install *inside* the package, so that a wheel owns one name in site-packages.
+GRAFTS = {"ssl_zoo.methods": "methods", "ssl_zoo.configs": "configs", "ssl_zoo.tools": "tools"}
+GRAFTED = [f"{name}.{inner}" for name, folder in GRAFTS.items() for inner in find_packages(str(ROOT / folder)) if inner]
+
+setup(
+    name="ssl-zoo",
+    version=VERSION,
+    description="Self-supervised vision methods on one engine: a method is one file, a comparison is a config swap.",
+    long_description=(ROOT / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    packages=[*find_packages(include=["ssl_zoo", "ssl_zoo.*"]), *GRAFTS, *GRAFTED],
+    package_dir=GRAFTS,
+    package_data={"ssl_zoo.configs": ["**/*.yaml"]},
+    include_package_data=False,
+    entry_points={
+        "console_scripts": [
+            "ssl-zoo-train = ssl_zoo.tools.train_net:main",
+            "ssl-zoo-list = ssl_zoo.tools.list:main",
+            "ssl-zoo-verify-golden = ssl_zoo.tools.verify_golden:main",
+        ]
+    },
+    python_requires=">=3.10",
+    install_requires=[
+        "torch>=2.6",
+        "torchvision>=0.21",
+        "numpy>=1.26",
+        "timm>=1.0,<2",
+        "hydra-core>=1.3.2,<1.4",
+        "omegaconf>=2.3,<2.4",
+        "fvcore>=0.1.5.post20221221",
+        "iopath>=0.1.10",
+        "webdataset>=1.0",
+        "simplejpeg>=1.7",
+        "pillow>=10.0",
+        "tensorboard>=2.16",
+        "rich>=13.0",
+        "jaxtyping>=0.3.1",
+        "safetensors>=0.4.3",
+        "scikit-learn>=1.4",
+        "matplotlib>=3.8",
+    ],
+    extras_require={
+        "test": [
+            "pytest>=8.0",
+            "pytest-timeout>=2.3",
+            "hypothesis>=6.100",
+            "beartype>=0.18",
+            "ruff>=0.9",
+            "build>=1.2",
+            "setuptools>=77",  # the packaging test builds without network, hence in this environment
+        ],
+    },
+)

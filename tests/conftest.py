@@ -1,0 +1,28 @@
+"""Fixtures that tests of every folder use."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny networks are slower on several threads, and sums are split differently on each number of them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """Folder of real pictures: cifar10-train.tar.gz, cifar10-test.tar.gz, imagenet-samples.tar."""
+    folder = os.environ.get("SSL_ZOO_DATA")
+    if not folder:
+        pytest.skip("SSL_ZOO_DATA names no folder with real pictures")
+    if not Path(folder).is_dir():
+        pytest.fail(f"SSL_ZOO_DATA={folder} is no directory; unset it to skip the tests that need real pictures")
+    return Path(folder).resolve()
