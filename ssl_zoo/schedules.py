@@ -1,0 +1,39 @@
+"""Schedules over fvcore's ParamScheduler: pure functions from the fraction of a run to a value."""
+
+from enum import Enum
+
+from fvcore.common.param_scheduler import (
+    CompositeParamScheduler,
+    CosineParamScheduler,
+    LinearParamScheduler,
+    ParamScheduler,
+)
+
+
+class Shape(Enum):
+    """Course between a start and an end value."""
+
+    constant = "constant"
+    linear = "linear"
+    cosine = "cosine"
+
+
+def ramp(shape: Shape, start: float, end: float) -> ParamScheduler:
+    """From ``start`` at fraction 0 to ``end`` at fraction 1; a constant stays at ``start``."""
+    if shape is Shape.constant:
+        return LinearParamScheduler(start, start)  # fvcore's constant scheduler refuses the end of the run
+    return (LinearParamScheduler if shape is Shape.linear else CosineParamScheduler)(start, end)
+
+
+def warmed_up(start: float, warmup_fraction: float, main: ParamScheduler) -> ParamScheduler:
+    """``main`` over the run after a linear rise from ``start`` to its first value.
+
+    Args:
+        warmup_fraction: share of the run that the rise takes; at its end exactly ``main(0)`` is reached.
+    """
+    if warmup_fraction <= 0:
+        return main
+    if warmup_fraction >= 1:
+        return LinearParamScheduler(start, main(0.0))
+    rise = LinearParamScheduler(start, main(0.0))
+    return CompositeParamScheduler([rise, main], [warmup_fraction, 1 - warmup_fraction], ["rescaled", "rescaled"])
