@@ -1,0 +1,27 @@
+"""Networks: the vision transformer, its narrow relative for predictors and decoders, positions, and token indexing."""
+
+from ssl_zoo.nn.backbone import BACKBONES, BackboneConfig
+from ssl_zoo.nn.blocks import set_fused_attention
+from ssl_zoo.nn.initialization import Initialization
+from ssl_zoo.nn.pos_embed import SincosLayout, interpolate_positions, sincos_positions
+from ssl_zoo.nn.tokens import patchify, scatter_back, take, unpatchify
+from ssl_zoo.nn.transformer import NarrowViT
+from ssl_zoo.nn.vit import Positions, ViT, ViTConfig
+
+__all__ = [
+    "BACKBONES",
+    "BackboneConfig",
+    "Initialization",
+    "NarrowViT",
+    "Positions",
+    "SincosLayout",
+    "ViT",
+    "ViTConfig",
+    "interpolate_positions",
+    "patchify",
+    "scatter_back",
+    "set_fused_attention",
+    "sincos_positions",
+    "take",
+    "unpatchify",
+]

@@ -1,0 +1,75 @@
+"""Tables of positions: fixed 2-D sin-cos, and resampling of learned tables to another grid.
+
+A table has one row per token: first the slots of prefix tokens, then the patches, row-major on the grid.
+"""
+
+from enum import Enum
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+_BASE = 10_000.0  # longest wavelength over 2 pi, in patches (arXiv 1706.03762, sec. 3.5)
+
+
+class SincosLayout(Enum):
+    """Which coordinate the first half of the channels encodes; the two layouts differ by a swap of the halves."""
+
+    col_first = "col_first"  # MAE, I-JEPA, data2vec 2.0, MoCo v3
+    row_first = "row_first"  # CAE, every method of mmpretrain
+
+
+def sincos_positions(
+    grid: tuple[int, int],
+    dim: int,
+    layout: SincosLayout = SincosLayout.col_first,
+    *,
+    num_prefix: int = 0,
+    device: torch.device | str | None = None,
+) -> Float[Tensor, "1 L {dim}"]:
+    """Fixed 2-D sin-cos table: per axis dim/4 sines, then dim/4 cosines of the integer patch coordinate.
+
+    Coordinates are not scaled by the size of the grid, so a table for another grid is recomputed, never interpolated.
+    Computed in float64, as the published tables were, and returned in float32.
+
+    Args:
+        grid: patch rows and columns.
+        num_prefix: rows of zeros in front, the slots of prefix tokens.
+
+    Raises:
+        ValueError: ``dim`` is no multiple of 4.
+    """
+    if dim % 4:
+        low = dim // 4 * 4
+        raise ValueError(f"sin-cos positions need a width that is a multiple of 4, got {dim}; try {low} or {low + 4}")
+    float64 = {"dtype": torch.float64, "device": device}
+    frequencies = _BASE ** -(torch.arange(dim // 4, **float64) / (dim // 4))
+    rows, cols = (_axis(torch.arange(size, **float64), frequencies) for size in grid)
+    rows = rows[:, None].expand(*grid, -1)
+    cols = cols[None, :].expand(*grid, -1)
+    halves = (cols, rows) if layout is SincosLayout.col_first else (rows, cols)
+    table = torch.cat(halves, dim=-1).flatten(0, 1).float()
+    return torch.cat([table.new_zeros(num_prefix, dim), table])[None]
+
+
+def _axis(coordinates: Float[Tensor, "S"], frequencies: Float[Tensor, "Q"]) -> Float[Tensor, "S 2*Q"]:
+    angles = coordinates[:, None] * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+def interpolate_positions(
+    table: Float[Tensor, "1 L D"], source: tuple[int, int], grid: tuple[int, int], *, num_prefix: int = 0
+) -> Float[Tensor, "1 M D"]:
+    """A learned table resampled from one grid to another, bicubic; prefix slots are kept as they are.
+
+    Args:
+        source: the rows and columns that ``table`` was learned on.
+        grid: the rows and columns wanted; equal to ``source`` returns the table itself.
+    """
+    if source == grid:
+        return table
+    prefix, patches = table[:, :num_prefix], table[:, num_prefix:]
+    picture = patches.unflatten(1, source).permute(0, 3, 1, 2)
+    resized = F.interpolate(picture.float(), size=grid, mode="bicubic", align_corners=False)
+    return torch.cat([prefix, resized.flatten(2).transpose(1, 2).to(table.dtype)], dim=1)

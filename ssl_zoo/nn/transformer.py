@@ -1,0 +1,103 @@
+"""The narrow vision transformer that predicts hidden patches from encoded ones: I-JEPA's predictor, MAE's decoder."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ssl_zoo.nn.blocks import transformer_blocks
+from ssl_zoo.nn.initialization import TOKEN_STD, Initialization, initialize
+from ssl_zoo.nn.pos_embed import SincosLayout, sincos_positions
+
+
+class NarrowViT(nn.Module):
+    """Tokens of some patches in, predictions for other patches out, through blocks of a width of its own.
+
+    The official names map one to one: ``embed_in``, ``pos_embed``, ``blocks``, ``norm`` and ``proj_out`` are I-JEPA's
+    ``predictor_{embed, pos_embed, blocks, norm, proj}`` and MAE's ``decoder_{embed, pos_embed, blocks, norm, pred}``.
+
+    Under sharding only ``forward`` gathers the weights: methods call the instance.
+
+    Args:
+        dim_in: width of the encoder's tokens.
+        dim: width of the blocks.
+        dim_out: width of a prediction.
+        grid: patch rows and columns, for the fixed sin-cos positions of width ``dim``.
+        num_prefix_tokens: tokens in front of the patch tokens that take part without a position (MAE's class token).
+
+    Raises:
+        ValueError: ``dim`` can't be split into ``num_heads`` heads, or is no multiple of 4.
+    """
+
+    def __init__(
+        self,
+        *,
+        dim_in: int,
+        dim: int,
+        dim_out: int,
+        depth: int,
+        num_heads: int,
+        grid: tuple[int, int],
+        mlp_ratio: float = 4.0,
+        norm_eps: float = 1e-6,
+        num_prefix_tokens: int = 0,
+        sincos_layout: SincosLayout = SincosLayout.col_first,
+        initialization: Initialization = Initialization.normal,
+    ) -> None:
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"a predictor or decoder of width {dim} can't be split into {num_heads} attention heads")
+        self.grid, self.num_prefix_tokens = grid, num_prefix_tokens
+        self.sincos_layout, self.initialization = sincos_layout, initialization
+        num_slots = num_prefix_tokens + grid[0] * grid[1]
+        self.embed_in = nn.Linear(dim_in, dim)
+        self.mask_token = nn.Parameter(torch.empty(1, 1, dim))
+        self.pos_embed = nn.Parameter(torch.empty(1, num_slots, dim), requires_grad=False)
+        self.blocks = transformer_blocks(dim, depth, num_heads, mlp_ratio=mlp_ratio, norm_eps=norm_eps)
+        self.norm = nn.LayerNorm(dim, eps=norm_eps)
+        self.proj_out = nn.Linear(dim, dim_out)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw all weights anew from torch's global generator."""
+        initialize(self, self.initialization)
+        nn.init.normal_(self.mask_token, std=TOKEN_STD)
+        dim, device = self.pos_embed.shape[-1], self.pos_embed.device
+        num_prefix = self.num_prefix_tokens
+        self.pos_embed.copy_(sincos_positions(self.grid, dim, self.sincos_layout, num_prefix=num_prefix, device=device))
+
+    def forward(
+        self, tokens: Float[Tensor, "B L D"], context: Int[Tensor, "B K"], targets: Int[Tensor, "B M T"]
+    ) -> Float[Tensor, "B M T O"]:
+        """Predictions for the target patches; each of the M blocks is predicted on its own.
+
+        Mask tokens of different blocks never attend to each other: each block gets a copy of the context
+        (I-JEPA, arXiv 2301.08243, sec. 3). M = 1 predicts all hidden patches together (MAE).
+
+        Args:
+            tokens: encoded prefix tokens and context patches, L = num_prefix_tokens + K.
+            context: the patches that ``tokens`` belong to, without prefix tokens.
+            targets: the patches to predict.
+        """
+        batch, num_blocks, num_targets = targets.shape
+        known = self.embed(tokens, context)
+        queries = self.queries(targets).to(known.dtype)
+        known = known[:, None].expand(-1, num_blocks, -1, -1)
+        x = torch.cat([known, queries], dim=2).flatten(0, 1)
+        for block in self.blocks:
+            x = block(x)
+        # The norm and the output map act on each token by itself, so the context needs neither.
+        x = self.proj_out(self.norm(x[:, -num_targets:]))
+        return x.unflatten(0, (batch, num_blocks))
+
+    def embed(self, tokens: Float[Tensor, "B L D"], context: Int[Tensor, "B K"]) -> Float[Tensor, "B L dim"]:
+        """Encoded tokens at this width, with the positions of their patches; prefix tokens get none."""
+        return self.embed_in(tokens) + F.pad(self._at(context), (0, 0, self.num_prefix_tokens, 0))
+
+    def queries(self, targets: Int[Tensor, "B *T"]) -> Float[Tensor, "B *T dim"]:
+        """One mask token per target patch: the shared vector plus the position of the patch."""
+        return self.mask_token[0, 0] + self._at(targets)
+
+    def _at(self, index: Int[Tensor, "B *K"]) -> Float[Tensor, "B *K dim"]:
+        return F.embedding(index, self.pos_embed[0, self.num_prefix_tokens :])

@@ -1,0 +1,235 @@
+"""The vision transformer that every method trains: which patches go in, what comes out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from itertools import islice
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from ssl_zoo.nn.backbone import BACKBONES, BackboneConfig
+from ssl_zoo.nn.blocks import transformer_blocks
+from ssl_zoo.nn.initialization import TOKEN_STD, Initialization, initialize
+from ssl_zoo.nn.patch_embed import PatchEmbedding
+from ssl_zoo.nn.pos_embed import SincosLayout, interpolate_positions, sincos_positions
+from ssl_zoo.nn.tokens import take
+from ssl_zoo.registry import setting
+
+
+class Positions(Enum):
+    """What tells a patch token where its patch is."""
+
+    sincos = "sincos"  # fixed; recomputed for other grids
+    learned = "learned"  # a trained table; resampled for other grids
+    none = "none"
+
+
+@dataclass
+class ViTConfig(BackboneConfig):
+    """Sizes as in arXiv 2010.11929, table 1; the defaults are ViT-B/16."""
+
+    embed_dim: int = setting(768, "width of a token")
+    depth: int = setting(12, "number of transformer blocks")
+    num_heads: int = setting(12, "attention heads per block")
+    mlp_ratio: float = setting(4.0, "hidden width of a block's MLP over embed_dim")
+    positions: Positions = setting(Positions.sincos, "sincos (fixed), learned or none")
+    sincos_layout: SincosLayout = setting(SincosLayout.col_first, "coordinate in the first half of sin-cos channels")
+    class_token: bool = setting(False, "prepend a class token; it has a position slot of its own, zeros with sincos")
+    num_registers: int = setting(0, "register tokens after the class token, without positions (arXiv 2309.16588)")
+    qkv_bias: bool = setting(True, "biases on queries, keys and values")
+    norm_eps: float = setting(1e-6, "epsilon of every layer norm")
+    layer_scale: float | None = setting(None, "initial factor on residual branches; null leaves the factors out")
+    drop_path: float = setting(0.0, "stochastic depth rate of the last block, rising linearly from 0 in the first")
+    initialization: Initialization = setting(Initialization.normal, "normal (I-JEPA) or xavier (MAE)")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key, low in {"embed_dim": 1, "depth": 1, "num_heads": 1, "num_registers": 0}.items():
+            if getattr(self, key) < low:
+                raise ValueError(f"backbone.{key}={getattr(self, key)} must be at least {low}")
+        dim = self.embed_dim
+        if dim % self.num_heads:
+            raise ValueError(f"backbone.embed_dim={dim} is no multiple of backbone.num_heads={self.num_heads}")
+        if self.positions is Positions.sincos and dim % 4:
+            raise ValueError(f"backbone.embed_dim={dim} must be a multiple of 4 for backbone.positions=sincos")
+        if round(dim * self.mlp_ratio) < 1:
+            raise ValueError(f"backbone.mlp_ratio={self.mlp_ratio} gives the blocks no hidden units")
+        if not 0 <= self.drop_path < 1:
+            raise ValueError(f"backbone.drop_path={self.drop_path} must lie in [0, 1)")
+
+
+@BACKBONES.register("vit", ViTConfig)
+class ViT(nn.Module):
+    """Vision transformer that can leave patches out, replace them, or stop at inner layers.
+
+    Built on timm's patch embedding and blocks, so that the names in its state dict are those of timm and of the
+    official codes. A mask token belongs to the method and is handed in.
+
+    Under sharding only ``forward`` gathers the weights: methods call the instance, not ``embed`` and ``encode``.
+    """
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_dim, self.patch_size, self.grid = config.embed_dim, config.patch_size, config.grid
+        self.num_patches = self.grid[0] * self.grid[1]
+        self.num_prefix_tokens = int(config.class_token) + config.num_registers
+        self._num_slots = int(config.class_token)  # rows of the position table in front of the patches
+        self._tables: dict[tuple[tuple[int, int], torch.device], Tensor] = {}  # sin-cos tables of other grids
+
+        dim = config.embed_dim
+        self.patch_embed = PatchEmbedding(None, config.patch_size, config.in_channels, dim)
+        self.cls_token = nn.Parameter(torch.empty(1, 1, dim)) if config.class_token else None
+        self.reg_token = nn.Parameter(torch.empty(1, config.num_registers, dim)) if config.num_registers else None
+        self.pos_embed = self._empty_positions()
+        self.blocks = transformer_blocks(
+            dim,
+            config.depth,
+            config.num_heads,
+            mlp_ratio=config.mlp_ratio,
+            norm_eps=config.norm_eps,
+            qkv_bias=config.qkv_bias,
+            layer_scale=config.layer_scale,
+            drop_path=config.drop_path,
+        )
+        self.norm = nn.LayerNorm(dim, eps=config.norm_eps)
+        self.reset_parameters()
+
+    def _empty_positions(self) -> nn.Parameter | None:
+        if self.config.positions is Positions.none:
+            return None
+        # A frozen parameter and not a buffer, as in the official codes: it is in their checkpoints and their counts.
+        table = torch.empty(1, self._num_slots + self.num_patches, self.embed_dim)
+        return nn.Parameter(table, requires_grad=self.config.positions is Positions.learned)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw all weights anew from torch's global generator, e.g. after ``to_empty`` on a model built on meta."""
+        initialize(self, self.config.initialization)
+        for block in self.blocks:
+            for scale in (block.ls1, block.ls2):
+                if not isinstance(scale, nn.Identity):
+                    scale.reset_parameters()
+        for token in (self.cls_token, self.reg_token):
+            if token is not None:
+                nn.init.normal_(token, std=TOKEN_STD)
+        if self.config.positions is Positions.sincos:
+            self.pos_embed.copy_(self._sincos(self.grid))
+        elif self.config.positions is Positions.learned:
+            nn.init.normal_(self.pos_embed, std=TOKEN_STD)
+
+    def forward(
+        self,
+        images: Float[Tensor, "B channels H W"],
+        keep: Int[Tensor, "B *K"] | None = None,
+        *,
+        hidden: Bool[Tensor, "B N"] | None = None,
+        mask_token: Float[Tensor, "#B #N D"] | None = None,
+        layers: Sequence[int] | None = None,
+    ) -> Float[Tensor, "B *L D"] | list[Float[Tensor, "B *L D"]]:
+        """``encode(embed(images, ...), ...)``: see there for arguments and result.
+
+        With ``keep`` of shape (B, C, K) a patch is embedded once for all C contexts where that is cheaper.
+        """
+        if keep is not None and hidden is None and keep.shape[1:].numel() < self.num_patches:
+            return self.encode(self._embed_kept(images, keep), layers=layers)
+        return self.encode(self.embed(images, hidden, mask_token), keep, layers)
+
+    def embed(
+        self,
+        images: Float[Tensor, "B channels H W"],
+        hidden: Bool[Tensor, "B N"] | None = None,
+        mask_token: Float[Tensor, "#B #N D"] | None = None,
+    ) -> Float[Tensor, "B N D"]:
+        """Patch tokens with their positions, without prefix tokens.
+
+        Args:
+            images: of the configured or another size.
+            hidden: True = the patch is replaced by ``mask_token`` before positions are added (data2vec, SimMIM, iBOT).
+
+        Raises:
+            ValueError: the sides of the images are no multiples of the patch size.
+        """
+        grid = self.config.grid_of((images.shape[-2], images.shape[-1]))
+        tokens = self.patch_embed(images)
+        if hidden is not None:
+            tokens = torch.where(hidden[..., None], mask_token.to(tokens.dtype), tokens)
+        return tokens if self.pos_embed is None else tokens + self._patch_positions(grid)
+
+    def _embed_kept(
+        self, images: Float[Tensor, "B channels H W"], keep: Int[Tensor, "B *K"]
+    ) -> Float[Tensor, "B *K D"]:
+        """``take(embed(images), keep)`` without embedding the other patches, nor scattering their gradient."""
+        grid = self.config.grid_of((images.shape[-2], images.shape[-1]))
+        tokens = self.patch_embed.project(take(self.patch_embed.cut(images), keep))
+        return tokens if self.pos_embed is None else tokens + F.embedding(keep, self._patch_positions(grid)[0])
+
+    def encode(
+        self,
+        tokens: Float[Tensor, "B *N D"],
+        keep: Int[Tensor, "B *K"] | None = None,
+        layers: Sequence[int] | None = None,
+    ) -> Float[Tensor, "B *L D"] | list[Float[Tensor, "B *L D"]]:
+        """Run the blocks over all or the kept patches, with the prefix tokens in front.
+
+        Args:
+            tokens: as ``embed`` returns them.
+            keep: patches to encode, (B, K), or (B, C, K) for C contexts per image that don't see each other.
+            layers: blocks whose outputs are wanted, negative ones counted from the last; no block after them is run.
+
+        Returns:
+            Tokens after the final norm, (B, P + N, D), (B, P + K, D) or (B, C, P + K, D), the P prefix tokens first;
+            with ``layers`` a list of such tensors before the final norm.
+
+        Raises:
+            ValueError: ``layers`` names a block that does not exist.
+        """
+        if keep is not None:
+            tokens = take(tokens, keep)
+        leading = tokens.shape[:-2]
+        x = self._with_prefix(tokens.flatten(0, -3))
+        if layers is None:
+            for block in self.blocks:
+                x = block(x)
+            return self.norm(x).unflatten(0, leading)
+        wanted = self._block_indices(layers)
+        outputs = {}
+        for index, block in enumerate(islice(self.blocks, max(wanted) + 1)):
+            x = block(x)
+            if index in wanted:
+                outputs[index] = x.unflatten(0, leading)
+        return [outputs[index] for index in wanted]
+
+    def _with_prefix(self, tokens: Float[Tensor, "S K D"]) -> Float[Tensor, "S L D"]:
+        prefix = []
+        if self.cls_token is not None:
+            prefix.append(self.cls_token if self.pos_embed is None else self.cls_token + self.pos_embed[:, :1])
+        if self.reg_token is not None:
+            prefix.append(self.reg_token)
+        if not prefix:
+            return tokens
+        return torch.cat([*(token.to(tokens.dtype).expand(len(tokens), -1, -1) for token in prefix), tokens], dim=1)
+
+    def _block_indices(self, layers: Sequence[int]) -> list[int]:
+        depth = len(self.blocks)
+        if not layers or not all(-depth <= index < depth for index in layers):
+            raise ValueError(f"layers={list(layers)}: name at least one block, all of them in {-depth}..{depth - 1}")
+        return [index % depth for index in layers]
+
+    def _patch_positions(self, grid: tuple[int, int]) -> Float[Tensor, "1 N D"]:
+        if grid == self.grid:
+            return self.pos_embed[:, self._num_slots :]
+        if self.config.positions is Positions.learned:
+            table = interpolate_positions(self.pos_embed, self.grid, grid, num_prefix=self._num_slots)
+            return table[:, self._num_slots :]
+        key = grid, self.pos_embed.device
+        if key not in self._tables:
+            self._tables[key] = self._sincos(grid)[:, self._num_slots :]
+        return self._tables[key].to(self.pos_embed.dtype)
+
+    def _sincos(self, grid: tuple[int, int]) -> Float[Tensor, "1 L D"]:
+        layout, device = self.config.sincos_layout, self.pos_embed.device
+        return sincos_positions(grid, self.embed_dim, layout, num_prefix=self._num_slots, device=device)
