@@ -1,0 +1,64 @@
+"""What every mask generator produces, and the contract it keeps."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from enum import Enum
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from ssl_zoo.registry import Registry
+
+
+class Pairing(Enum):
+    """Which context block predicts which target block."""
+
+    product = "product"  # every context predicts every target (I-JEPA)
+    zip = "zip"  # context c predicts target c (data2vec 2.0)
+
+
+@dataclass(frozen=True)
+class Masks:
+    """Patch indices 0..N-1 of a batch, row-major on the grid; prefix tokens are never counted.
+
+    B images, C context blocks of K visible patches each, M target blocks of T patches each.
+    """
+
+    context: Int[Tensor, "B C K"]
+    targets: Int[Tensor, "B M T"]
+    pairing: Pairing = Pairing.product
+    hidden: Bool[Tensor, "B N"] | None = None  # True = replaced at the encoder's input; counts may differ per image
+
+    def map(self, function) -> "Masks":
+        """The same masks with ``function`` applied to every tensor (a device copy, a slice of the images)."""
+        hidden = None if self.hidden is None else function(self.hidden)
+        return Masks(function(self.context), function(self.targets), self.pairing, hidden)
+
+
+@dataclass
+class MasksConfig:
+    """Base of every mask generator's config."""
+
+
+class MaskGenerator(ABC):
+    """Draws the masks of one batch: a pure function of the generator's seed.
+
+    Args:
+        config: the generator's own dataclass.
+        grid: patch rows and columns.
+
+    Raises:
+        ValueError: at construction, when the geometry can't be met on this grid; the message names keys and remedies.
+    """
+
+    def __init__(self, config: MasksConfig, grid: tuple[int, int]) -> None:
+        self.config, self.grid = config, grid
+        self.num_patches = grid[0] * grid[1]
+
+    @abstractmethod
+    def __call__(self, batch_size: int, generator: torch.Generator) -> Masks:
+        """Masks for ``batch_size`` images, on the CPU; vectorised over the images."""
+
+
+MASKS = Registry("mask generator", "masks")
