@@ -1,0 +1,116 @@
+"""I-JEPA: predict the representations of several target blocks from one context block.
+
+Paper: Assran et al., "Self-Supervised Learning from Images with a Joint-Embedding Predictive Architecture",
+arXiv 2301.08243. Reference: facebookresearch/ijepa.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from ssl_zoo.data.batch import ViewConfig
+from ssl_zoo.masks import Masks, draw_masks
+from ssl_zoo.method import METHODS, Batch, Method, MethodConfig, Output, Progress, Target, ViewSpec, ViT
+from ssl_zoo.nn import NarrowViT
+from ssl_zoo.registry import setting
+
+
+class Loss(Enum):
+    """Distance between prediction and target."""
+
+    smooth_l1 = "smooth_l1"  # the reference code
+    l2 = "l2"  # the paper, eq. 1; its sum over elements is a mean here, a constant factor that AdamW ignores
+
+
+@dataclass
+class IJEPAConfig(MethodConfig):
+    """I-JEPA: a narrow predictor and the loss in latent space."""
+
+    predictor_dim: int = setting(384, "width of the predictor")
+    predictor_depth: int = setting(12, "blocks of the predictor")
+    predictor_heads: int | None = setting(None, "attention heads of the predictor; null takes the encoder's")
+    loss: Loss = setting(Loss.smooth_l1, "smooth_l1 as the reference code, l2 as the paper")
+    smooth_l1_beta: float = setting(1.0, "difference at which smooth_l1 turns from square to linear")
+    view: ViewConfig = setting(ViewConfig(crop_scale=[0.3, 1.0]), "rendering of the one view")
+
+    def __post_init__(self) -> None:
+        heads = self.predictor_heads
+        if self.predictor_dim % 4 or (heads is not None and self.predictor_dim % heads):
+            raise ValueError(
+                f"method.predictor_dim={self.predictor_dim} must be a multiple of 4, for the positions, and of "
+                f"method.predictor_heads={'the encoder' if heads is None else heads}"
+            )
+        if self.smooth_l1_beta <= 0:
+            raise ValueError(f"method.smooth_l1_beta={self.smooth_l1_beta}: needs a positive number")
+
+
+@METHODS.register("ijepa", IJEPAConfig)
+class IJEPA(Method):
+    """Predict the features of target blocks from one context block, in latent space (arXiv 2301.08243)."""
+
+    default_masks = "multiblock"
+    default_targets = "teacher"
+
+    config: IJEPAConfig
+    target: Target
+
+    def __init__(self, config: IJEPAConfig, encoder: ViT, target: Target | None) -> None:
+        if target is None:
+            raise ValueError("method=ijepa predicts a target: choose targets=teacher (the paper) or targets=pixels")
+        super().__init__(config, encoder, target)
+        self.predictor = NarrowViT(
+            dim_in=encoder.embed_dim,
+            dim=config.predictor_dim,
+            dim_out=target.dim,
+            depth=config.predictor_depth,
+            num_heads=config.predictor_heads or encoder.config.num_heads,
+            grid=encoder.grid,
+        )
+
+    def forward(self, batch: Batch, progress: Progress) -> Output:
+        images, masks = batch.views[0], batch.masks[0]
+        targets = self.target(images, masks)
+        context = self.encoder(images, keep=masks.context)[:, :, self.encoder.num_prefix_tokens :]
+        predictions = self.predict(context, masks)
+        loss = self.loss(predictions, targets.unsqueeze(1).expand_as(predictions))
+        return Output(loss, self.metrics(predictions, targets, masks))
+
+    def predict(self, context: Float[Tensor, "B C K D"], masks: Masks) -> Float[Tensor, "B C M T target"]:
+        """Every target block from every context block, each pair in a predictor pass of its own."""
+        num_contexts = context.shape[1]
+        predictions = self.predictor(
+            context.flatten(0, 1), masks.context.flatten(0, 1), masks.targets.repeat_interleave(num_contexts, dim=0)
+        )
+        return predictions.unflatten(0, (-1, num_contexts))
+
+    def loss(self, predictions: Tensor, targets: Tensor) -> Float[Tensor, ""]:
+        """Mean over every element, in float32."""
+        if self.config.loss is Loss.l2:
+            return F.mse_loss(predictions.float(), targets)
+        return F.smooth_l1_loss(predictions.float(), targets, beta=self.config.smooth_l1_beta)
+
+    @staticmethod
+    @torch.no_grad()
+    def metrics(predictions: Tensor, targets: Tensor, masks: Masks) -> Mapping[str, Tensor]:
+        # A collapse shows as a standard deviation over tokens that falls to zero while the loss looks excellent.
+        return {
+            "target_std": targets.flatten(0, -2).std(dim=0).mean(),
+            "prediction_std": predictions.detach().float().flatten(0, -2).std(dim=0).mean(),
+            "context_tokens": torch.full((), float(masks.context.shape[-1]), device=targets.device),
+            "target_tokens": torch.full((), float(masks.targets.shape[-1]), device=targets.device),
+        }
+
+    def evaluated(self) -> ViT:
+        return self.target.evaluated(self.encoder)  # the target encoder: paper, appendix A.2
+
+    def pictures(self, batch: Batch) -> Mapping[str, Float[Tensor, "3 H W"]]:
+        return {"masks": draw_masks(self.config.view.unnormalize(batch.views[0]), batch.masks[0], self.encoder.grid)}
+
+    @classmethod
+    def views(cls, config: IJEPAConfig, image_size: tuple[int, int]) -> Sequence[ViewSpec]:
+        return (ViewSpec("image", image_size, config.view),)

@@ -1,0 +1,17 @@
+"""Targets: what a masked method predicts, chosen by config and handed to the method."""
+
+from ssl_zoo.targets.base import TARGETS, Ema, Target, TargetConfig
+from ssl_zoo.targets.pixels import Pixels, PixelsConfig
+from ssl_zoo.targets.teacher import MaskTeacher, Teacher, TeacherConfig
+
+__all__ = [
+    "TARGETS",
+    "Ema",
+    "MaskTeacher",
+    "Pixels",
+    "PixelsConfig",
+    "Target",
+    "TargetConfig",
+    "Teacher",
+    "TeacherConfig",
+]

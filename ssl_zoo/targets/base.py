@@ -1,0 +1,72 @@
+"""What is predicted: the contract of targets, and the averaged copies that some of them bring."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ssl_zoo.masks.base import Masks
+from ssl_zoo.nn.vit import ViT
+from ssl_zoo.registry import Registry
+
+
+@dataclass(frozen=True)
+class Ema:
+    """An exponential moving average of one module's parameters kept in another.
+
+    Holds the two modules, never lists of their parameters: ``fully_shard`` replaces parameters, and a list captured
+    before it would leave the average standing still without any error.
+
+    Attributes:
+        momentum: fraction of the run -> m in ``average = m * average + (1 - m) * online``.
+    """
+
+    online: nn.Module
+    average: nn.Module
+    momentum: Callable[[float], float]
+
+    @torch.no_grad()
+    def update(self, fraction: float) -> float:
+        """Move the average by (1 - m) of the difference; copy integer buffers. Returns m."""
+        momentum = self.momentum(fraction)
+        online, average = self._tensors(self.online), self._tensors(self.average)
+        floating = [name for name, tensor in average.items() if tensor.is_floating_point()]
+        torch._foreach_lerp_([average[n] for n in floating], [online[n] for n in floating], 1.0 - momentum)
+        for name in average.keys() - set(floating):
+            average[name].copy_(online[name])
+        return momentum
+
+    @staticmethod
+    def _tensors(module: nn.Module) -> dict[str, Tensor]:
+        named = dict(module.named_parameters())
+        named.update(module.named_buffers())
+        return named
+
+
+@dataclass
+class TargetConfig:
+    """Base of every target's config."""
+
+
+class Target(nn.Module, ABC):
+    """What a masked method predicts for each target patch; computed without gradient."""
+
+    dim: int  # width of one patch's target
+
+    @abstractmethod
+    def forward(self, images: Float[Tensor, "B 3 H W"], masks: Masks) -> Float[Tensor, "B M T dim"]:
+        """Targets of the patches ``masks.targets``, float32."""
+
+    def averages(self, encoder: ViT) -> Sequence[Ema]:
+        """The averaged networks that this target brings; ``encoder`` is the one being trained."""
+        return ()
+
+    def evaluated(self, encoder: ViT) -> ViT:
+        """The better encoder to evaluate: the averaged one where there is one."""
+        return encoder
+
+
+TARGETS = Registry("target", "targets")

@@ -1,0 +1,67 @@
+"""Teacher features: what an averaged copy of the encoder makes of the whole image."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from ssl_zoo.masks.base import Masks
+from ssl_zoo.nn import ViT, take
+from ssl_zoo.registry import setting
+from ssl_zoo.schedules import Shape, ramp
+from ssl_zoo.targets.base import TARGETS, Ema, Target, TargetConfig
+
+
+class MaskTeacher(Enum):
+    """Where the target block is cut out (I-JEPA paper, arXiv 2301.08243, table 11)."""
+
+    output = "output"  # the teacher sees the whole image, its output is cut
+    input = "input"  # the teacher sees the patches of the block alone
+
+
+@dataclass
+class TeacherConfig(TargetConfig):
+    """The target encoder of I-JEPA and the teacher of data2vec."""
+
+    momentum: float = setting(0.996, "EMA momentum at the start of the run")
+    final_momentum: float = setting(1.0, "EMA momentum at its end")
+    momentum_shape: Shape = setting(Shape.linear, "course of the momentum: constant, linear or cosine")
+    mask: MaskTeacher = setting(MaskTeacher.output, "cut target blocks from the teacher's output or from its input")
+
+    def __post_init__(self) -> None:
+        for key in ("momentum", "final_momentum"):
+            if not 0 <= getattr(self, key) <= 1:
+                raise ValueError(f"targets.{key}={getattr(self, key)}: needs a value in 0..1")
+
+
+@TARGETS.register("teacher", TeacherConfig)
+class Teacher(Target):
+    """Layer-normed features of an exponential moving average of the encoder."""
+
+    def __init__(self, config: TeacherConfig, encoder: ViT) -> None:
+        super().__init__()
+        self.config, self.dim = config, encoder.embed_dim
+        self.encoder = copy.deepcopy(encoder).requires_grad_(False)
+
+    @torch.no_grad()
+    def forward(self, images: Float[Tensor, "B 3 H W"], masks: Masks) -> Float[Tensor, "B M T dim"]:
+        prefix = self.encoder.num_prefix_tokens
+        if self.config.mask is MaskTeacher.output:
+            tokens = take(self.encoder(images)[:, prefix:], masks.targets)
+        else:
+            tokens = self.encoder(images, keep=masks.targets)[:, :, prefix:]
+        # A second normalisation, without affine and at the default eps, on top of the encoder's own last norm, as in
+        # the reference (facebookresearch/ijepa, src/train.py).
+        return F.layer_norm(tokens.float(), (self.dim,))
+
+    def averages(self, encoder: ViT) -> Sequence[Ema]:
+        momentum = ramp(self.config.momentum_shape, self.config.momentum, self.config.final_momentum)
+        return (Ema(encoder, self.encoder, momentum),)
+
+    def evaluated(self, encoder: ViT) -> ViT:
+        return self.encoder

@@ -1,0 +1,110 @@
+"""What every registered method owes to the engine, to its users and to the other methods."""
+
+import copy
+
+import pytest
+import torch
+from tiny_methods import PROGRESS, Tiny
+
+from ssl_zoo.engine.optim import AdamWConfig, Optimization, RateSchedules, check_groups
+
+
+def test_the_loss_is_a_finite_float32_scalar_that_needs_gradients(tiny: Tiny) -> None:
+    loss = tiny.method(tiny.batch, PROGRESS).loss
+    assert loss.shape == () and loss.dtype == torch.float32 and loss.isfinite() and loss.requires_grad
+
+
+def test_metrics_are_detached_scalars(tiny: Tiny) -> None:
+    metrics = tiny.method(tiny.batch, PROGRESS).metrics
+    assert all(value.shape == () and not value.requires_grad for value in metrics.values())
+
+
+def test_gradients_reach_every_trainable_parameter_and_no_averaged_one(tiny: Tiny) -> None:
+    tiny.method(tiny.batch, PROGRESS).loss.backward()
+    without = [n for n, p in tiny.method.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
+    assert without == []
+    averaged = [p for ema in tiny.method.averages() for p in ema.average.parameters()]
+    assert all(p.grad is None and not p.requires_grad for p in averaged)
+
+
+def test_the_loss_falls_over_thirty_steps_on_one_batch(tiny: Tiny) -> None:
+    config = AdamWConfig(warmup_epochs=0, learning_rate=3e-3)
+    schedules = RateSchedules(config, num_steps=30, steps_per_epoch=30)
+    optimization = Optimization(config, tiny.method.param_groups(), schedules)
+    losses = []
+    for step in range(30):
+        optimization.set_rates(step)
+        loss = tiny.method(tiny.batch, PROGRESS).loss
+        loss.backward()
+        optimization.optimizer.step()
+        optimization.optimizer.zero_grad(set_to_none=True)
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_the_same_seed_gives_the_same_loss_and_another_seed_another(tiny: Tiny) -> None:
+    first, again, other = (tiny.rebuilt(seed)(tiny.batch, PROGRESS).loss for seed in (0, 0, 1))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_forward_changes_no_parameter_or_buffer(tiny: Tiny) -> None:
+    before = copy.deepcopy(tiny.method.state_dict())
+    tiny.method(tiny.batch, PROGRESS)
+    assert all(torch.equal(value, before[name]) for name, value in tiny.method.state_dict().items())
+
+
+def test_a_state_dict_carries_everything_that_decides_the_loss(tiny: Tiny) -> None:
+    other = tiny.rebuilt(seed=1)
+    other.load_state_dict(tiny.method.state_dict())
+    assert torch.equal(other(tiny.batch, PROGRESS).loss, tiny.method(tiny.batch, PROGRESS).loss)
+
+
+def test_averages_move_by_one_minus_momentum_of_the_difference(tiny: Tiny) -> None:
+    for ema in tiny.method.averages():
+        with torch.no_grad():
+            for parameter in ema.online.parameters():
+                parameter.add_(1.0)
+        before = {n: p.clone() for n, p in ema.average.named_parameters()}
+        momentum = ema.update(0.25)
+        online = dict(ema.online.named_parameters())
+        for name, parameter in ema.average.named_parameters():
+            expected = momentum * before[name] + (1 - momentum) * online[name]
+            torch.testing.assert_close(parameter, expected, atol=1e-6, rtol=1e-6)
+
+
+def test_an_average_starts_as_an_exact_copy(tiny: Tiny) -> None:
+    for ema in tiny.method.averages():
+        online = ema.online.state_dict()
+        assert all(torch.equal(value, online[name]) for name, value in ema.average.state_dict().items())
+
+
+def test_every_trainable_parameter_is_in_exactly_one_group(tiny: Tiny) -> None:
+    check_groups(tiny.method.param_groups(), tiny.method)
+
+
+def test_the_evaluated_encoder_gives_every_patch_a_feature_without_masks(tiny: Tiny) -> None:
+    encoder = tiny.method.evaluated()
+    tokens = encoder(tiny.batch.views[0])
+    assert tokens.shape == (8, encoder.num_prefix_tokens + 16, 48)
+
+
+def test_bf16_autocast_gives_nearly_the_same_loss(tiny: Tiny) -> None:
+    exact = tiny.method(tiny.batch, PROGRESS).loss
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = tiny.method(tiny.batch, PROGRESS).loss
+    assert rounded.dtype == torch.float32
+    assert rounded.item() == pytest.approx(exact.item(), rel=0.05)
+
+
+def test_pictures_are_rgb_in_the_unit_range(tiny: Tiny) -> None:
+    for picture in tiny.method.pictures(tiny.batch).values():
+        assert picture.shape[0] == 3 and picture.min() >= 0 and picture.max() <= 1
+
+
+def test_masks_from_outside_decide_what_is_predicted(tiny: Tiny) -> None:
+    if tiny.batch.masks[0] is None:
+        pytest.skip("this method has no masks")
+    masks = tiny.batch.masks[0]
+    flipped = copy.copy(tiny.batch)
+    object.__setattr__(flipped, "masks", (masks.map(lambda t: t if t.dtype == torch.bool else 15 - t),))
+    assert not torch.equal(tiny.method(flipped, PROGRESS).loss, tiny.method(tiny.batch, PROGRESS).loss)

@@ -1,0 +1,115 @@
+"""I-JEPA against its formulas."""
+
+import dataclasses
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny_methods import PROGRESS, TINY_BACKBONE, tiny_batch, tiny_method
+
+from ssl_zoo.masks import Masks
+from ssl_zoo.method import METHODS, build_method
+from ssl_zoo.methods.ijepa import Loss
+from ssl_zoo.nn import ViTConfig
+from ssl_zoo.targets import MaskTeacher, PixelsConfig, TeacherConfig
+
+
+def reference_loss(method, batch) -> torch.Tensor:
+    """The loss of the paper's algorithm, image by image and block by block."""
+    images, masks = batch.views[0], batch.masks[0]
+    losses = []
+    for b in range(images.shape[0]):
+        teacher = F.layer_norm(method.target.encoder(images[b : b + 1])[0], (48,))
+        for context in masks.context[b]:
+            encoded = method.encoder(images[b : b + 1], keep=context[None])
+            for block in masks.targets[b]:
+                prediction = method.predictor(encoded, context[None], block[None, None])[0, 0]
+                difference = (prediction - teacher[block]).abs()
+                losses.append(torch.where(difference < 1, 0.5 * difference**2, difference - 0.5).mean())
+    return torch.stack(losses).mean()
+
+
+@pytest.mark.parametrize("num_contexts", [1, 2])
+def test_the_loss_equals_an_independent_loop(num_contexts: int) -> None:
+    method = tiny_method("ijepa")
+    batch = tiny_batch(method, "ijepa", num_images=3, num_contexts=num_contexts)
+    torch.testing.assert_close(method(batch, PROGRESS).loss, reference_loss(method, batch), atol=1e-6, rtol=1e-6)
+
+
+def test_a_zero_prediction_of_normalised_features_costs_as_the_closed_form() -> None:
+    # E[smooth_l1(N(0,1))] = 0.42466 for standard normal targets.
+    targets = torch.randn(2_000_000, generator=torch.Generator().manual_seed(0))
+    loss = tiny_method("ijepa").loss(torch.zeros_like(targets), targets)
+    assert loss.item() == pytest.approx(0.42466, abs=0.002)
+
+
+def test_the_loss_at_initialisation_lies_where_the_reference_starts() -> None:
+    method = tiny_method("ijepa")
+    assert 0.35 < method(tiny_batch(method, "ijepa", num_images=32), PROGRESS).loss.item() < 0.55
+
+
+def test_l2_is_the_mean_square_of_the_paper() -> None:
+    method = tiny_method("ijepa", loss=Loss.l2)
+    predictions, targets = torch.randn(4, 6), torch.randn(4, 6)
+    torch.testing.assert_close(method.loss(predictions, targets), ((predictions - targets) ** 2).mean())
+
+
+def test_the_indices_of_one_block_do_not_change_the_prediction_of_another() -> None:
+    method = tiny_method("ijepa")
+    masks = tiny_batch(method, "ijepa").masks[0]
+    context = torch.randn(8, 1, masks.context.shape[-1], 48, generator=torch.Generator().manual_seed(0))
+    moved = masks.targets.clone()
+    moved[:, 1] = 15 - moved[:, 1]
+    before = method.predict(context, masks)
+    after = method.predict(context, Masks(masks.context, moved))
+    assert torch.equal(before[:, :, 0], after[:, :, 0]) and not torch.allclose(before[:, :, 1], after[:, :, 1])
+
+
+def test_the_teacher_is_evaluated() -> None:
+    method = tiny_method("ijepa")
+    assert method.evaluated() is method.target.encoder
+
+
+def test_targets_have_zero_mean_and_unit_variance_per_token() -> None:
+    method = tiny_method("ijepa")
+    batch = tiny_batch(method, "ijepa")
+    targets = method.target(batch.views[0], batch.masks[0])
+    torch.testing.assert_close(targets.mean(-1), torch.zeros(targets.shape[:-1]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(targets.var(-1, unbiased=False), torch.ones(targets.shape[:-1]), atol=1e-3, rtol=0)
+
+
+def test_masking_the_teachers_input_hides_the_rest_of_the_image_from_it() -> None:
+    method = tiny_method("ijepa")
+    batch = tiny_batch(method, "ijepa")
+    images, masks = batch.views[0], batch.masks[0]
+    visible = torch.zeros(8, 16, dtype=torch.bool).scatter_(1, masks.targets[:, 0], True)
+    pixels = visible.view(8, 1, 4, 4).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    cut = torch.where(pixels, images, torch.zeros_like(images))
+    first_block = Masks(masks.context, masks.targets[:, :1])
+    for where, same in ((MaskTeacher.input, True), (MaskTeacher.output, False)):
+        method.target.config = dataclasses.replace(method.target.config, mask=where)
+        equal = torch.allclose(method.target(images, first_block), method.target(cut, first_block), atol=1e-5)
+        assert equal is same
+
+
+def test_pixel_targets_make_the_predictor_predict_pixels() -> None:
+    config = METHODS.config_of("ijepa")(predictor_dim=32, predictor_depth=1, predictor_heads=4)
+    method = build_method(config, TINY_BACKBONE, PixelsConfig(), seed=0)
+    batch = tiny_batch(method, "ijepa")
+    assert method.predictor.proj_out.out_features == 3 * 4 * 4
+    assert method(batch, PROGRESS).loss.isfinite() and method.averages() == ()
+    assert method.evaluated() is method.encoder
+
+
+def test_without_a_target_the_build_says_what_to_choose() -> None:
+    with pytest.raises(ValueError, match="targets=teacher"):
+        build_method(METHODS.config_of("ijepa")(), TINY_BACKBONE, None, seed=0)
+
+
+def test_the_groups_of_vit_small_with_six_predictor_blocks_have_the_references_counts() -> None:
+    # 50 + 28 decayed tensors (encoder + predictor) and 99 + 52 others; fixed positions, counted there, are not trained.
+    small = ViTConfig(embed_dim=384, depth=12, num_heads=6)
+    method = build_method(METHODS.config_of("ijepa")(predictor_depth=6), small, TeacherConfig(), seed=0, device="meta")
+    decayed, others = method.param_groups()
+    assert len(decayed.params) == (50 - 1) + (28 - 1) and len(others.params) == 99 + 52
+    assert any(p is method.predictor.mask_token for p in decayed.params)
