@@ -1,0 +1,134 @@
+"""Features of a frozen encoder: one pooled vector per image, in the order of the data."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from enum import Enum
+from itertools import islice
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.nn.functional import layer_norm
+
+from ssl_zoo.nn import ViT
+
+LabelledImages = Iterable[tuple[Tensor, Tensor | None, Tensor]]  # (images, labels, sample ids), e.g. EvaluationData
+_Part = tuple[int, Tensor, Tensor | None, Tensor]  # batch number, features, labels, sample ids
+
+
+class Pooling(Enum):
+    """How the tokens of an image become its feature."""
+
+    average = "average"  # mean over the patch tokens of the last block
+    class_token = "class_token"  # first prefix token of the last block
+    average_last4 = "average_last4"  # means over the patch tokens of the last four blocks, concatenated shallow to deep
+    tokens = "tokens"  # every patch token of the last block, for probes that attend; N times the memory
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of n images on the host, row i belonging to the i-th image that the data yielded."""
+
+    values: Float[Tensor, "n *width"]  # (n, D); (n, N, D) for Pooling.tokens
+    labels: Int[Tensor, "n"] | None  # None where the data has none
+    index: Int[Tensor, "n"]  # sample ids in their source
+
+
+@torch.no_grad()  # not inference_mode: buffers that FSDP2 or a compiled block allocates there could never train again
+def extract(
+    encoder: ViT,
+    data: LabelledImages,
+    *,
+    pooling: Pooling,
+    final_norm: bool = True,
+    device: torch.device | str = "cpu",
+    autocast: AbstractContextManager | None = None,
+) -> Features:
+    """Encode every image of ``data``; draws no random number and leaves the encoder as it was.
+
+    In a process group every rank must call it: batch i goes to rank i modulo their number, and all ranks return the
+    same, complete features, bit-equal to those of one process since no batch is divided. Ranks that have no batch
+    left encode one for nothing, because the forward of a sharded encoder is a collective call. Each rank holds the
+    features twice while they are gathered.
+
+    Args:
+        final_norm: apply the encoder's final norm before pooling, to each of the blocks that are used.
+        autocast: precision context of the forward pass; features are float32 in any case.
+
+    Raises:
+        ValueError: if ``data`` is empty, or if the encoder lacks the token or the depth that ``pooling`` needs.
+    """
+    _check(encoder, pooling)
+    rank, world_size = (dist.get_rank(), dist.get_world_size()) if _is_distributed() else (0, 1)
+    parts: list[_Part] = []
+    batches = enumerate(data)
+    with evaluating(encoder), autocast or nullcontext():
+        while share := list(islice(batches, world_size)):
+            number, (images, labels, index) = share[min(rank, len(share) - 1)]
+            values = pooled(encoder, images.to(device, non_blocking=True), pooling, final_norm).float().cpu()
+            if rank < len(share):
+                parts.append((number, values, labels, index))
+    if _is_distributed():
+        parts = _of_all_ranks(parts)
+    if not parts:
+        raise ValueError("the evaluation data holds no image; check data.* and probe.train_samples, probe.test_samples")
+    _, values, labels, index = zip(*parts, strict=True)
+    return Features(torch.cat(values), None if labels[0] is None else torch.cat(labels), torch.cat(index))
+
+
+def pooled(
+    encoder: ViT, images: Float[Tensor, "B 3 H W"], pooling: Pooling, final_norm: bool = True
+) -> Float[Tensor, "B *width"]:
+    """The feature of each image, from the unmasked image."""
+    if pooling is Pooling.average_last4:
+        layers = encoder(images, layers=[-4, -3, -2, -1])
+        layers = [_normed(encoder.norm, layer) for layer in layers] if final_norm else layers
+    else:
+        layers = [encoder(images)] if final_norm else encoder(images, layers=[-1])
+    if pooling is Pooling.class_token:
+        return layers[-1][:, 0]
+    patches = [layer[:, encoder.num_prefix_tokens :] for layer in layers]
+    if pooling is Pooling.tokens:
+        return patches[-1]
+    return torch.cat([tokens.float().mean(dim=1) for tokens in patches], dim=-1)  # over tokens, never over images
+
+
+def _normed(norm: nn.LayerNorm, tokens: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
+    """``norm(tokens)``, also where sharding leaves each rank a piece of the weights, as it does outside ``forward``."""
+    weight, bias = (p.full_tensor() if isinstance(p, DTensor) else p for p in (norm.weight, norm.bias))
+    return layer_norm(tokens, norm.normalized_shape, weight, bias, norm.eps)
+
+
+@contextmanager
+def evaluating(encoder: nn.Module) -> Iterator[None]:
+    """The encoder in evaluation mode; afterwards each of its modules is in the mode it had."""
+    modes = [(module, module.training) for module in encoder.modules()]
+    encoder.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _check(encoder: ViT, pooling: Pooling) -> None:
+    if pooling is Pooling.class_token and encoder.num_prefix_tokens == 0:
+        raise ValueError("pooling=class_token, but the encoder has no class token; use pooling=average")
+    if pooling is Pooling.average_last4 and len(encoder.blocks) < 4:
+        raise ValueError(
+            f"pooling=average_last4, but the encoder has {len(encoder.blocks)} blocks; use pooling=average"
+        )
+
+
+def _is_distributed() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def _of_all_ranks(parts: list[_Part]) -> list[_Part]:
+    """The numbered batches of all ranks, in the order of their numbers."""
+    by_rank: list = [None] * dist.get_world_size()
+    dist.all_gather_object(by_rank, parts)
+    return sorted((part for parts in by_rank for part in parts), key=lambda part: part[0])

@@ -1,0 +1,130 @@
+"""Multinomial logistic regression on frozen features, solved to its optimum."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import cross_entropy, normalize
+
+from ssl_zoo.eval.base import EVALUATORS, Evaluator, EvaluatorConfig, Score, Subject, accuracy, check_classification
+from ssl_zoo.eval.features import Features
+from ssl_zoo.registry import setting
+
+logger = logging.getLogger(__name__)
+
+
+class Preprocessing(Enum):
+    """What happens to features before the classifier sees them."""
+
+    standardize = "standardize"  # each dimension to mean 0, deviation 1 over the train images
+    unit_length = "unit_length"  # each feature to length 1 (DINO, iBOT low-shot)
+    centered_unit_length = "centered_unit_length"  # each feature minus its own mean, then to length 1 (MSN low-shot)
+    none = "none"
+
+
+@dataclass
+class LogisticConfig(EvaluatorConfig):
+    """Logistic regression; minimises sum of cross-entropies + regularization / 2 * squared norm of the weights."""
+
+    preprocessing: Preprocessing = setting(
+        Preprocessing.standardize, "standardize, unit_length, centered_unit_length or none"
+    )
+    regularization: float = setting(
+        1.0, "1 / C of scikit-learn; n times the lambda of papers with a mean over n images"
+    )
+    intercept: bool = setting(True, "fit an offset per class, not regularized")
+    max_iterations: int = setting(1000, "limit of L-BFGS iterations; reaching it is logged")
+    tolerance: float = setting(1e-6, "stop when no entry of the mean loss's gradient is larger")
+
+    def __post_init__(self) -> None:
+        for key in ("regularization", "max_iterations", "tolerance"):
+            if getattr(self, key) <= 0:
+                raise ValueError(f"logistic.{key}={getattr(self, key)} must be positive")
+
+
+@EVALUATORS.register("logistic", LogisticConfig)
+class Logistic(Evaluator):
+    """Multinomial logistic regression on frozen features: convex, so the score has no seed and no learning rate."""
+
+    config: LogisticConfig
+
+    def __call__(self, subject: Subject) -> Sequence[Score]:
+        train, test = subject.features(self.config)
+        predictions = logistic_predictions(train, test, self.config, device=subject.device)
+        return [Score("logistic", accuracy(predictions, test.labels), self.protocol(train, test))]
+
+
+def logistic_predictions(
+    train: Features, test: Features, config: LogisticConfig, *, device: torch.device | str = "cpu"
+) -> Int[Tensor, "n"]:
+    """The predicted class of every test image.
+
+    Raises:
+        ValueError: as told by ``check_classification``.
+    """
+    check_classification("logistic", train, test)
+    train_values, test_values = preprocessed(
+        train.values.to(device).double(), test.values.to(device).double(), config.preprocessing
+    )
+    weights, intercept = fit(train_values, train.labels.to(device), config)
+    return (test_values @ weights + intercept).argmax(dim=1).cpu()
+
+
+def preprocessed(
+    train: Float[Tensor, "n D"], test: Float[Tensor, "m D"], preprocessing: Preprocessing
+) -> tuple[Float[Tensor, "n D"], Float[Tensor, "m D"]]:
+    """Both sets of features, transformed by what the train set alone tells."""
+    if preprocessing is Preprocessing.none:
+        return train, test
+    if preprocessing is Preprocessing.standardize:
+        mean, deviation = train.mean(dim=0), train.std(dim=0, correction=0).clamp_min(1e-6)
+        return (train - mean) / deviation, (test - mean) / deviation
+    if preprocessing is Preprocessing.centered_unit_length:
+        train, test = train - train.mean(dim=1, keepdim=True), test - test.mean(dim=1, keepdim=True)
+    return normalize(train, dim=1), normalize(test, dim=1)
+
+
+@torch.enable_grad()
+def fit(
+    features: Float[Tensor, "n D"], labels: Int[Tensor, "n"], config: LogisticConfig
+) -> tuple[Float[Tensor, "D classes"], Float[Tensor, "classes"]]:
+    """Weights and intercept at the optimum; classes are 0 to the largest label, absent ones are never predicted.
+
+    Starts at zero and minimises the mean loss in float64 by L-BFGS with a strong Wolfe line search.
+    """
+    num_rows, num_classes = len(features), int(labels.max()) + 1
+    weights = features.new_zeros(features.shape[1], num_classes, requires_grad=True)
+    intercept = features.new_zeros(num_classes, requires_grad=config.intercept)
+    absent = torch.ones(num_classes, dtype=torch.bool, device=labels.device).index_fill_(0, labels.unique(), False)
+    offset = torch.zeros_like(intercept, requires_grad=False).masked_fill(absent, -torch.inf)
+    parameters = [weights, intercept] if config.intercept else [weights]
+    solver = torch.optim.LBFGS(
+        parameters,
+        max_iter=config.max_iterations,
+        max_eval=2 * config.max_iterations,
+        tolerance_grad=config.tolerance,
+        tolerance_change=0.0,
+        line_search_fn="strong_wolfe",
+    )
+
+    def loss() -> Tensor:
+        solver.zero_grad()
+        value = cross_entropy(features @ weights + (intercept + offset), labels)
+        value = value + config.regularization / (2 * num_rows) * weights.square().sum()
+        value.backward()
+        return value
+
+    solver.step(loss)
+    slope = max(float(parameter.grad.abs().max()) for parameter in parameters)
+    if slope > config.tolerance:
+        logger.warning(
+            "logistic regression stopped at gradient %.1e > logistic.tolerance=%g; raise logistic.max_iterations=%d",
+            slope,
+            config.tolerance,
+            config.max_iterations,
+        )
+    return weights.detach(), (intercept + offset).detach()

@@ -1,0 +1,176 @@
+import dataclasses
+import json
+from collections.abc import Mapping
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from ssl_zoo.data.sources.base import Source, SourceConfig, Split
+from ssl_zoo.eval import EVALUATORS, Evaluator, EvaluatorConfig, OnlineProbe, ProbeConfig, Score, extract
+from ssl_zoo.eval.features import Pooling
+from ssl_zoo.eval.knn import KNNConfig, knn_predictions
+from ssl_zoo.nn import ViT, ViTConfig
+from ssl_zoo.registry import UnknownName
+
+
+class Stripes(Source):
+    """Noise with a bright band whose height is the class ``band``; ``parity`` labels the same images otherwise."""
+
+    image_size = (16, 16)
+    num_classes = 4
+
+    def __init__(self, config: SourceConfig, split: Split, labelled: bool = True) -> None:
+        super().__init__(config, split)
+        self.labelled = labelled
+
+    def __len__(self) -> int:
+        return 120 if self.split is Split.train else 60
+
+    def image(self, index: int) -> Tensor:
+        generator = torch.Generator().manual_seed(2 * index + (self.split is Split.test))
+        image = torch.randint(160, (3, 16, 16), generator=generator, dtype=torch.uint8)
+        image[:, 4 * (index % 4) : 4 * (index % 4) + 4] += 90
+        return image
+
+    def sample_name(self, index: int) -> str:
+        return f"stripes/{index}"
+
+    @property
+    def label_sets(self) -> Mapping[str, Tensor]:
+        index = torch.arange(len(self))
+        return {"band": index % 4, "parity": index // 4 % 2} if self.labelled else {}
+
+
+def encoder(seed: int = 0) -> ViT:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return ViT(ViTConfig(image_size=16, patch_size=4, embed_dim=48, depth=2, num_heads=3, drop_path=0.5))
+
+
+def probe(seed: int = 0, labelled: bool = True, **settings) -> OnlineProbe:
+    config = ProbeConfig(**{"train_samples": 80, "test_samples": 40, "knn": KNNConfig(k=[1, 5]), **settings})
+    splits = [Stripes(SourceConfig(), split, labelled) for split in Split]
+    return OnlineProbe(config, *splits, image_size=(16, 16), mean=[0.5] * 3, std=[0.25] * 3, seed=seed)
+
+
+def values(scores) -> dict[str, float]:
+    return {score.name: score.value for score in scores}
+
+
+def test_a_probe_during_training_equals_one_of_the_saved_weights_exactly():
+    net = encoder().train()
+    online = probe(protocols=["knn", "logistic"])(net, step=10)
+    loaded = encoder(seed=1)
+    loaded.load_state_dict(net.state_dict())
+    offline = probe(protocols=["knn", "logistic"])(loaded.eval())
+    assert [score.name for score in online] == ["knn1", "knn5", "logistic"]
+    assert online == offline
+
+
+def test_scores_are_those_of_the_evaluator_on_the_chosen_images():
+    checked = probe(train_samples=0, test_samples=0)
+    net = encoder()
+    train, test = (extract(net, data, pooling=Pooling.average) for data in (checked._train, checked._test))
+    assert torch.equal(train.index, torch.arange(120)) and torch.equal(test.labels, torch.arange(60) % 4)
+    (predicted,) = knn_predictions(train, test, KNNConfig(k=[5]))
+    assert values(checked(net))["knn5"] == (predicted == test.labels).double().mean().item()
+
+
+def test_the_encoder_and_the_random_state_are_left_as_they_were():
+    net = encoder().train()
+    weights = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    state = torch.get_rng_state()
+    probe(protocols=["knn", "logistic"])(net, step=0)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert net.training and all(torch.equal(tensor, weights[name]) for name, tensor in net.state_dict().items())
+    assert all(parameter.grad is None for parameter in net.parameters())
+
+
+def test_scores_of_step_0_stand_beside_all_later_ones_also_after_a_resume():
+    first = probe()
+    start = first(encoder(seed=1), step=0)
+    later = first(encoder(), step=100)
+    assert [score.baseline for score in later] == [score.value for score in start]
+    assert values(later) != values(start)
+    resumed = probe()
+    assert all(score.baseline is None for score in resumed(encoder(), step=100))
+    resumed.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    assert resumed(encoder(), step=100) == later
+
+
+def test_subsets_depend_on_the_seed_alone():
+    def chosen(seed: int, **settings) -> list[int]:
+        return torch.cat([index for _, _, index in probe(seed, **settings)._train]).tolist()
+
+    assert chosen(0) == chosen(0, batch_size=7) == sorted(set(chosen(0)))
+    assert len(chosen(0)) == 80 and chosen(0) != chosen(1)
+    assert chosen(0, train_samples=1000) == chosen(0, train_samples=0) == list(range(120))
+
+
+def test_the_label_set_can_be_chosen():
+    first = probe(label="parity")
+    labels, index = (torch.cat(parts) for parts in zip(*((y, i) for _, y, i in first._test), strict=True))
+    assert torch.equal(labels, index // 4 % 2)
+    assert values(first(encoder())) != values(probe()(encoder()))
+
+
+def test_a_score_records_its_protocol():
+    one, five = probe(knn=KNNConfig(k=[1, 5], temperature=0.2))(encoder())
+    assert one.protocol["k"] == 1 and five.protocol["k"] == 5
+    assert five.protocol["evaluator"] == "knn" and five.protocol["temperature"] == 0.2
+    assert five.protocol["pooling"] == "average" and five.protocol["train"] == 80 and five.protocol["test"] == 40
+    assert json.loads(json.dumps(five.protocol)) == five.protocol
+
+
+def test_an_equal_protocol_has_an_equal_hash_and_another_temperature_another():
+    hashes = {t: Score("knn5", 0.5, {"k": 5, "temperature": t}).protocol_hash for t in (0.07, 0.1)}
+    assert hashes[0.07] == Score("other", 0.1, {"temperature": 0.07, "k": 5}).protocol_hash != hashes[0.1]
+
+
+def test_features_are_extracted_once_for_evaluators_that_want_the_same():
+    net = encoder()
+    sizes = []
+    net.register_forward_hook(lambda module, arguments, result: sizes.append(len(arguments[0])))
+    probe(protocols=["knn", "logistic"])(net)
+    assert sizes == [80, 40]
+
+
+def test_an_evaluator_from_outside_can_be_a_protocol(monkeypatch):
+    @dataclasses.dataclass
+    class WidthConfig(EvaluatorConfig):
+        factor: float = 2.0
+
+    monkeypatch.setattr(EVALUATORS, "_obj_map", dict(EVALUATORS._obj_map))
+    monkeypatch.setattr(EVALUATORS, "_configs", dict(EVALUATORS._configs))
+
+    @EVALUATORS.register("width", WidthConfig)
+    class Width(Evaluator):
+        def __call__(self, subject):
+            train, test = subject.features(self.config)
+            return [Score("width", self.config.factor * train.values.shape[1], self.protocol(train, test))]
+
+    assert values(probe(protocols=["width"])(encoder())) == {"width": 96.0}
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"protocols": ["knm"]}, UnknownName, "Did you mean 'knn'"),
+        ({"label": "bands"}, ValueError, r"probe\.label='bands'.*Did you mean 'band'.*band, parity"),
+        ({"labelled": False}, ValueError, r"no labels; set probe\.protocols=\[\]"),
+        ({"train_samples": -1}, ValueError, r"probe\.train_samples=-1"),
+        ({"batch_size": 0}, ValueError, r"probe\.batch_size=0"),
+    ],
+)
+def test_mistakes_are_refused_at_construction(settings, error, message):
+    with pytest.raises(error, match=message):
+        probe(**settings)
+
+
+def test_the_config_is_a_structured_config_with_a_meaning_for_every_key():
+    read = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ProbeConfig), {"knn": {"k": [10, 20]}}))
+    assert read.knn.k == [10, 20] and read.logistic == ProbeConfig().logistic
+    for part in (ProbeConfig, type(read.knn), type(read.logistic)):
+        assert all(field.metadata["meaning"] for field in dataclasses.fields(part))
