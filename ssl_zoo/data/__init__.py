@@ -1,0 +1,1 @@
+"""Images in, batches out: sources, decoding, augmentations, the order of samples and the loader."""

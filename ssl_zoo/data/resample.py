@@ -1,0 +1,68 @@
+"""Crops resized to a common size, antialiased: one path for a stack of equal images, one for a single photograph.
+
+Both compute what Pillow and torchvision compute: the filter is stretched by the reduction factor, is cut at the crop's
+border, and its weights sum to one; results are rounded to 8 bits once.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor
+
+
+def resize_crop(
+    image: UInt8[Tensor, "3 H W"], box: tuple[int, int, int, int], size: tuple[int, int], interpolation: str
+) -> UInt8[Tensor, "3 h w"]:
+    """The part ``box`` = (top, left, height, width) of an image at ``size`` pixels."""
+    top, left, height, width = box
+    crop = image[None, :, top : top + height, left : left + width]
+    if (height, width) == size:
+        return crop[0]
+    return F.interpolate(crop, size, mode=interpolation, antialias=True)[0]
+
+
+def resize_crops(
+    images: UInt8[Tensor, "B 3 H W"],
+    boxes: Int[Tensor, "B 4"],
+    flipped: Bool[Tensor, "B"],
+    size: tuple[int, int],
+    interpolation: str,
+) -> UInt8[Tensor, "B 3 h w"]:
+    """One crop of each of many small images, mirrored left to right where ``flipped``.
+
+    Resizing is separable, so that a crop is two small matrix products per image, and a flip reverses the rows of one
+    of the matrices: 4 times faster at 32 pixels than a loop over images, but slower for photographs.
+    """
+    (num_images, _, height, width), (out_height, out_width) = images.shape, size
+    rows = _filter_matrix(boxes[:, 0], boxes[:, 2], height, out_height, interpolation)
+    columns = _filter_matrix(boxes[:, 1], boxes[:, 3], width, out_width, interpolation)
+    columns = torch.where(flipped[:, None, None], columns.flip(1), columns)
+    flat = images.reshape(num_images, 3 * height, width).float()
+    wide = torch.bmm(flat, columns.transpose(1, 2)).view(num_images, 3, height, out_width)
+    return torch.matmul(rows[:, None], wide).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def _filter_matrix(
+    start: Int[Tensor, "B"], length: Int[Tensor, "B"], in_size: int, out_size: int, interpolation: str
+) -> Float[Tensor, "B out in"]:
+    """Weights with which each input pixel enters each output pixel of the crop ``start .. start+length``."""
+    scale = length.float() / out_size
+    stretch = scale.clamp(min=1.0)[:, None, None]  # antialiasing widens the filter only when shrinking
+    centers = start[:, None] + (torch.arange(out_size) + 0.5) * scale[:, None]
+    pixels = torch.arange(in_size)
+    distance = ((pixels + 0.5) - centers[:, :, None]).div_(stretch).abs_()
+    weights = _triangle(distance) if interpolation == "bilinear" else _cubic(distance)
+    inside = (pixels >= start[:, None]) & (pixels < (start + length)[:, None])
+    weights *= inside[:, None]
+    return weights.div_(weights.sum(2, keepdim=True))
+
+
+def _triangle(distance: Tensor) -> Tensor:
+    return distance.neg_().add_(1.0).clamp_(min=0.0)
+
+
+def _cubic(distance: Tensor) -> Tensor:
+    """Keys' kernel with a = -0.5, as Pillow and torch use when antialiasing (a = -0.75 without)."""
+    near = (1.5 * distance - 2.5) * distance * distance + 1.0
+    far = ((-0.5 * distance + 2.5) * distance - 4.0) * distance + 2.0
+    return torch.where(distance < 1.0, near, torch.where(distance < 2.0, far, torch.zeros(())))

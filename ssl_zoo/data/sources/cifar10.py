@@ -1,0 +1,126 @@
+"""CIFAR-10 (Krizhevsky 2009), decoded once into memory."""
+
+import logging
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy
+import torch
+from jaxtyping import Int, UInt8
+from torch import Tensor
+
+from ssl_zoo.data.decode import CorruptImage, DecodeLimits, decode
+from ssl_zoo.data.files import open_files
+from ssl_zoo.data.sources.base import SOURCES, Source, SourceConfig, Split
+from ssl_zoo.registry import setting
+
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+_SIZE = 32
+_RECORD_BYTES = 1 + 3 * _SIZE * _SIZE
+_LIMITS = DecodeLimits(max_bytes=100_000, max_pixels=_SIZE * _SIZE, min_side=_SIZE)
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Cifar10Config(SourceConfig):
+    root: str | None = setting(None, "folder with the data; null takes the environment variable SSL_ZOO_DATA")
+
+
+@SOURCES.register("cifar10", Cifar10Config)
+class Cifar10(Source):
+    """CIFAR-10: 50,000 + 10,000 pictures of ten classes at 32 pixels.
+
+    Accepted below ``data.root``, the first that is found: ``cifar10-train.tar.gz`` and ``cifar10-test.tar.gz`` with
+    members ``train/<class>/<number>.jpg``; folders ``train/`` and ``test/`` of that layout (or ``cifar10/train`` ...);
+    ``cifar-10-batches-bin/`` as distributed by the authors. Their pickled Python version is refused: unpickling a
+    downloaded file executes whatever it contains.
+    """
+
+    image_size = (_SIZE, _SIZE)
+    num_classes = len(CLASSES)
+
+    def __init__(self, config: Cifar10Config, split: Split) -> None:
+        super().__init__(config, split)
+        root = Path(config.root or os.environ.get("SSL_ZOO_DATA", "")).expanduser()
+        if not config.root and not os.environ.get("SSL_ZOO_DATA"):
+            raise ValueError("data=cifar10 needs data.root=FOLDER or the environment variable SSL_ZOO_DATA")
+        started = time.perf_counter()
+        self._images, self._labels, self._names = _load(root, split)
+        # Worker processes map this memory instead of copying it.
+        self._images.share_memory_()
+        log.info("cifar10 %s: %d images in %.1f s", split.value, len(self), time.perf_counter() - started)
+
+    @classmethod
+    def expected_size(cls, config: Cifar10Config) -> int:
+        return 50_000
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def image(self, index: int) -> UInt8[Tensor, "3 32 32"]:
+        return self._images[index]
+
+    def images(self, indices: Int[Tensor, "B"]) -> UInt8[Tensor, "B 3 32 32"]:
+        return self._images[indices]
+
+    def sample_name(self, index: int) -> str:
+        return (
+            self._names[index] if self._names else f"{self.split.value}/{CLASSES[self._labels[index]]}/record {index}"
+        )
+
+    @property
+    def label_sets(self) -> Mapping[str, Int[Tensor, "n"]]:
+        return {"class": self._labels}
+
+
+def _load(root: Path, split: Split) -> tuple[Tensor, Tensor, list[str]]:
+    """Images (n, 3, 32, 32), labels (n,), and names, which are empty for the binary files."""
+    candidates = [root / f"cifar10-{split.value}.tar.gz", root / split.value, root / "cifar10" / split.value]
+    for path in candidates:
+        if path.exists():
+            return _load_files(path)
+    for folder in (root / "cifar-10-batches-bin", root):
+        if (folder / "test_batch.bin").is_file():
+            return _load_binary(folder, split)
+    if (root / "cifar-10-batches-py").is_dir():
+        raise ValueError(
+            f"{root / 'cifar-10-batches-py'} holds pickles, and unpickling executes what a file contains; download the "
+            "binary version of CIFAR-10 (cifar-10-batches-bin) instead"
+        )
+    raise ValueError(
+        f"no CIFAR-10 {split.value} split below data.root={root}; looked for {', '.join(map(str, candidates))} and "
+        f"{root / 'cifar-10-batches-bin'}"
+    )
+
+
+def _load_files(path: Path) -> tuple[Tensor, Tensor, list[str]]:
+    files = open_files(str(path), max_unpacked_bytes=1 << 30)
+    images = torch.empty(len(files.names), 3, _SIZE, _SIZE, dtype=torch.uint8)
+    labels = torch.empty(len(files.names), dtype=torch.int64)
+    for position, name in enumerate(files.names):
+        folder = name.split("/")[-2] if "/" in name else ""
+        if folder not in CLASSES:
+            raise ValueError(f"{path} holds {name}: {folder!r} is no class of CIFAR-10 ({', '.join(CLASSES)})")
+        try:
+            images[position] = decode(files.read(position), name, _LIMITS)
+        except CorruptImage as error:
+            # Nothing of this data set may be missing: numbers on it are compared between papers.
+            raise ValueError(f"{path} is damaged: {error}") from error
+        labels[position] = CLASSES.index(folder)
+    return images, labels, files.names
+
+
+def _load_binary(folder: Path, split: Split) -> tuple[Tensor, Tensor, list[str]]:
+    """Records of one label byte and 3072 bytes, channel by channel (the data set's own description)."""
+    parts = ["test_batch.bin"] if split is Split.test else [f"data_batch_{part}.bin" for part in range(1, 6)]
+    records = []
+    for part in parts:
+        if not (folder / part).is_file() or (folder / part).stat().st_size % _RECORD_BYTES:
+            raise ValueError(f"{folder / part} is missing or not a whole number of {_RECORD_BYTES}-byte records")
+        records.append(numpy.fromfile(folder / part, dtype=numpy.uint8).reshape(-1, _RECORD_BYTES))
+    table = torch.from_numpy(numpy.concatenate(records))
+    return table[:, 1:].reshape(-1, 3, _SIZE, _SIZE).contiguous(), table[:, 0].long(), []

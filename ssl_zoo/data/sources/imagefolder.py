@@ -1,0 +1,122 @@
+"""Any folder, or tar archive, of images."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int, UInt8
+from torch import Tensor
+
+from ssl_zoo.data.decode import DecodeLimits, decode
+from ssl_zoo.data.files import Files, open_files
+from ssl_zoo.data.sources.base import SOURCES, Source, SourceConfig, Split
+from ssl_zoo.registry import setting
+
+_TEST_FOLDERS = ("test", "val", "valid", "validation")  # the first one that exists is the test split
+
+
+@dataclass
+class FilesConfig(SourceConfig):
+    """Limits on image files and archives, checked before anything is decoded."""
+
+    max_image_bytes: int = setting(64 << 20, "larger image files count as corrupt")
+    max_image_pixels: int = setting(64_000_000, "images with more pixels count as corrupt; checked before decoding")
+    min_image_side: int = setting(8, "images with a shorter side of fewer pixels count as corrupt")
+    max_unpacked_bytes: int = setting(2 << 30, "largest content of a .tar.gz, which is unpacked into memory")
+
+    def __post_init__(self) -> None:
+        for key in ("max_image_bytes", "max_image_pixels", "min_image_side", "max_unpacked_bytes"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"data.{key}={getattr(self, key)} must be at least 1")
+
+    @property
+    def limits(self) -> DecodeLimits:
+        return DecodeLimits(self.max_image_bytes, self.max_image_pixels, self.min_image_side)
+
+
+@dataclass
+class ImageFolderConfig(FilesConfig):
+    path: str = setting("", "folder, .tar or .tar.gz with images, in class folders or not")
+    test_fraction: float = setting(0.1, "part held out as the test split where there is no folder test or val")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.test_fraction < 1:
+            raise ValueError(f"data.test_fraction={self.test_fraction} must lie between 0 and 1")
+
+
+class FilesSource(Source):
+    """Images in files, decoded when they are asked for."""
+
+    def __init__(self, config: FilesConfig, split: Split, files: Files) -> None:
+        super().__init__(config, split)
+        self._files, self._limits = files, config.limits
+
+    def __len__(self) -> int:
+        return len(self._files.names)
+
+    def image(self, index: int) -> UInt8[Tensor, "3 H W"]:
+        return decode(self._files.read(index), self.sample_name(index), self._limits)
+
+    def sample_name(self, index: int) -> str:
+        return self._files.names[index]
+
+
+@SOURCES.register("imagefolder", ImageFolderConfig)
+class ImageFolder(FilesSource):
+    """Any folder or tar archive of images; class folders and train/test folders are used where they exist.
+
+    Folders ``train`` and ``test`` (or ``val``) at the top are the splits. Otherwise a fixed part of the images, chosen
+    by a hash of their names, is held out as the test split. If every image lies in a folder, the topmost folder is its
+    class; classes are numbered in sorted order over both splits.
+    """
+
+    def __init__(self, config: ImageFolderConfig, split: Split) -> None:
+        if not config.path:
+            raise ValueError("data=imagefolder needs data.path=FOLDER or data.path=ARCHIVE.tar")
+        files = open_files(config.path, max_unpacked_bytes=config.max_unpacked_bytes)
+        inner = _without_wrapper(files.names)
+        in_split, names = _split(inner, config.test_fraction)
+        used = [name for name, owner in zip(names, in_split, strict=True) if owner is not None]
+        chosen = [position for position, owner in enumerate(in_split) if owner is split]
+        if not chosen:
+            raise ValueError(
+                f"data.path={config.path} leaves no image for the {split.value} split: {len(inner)} images, "
+                f"data.test_fraction={config.test_fraction}"
+            )
+        super().__init__(config, split, files.keep(chosen, [files.names[position] for position in chosen]))
+        self.classes = sorted({name.split("/")[0] for name in used}) if all("/" in name for name in used) else []
+        number = {name: label for label, name in enumerate(self.classes)}
+        self._labels = [number[names[position].split("/")[0]] for position in chosen] if self.classes else []
+        self.num_classes = len(self.classes)
+
+    @property
+    def label_sets(self) -> Mapping[str, Int[Tensor, "n"]]:
+        return {"class": torch.tensor(self._labels)} if self.classes else {}
+
+
+def _without_wrapper(names: list[str]) -> list[str]:
+    """The names without folders that hold nothing but one folder, as archives often have at their top."""
+    names = [name.removeprefix("./") for name in names]
+    while True:
+        tops = {name.partition("/")[0] for name in names}
+        if len(tops) > 1 or not all(name.count("/") >= 2 for name in names):
+            return names
+        names = [name.partition("/")[2] for name in names]
+
+
+def _split(names: list[str], test_fraction: float) -> tuple[list[Split | None], list[str]]:
+    """The split that each file belongs to, None for neither, and its name within the split."""
+    tops = {name.partition("/")[0] for name in names if "/" in name}
+    test = next((folder for folder in _TEST_FOLDERS if folder in tops), None)
+    if "train" not in tops or test is None:
+        return [_held_out(name, test_fraction) for name in names], names
+    owner = {"train": Split.train, test: Split.test}
+    split = [owner.get(name.partition("/")[0]) for name in names]
+    return split, [name.partition("/")[2] for name in names]
+
+
+def _held_out(name: str, test_fraction: float) -> Split:
+    digest = hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=8).digest()
+    return Split.test if int.from_bytes(digest, "little") / 2**64 < test_fraction else Split.train

@@ -1,0 +1,167 @@
+"""Pictures of simple objects, rendered on demand: a data set for machines without data.
+
+In the manner of CLEVR (Johnson et al., arXiv 1612.06890), whose counts and distances are common probes of what a
+representation knows beyond classes (VTAB, arXiv 1910.04867).
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from ssl_zoo.data.raycast import SHAPES, Scenes, render
+from ssl_zoo.data.sources.base import SOURCES, Source, SourceConfig, Split
+from ssl_zoo.registry import setting
+from ssl_zoo.seeding import generator_for
+
+MAX_OBJECTS = 10
+DISTANCE_EDGES = (5.25, 5.9, 6.65, 7.65, 8.9)  # scene units; about a sixth of the scenes in each bin
+_NEAREST, _FARTHEST = 4.4, 12.0  # z of objects
+_NUM_GLOBAL, _NUM_PER_OBJECT = 21, 9  # uniform numbers that describe a scene and each of its objects
+_CHUNK = 256  # scenes rendered at once: fewer pay more for the calls than for the arithmetic, more gain little
+_COLORS = torch.tensor(
+    [
+        [0.80, 0.16, 0.14],
+        [0.16, 0.35, 0.80],
+        [0.14, 0.60, 0.20],
+        [0.92, 0.78, 0.15],
+        [0.55, 0.20, 0.65],
+        [0.15, 0.65, 0.68],
+        [0.90, 0.45, 0.10],
+        [0.55, 0.55, 0.57],
+    ]
+)
+
+
+@dataclass
+class ScenesConfig(SourceConfig):
+    image_size: int = setting(64, "height and width of the pictures in pixels")
+    num_train: int = setting(50_000, "pictures of the train split")
+    num_test: int = setting(5_000, "pictures of the test split")
+    seed: int = setting(0, "another seed gives other pictures; independent of the run's seed")
+
+    def __post_init__(self) -> None:
+        if self.image_size < 16:
+            raise ValueError(f"data.image_size={self.image_size}: scenes need at least 16 pixels to show anything")
+        if self.num_train < 1 or self.num_test < 1:
+            raise ValueError(f"data.num_train={self.num_train} and data.num_test={self.num_test} must be at least 1")
+
+
+@SOURCES.register("scenes", ScenesConfig)
+class RenderedScenes(Source):
+    """Built-in: 1 to 10 shaded objects on a ground plane; labels count, distance, shape.
+
+    A picture is a function of (seed, split, index). ``count`` is the number of objects less one, ``distance`` the bin
+    of the nearest object's depth, ``shape`` the most frequent shape, the one with larger silhouettes among equals.
+    """
+
+    num_classes = MAX_OBJECTS
+
+    def __init__(self, config: ScenesConfig, split: Split) -> None:
+        super().__init__(config, split)
+        self.image_size = (config.image_size, config.image_size)
+        self._num_images = config.num_train if split is Split.train else config.num_test
+        generator = generator_for(config.seed, "scenes", split.value)
+        # 444 bytes per picture are kept instead of the picture (12 kB at 64 pixels).
+        self._uniform = torch.rand(self._num_images, _NUM_GLOBAL + _NUM_PER_OBJECT * MAX_OBJECTS, generator=generator)
+        self._uniform.share_memory_()
+        self._label_sets: dict[str, Tensor] | None = None
+
+    @classmethod
+    def expected_size(cls, config: ScenesConfig) -> int:
+        return config.num_train
+
+    def __len__(self) -> int:
+        return self._num_images
+
+    def scenes(self, indices: Int[Tensor, "B"]) -> Scenes:
+        """What the pictures show."""
+        return _describe(self._uniform[indices])
+
+    def image(self, index: int) -> UInt8[Tensor, "3 H W"]:
+        return self.images(torch.tensor([index]))[0]
+
+    def images(self, indices: Int[Tensor, "B"]) -> UInt8[Tensor, "B 3 H W"]:
+        return torch.cat([render(self.scenes(chunk), self.image_size[0]) for chunk in indices.split(_CHUNK)])
+
+    def sample_name(self, index: int) -> str:
+        return f"scene {self.split.value}/{index}"
+
+    @property
+    def label_sets(self) -> Mapping[str, Int[Tensor, "n"]]:
+        if self._label_sets is None:
+            parts = [_labels(self.scenes(chunk)) for chunk in torch.arange(len(self)).split(4096)]
+            self._label_sets = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        return self._label_sets
+
+
+def _describe(uniform: Float[Tensor, "B numbers"]) -> Scenes:
+    """Scenes from numbers in [0, 1)."""
+    whole, each = uniform[:, :_NUM_GLOBAL], uniform[:, _NUM_GLOBAL:].view(len(uniform), MAX_OBJECTS, _NUM_PER_OBJECT)
+    count = (whole[:, 0] * MAX_OBJECTS).long() + 1
+    size = 0.55 + 0.35 * each[..., 2]
+    nearest = _NEAREST + 4.5 * whole[:, 1:2] ** 2
+    z = nearest + (_FARTHEST - nearest) * each[..., 1]
+    ground = _spread(torch.stack([(2 * each[..., 0] - 1) * _half_width(z), z], dim=-1), size, count, nearest)
+    favourite = (whole[:, 2:3] * len(SHAPES)).long().expand(-1, MAX_OBJECTS)
+    shape = torch.where(each[..., 3] < 0.45, favourite, (each[..., 4] * len(SHAPES)).long())
+    # Jittered palette, so that colour alone does not name an object.
+    color = _COLORS[(each[..., 5] * len(_COLORS)).long()] * (0.75 + 0.5 * each[..., 6:7])
+    light = torch.stack([2 * whole[:, 3] - 1, 0.9 + 0.9 * whole[:, 4], 0.9 * whole[:, 5] - 0.8], dim=-1)
+    warmth = 0.12 * (whole[:, 6] - 0.5)
+    brightness = 0.8 + 0.4 * whole[:, 7:8]
+    turn = each[..., 7]  # tangent of half the angle: 0 to 90 degrees without a cosine, whose last bit may vary
+    tints = 0.5 + 0.2 * (whole[:, 8:14] - 0.5)
+    values = (0.55 + 0.9 * whole[:, 14:16]) * brightness
+    waves, pools = 0.12 * (whole[:, 16:18] - 0.5), 0.3 * whole[:, 18:21]
+    return Scenes(
+        count=count,
+        ground=ground,
+        size=size,
+        shape=shape,
+        yaw=torch.stack([(1 - turn * turn) / (1 + turn * turn), 2 * turn / (1 + turn * turn)], dim=-1),
+        color=color.clamp(0.05, 0.95),
+        gloss=torch.where(each[..., 8] < 0.5, 0.08, 0.65),
+        light=light / (light[:, 0:1] ** 2 + light[:, 1:2] ** 2 + light[:, 2:3] ** 2).sqrt(),
+        light_color=brightness + torch.stack([warmth, torch.zeros_like(warmth), -warmth], dim=1),
+        floor=tints[:, :3] * values[:, :1],
+        wall=tints[:, 3:] * values[:, 1:],
+        fields=torch.cat([waves, pools], dim=1),
+    )
+
+
+def _half_width(z: Tensor) -> Tensor:
+    return 0.45 * z - 0.1  # of the visible ground at depth z, less a margin
+
+
+def _spread(
+    ground: Float[Tensor, "B O 2"], size: Float[Tensor, "B O"], count: Int[Tensor, "B"], nearest: Float[Tensor, "B 1"]
+) -> Float[Tensor, "B O 2"]:
+    """The positions after pushing overlapping objects apart; a little overlap may remain in crowded scenes."""
+    present = torch.arange(MAX_OBJECTS) < count[:, None]
+    apart = (size[:, :, None] + size[:, None, :]) * (present[:, :, None] & present[:, None, :])
+    x, z = ground.unbind(-1)
+    for _ in range(8):
+        dx, dz = x[:, :, None] - x[:, None, :], z[:, :, None] - z[:, None, :]
+        distance = (dx * dx + dz * dz).sqrt().clamp_(min=1e-3)
+        push = (apart - distance).clamp_(min=0).div_(distance).mul_(0.5)
+        z = torch.minimum((z + (push * dz).sum(2)).maximum(nearest), torch.full((), _FARTHEST))
+        bound = _half_width(z)
+        x = torch.minimum(torch.maximum(x + (push * dx).sum(2), -bound), bound)
+    return torch.stack([x, z], dim=-1)
+
+
+def _labels(scenes: Scenes) -> dict[str, Int[Tensor, "B"]]:
+    present = torch.arange(MAX_OBJECTS) < scenes.count[:, None]
+    z = scenes.ground[..., 1]
+    depth = z.masked_fill(~present, math.inf).amin(1)
+    silhouette = (scenes.size / z) ** 2  # below 0.04; ten of them stay below one
+    votes = torch.nn.functional.one_hot(scenes.shape, len(SHAPES)) * present[..., None] * (1 + silhouette[..., None])
+    return {
+        "count": scenes.count - 1,
+        "distance": torch.bucketize(depth, torch.tensor(DISTANCE_EDGES)),
+        "shape": votes.sum(1).argmax(1),
+    }

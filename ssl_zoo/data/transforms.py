@@ -1,0 +1,194 @@
+"""One view of each image of a batch: all random numbers are drawn at once, then applied.
+
+Drawing for the whole global batch from one generator and slicing a rank's rows makes an image's augmentation
+independent of ranks and workers. Order of the operations: crop and resize, flip, colour jitter (its four parts in
+random order), grayscale, blur, solarize (BYOL, arXiv 2006.07733, appendix B; DINO, arXiv 2104.14294).
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor
+from torchvision.transforms.v2 import functional as TF
+
+from ssl_zoo.data.batch import ViewConfig, ViewSpec
+from ssl_zoo.data.resample import resize_crop, resize_crops
+
+CROP_ATTEMPTS = 10  # as torchvision's RandomResizedCrop
+_BLUR_SIGMA = (0.1, 2.0)  # pixels
+_BLUR_KERNEL = 13  # pixels: three of the largest sigma to each side
+_SOLARIZE_THRESHOLD = 128
+
+
+@dataclass(frozen=True)
+class ViewDraw:
+    """The random decisions for one view of B images."""
+
+    crop_area: Float[Tensor, "B attempts"]  # fractions of the image
+    crop_aspect: Float[Tensor, "B attempts"]  # width / height
+    crop_place: Float[Tensor, "B 2"]  # top and left, in [0, 1) of the room that the crop leaves
+    flipped: Bool[Tensor, "B"]
+    jittered: Bool[Tensor, "B"]
+    jitter: Float[Tensor, "B 4"]  # factors of brightness, contrast, saturation; hue shift
+    jitter_order: Int[Tensor, "B 4"]
+    grayscale: Bool[Tensor, "B"]
+    blurred: Bool[Tensor, "B"]
+    blur_sigma: Float[Tensor, "B"]
+    solarized: Bool[Tensor, "B"]
+
+    def rows(self, rows: slice) -> "ViewDraw":
+        return ViewDraw(**{name: value[rows] for name, value in vars(self).items()})
+
+
+def draw(config: ViewConfig, num_images: int, generator: torch.Generator) -> ViewDraw:
+    """Every random decision for one view of ``num_images`` images.
+
+    All numbers are always drawn, so that switching one augmentation off changes no other.
+    """
+    uniform = torch.rand(num_images, 2 * CROP_ATTEMPTS + 16, generator=generator)
+    areas, ratios, rest = uniform.split([CROP_ATTEMPTS, CROP_ATTEMPTS, 16], dim=1)
+    (area_low, area_high), (log_low, log_high) = config.crop_scale, map(math.log, config.crop_aspect)
+    brightness, contrast, saturation, hue = config.color_jitter
+    low = torch.tensor([max(0.0, 1 - brightness), max(0.0, 1 - contrast), max(0.0, 1 - saturation), -hue])
+    high = torch.tensor([1 + brightness, 1 + contrast, 1 + saturation, hue])
+    return ViewDraw(
+        crop_area=area_low + (area_high - area_low) * areas,
+        crop_aspect=torch.exp(log_low + (log_high - log_low) * ratios),
+        crop_place=rest[:, 0:2],
+        flipped=rest[:, 2] < config.horizontal_flip,
+        jittered=(rest[:, 3] < config.color_jitter_probability) & (max(config.color_jitter) > 0),
+        jitter=low + (high - low) * rest[:, 4:8],
+        jitter_order=rest[:, 8:12].argsort(1),
+        grayscale=rest[:, 12] < config.grayscale,
+        blurred=rest[:, 13] < config.blur,
+        blur_sigma=_BLUR_SIGMA[0] + (_BLUR_SIGMA[1] - _BLUR_SIGMA[0]) * rest[:, 14],
+        solarized=rest[:, 15] < config.solarize,
+    )
+
+
+def crop_boxes(draws: ViewDraw, heights: Int[Tensor, "B"], widths: Int[Tensor, "B"], config: ViewConfig) -> Tensor:
+    """Boxes (top, left, height, width), distributed as those of torchvision's RandomResizedCrop.
+
+    The first of ten drawn shapes that fits into the image is taken; if none does, the largest centred crop of a
+    permitted aspect.
+
+    Returns:
+        (B, 4) integers.
+    """
+    area = draws.crop_area * (heights * widths)[:, None]
+    crop_widths = (area * draws.crop_aspect).sqrt().round().long()
+    crop_heights = (area / draws.crop_aspect).sqrt().round().long()
+    fits = (
+        (crop_widths > 0) & (crop_widths <= widths[:, None]) & (crop_heights > 0) & (crop_heights <= heights[:, None])
+    )
+    first = fits.int().argmax(1, keepdim=True)
+    height, width = crop_heights.gather(1, first)[:, 0], crop_widths.gather(1, first)[:, 0]
+    room = torch.stack([heights - height + 1, widths - width + 1], 1)
+    place = (draws.crop_place * room).long().minimum(room - 1)  # a float32 product can round up to the bound itself
+    boxes = torch.stack([place[:, 0], place[:, 1], height, width], 1)
+    if bool(fits.any(1).all()):
+        return boxes
+    return torch.where(fits.any(1)[:, None], boxes, _fallback_boxes(heights, widths, *config.crop_aspect))
+
+
+def _fallback_boxes(heights: Tensor, widths: Tensor, aspect_low: float, aspect_high: float) -> Tensor:
+    height = torch.minimum(heights, (widths / aspect_low).round().long())
+    width = torch.minimum(widths, (heights * aspect_high).round().long())
+    return torch.stack([(heights - height) // 2, (widths - width) // 2, height, width], 1)
+
+
+def is_whole_image(config: ViewConfig) -> bool:
+    """Whether the view takes the largest centred crop of its own aspect instead of a random one."""
+    return list(config.crop_scale) == [1.0, 1.0]
+
+
+def centered_boxes(heights: Int[Tensor, "B"], widths: Int[Tensor, "B"], size: tuple[int, int]) -> Int[Tensor, "B 4"]:
+    """The largest centred box of the aspect of ``size`` (height, width) in each image."""
+    aspect = size[1] / size[0]
+    return _fallback_boxes(heights, widths, aspect, aspect)
+
+
+def _boxes(draws: ViewDraw, heights: Tensor, widths: Tensor, spec: ViewSpec) -> Tensor:
+    if is_whole_image(spec.config):
+        return centered_boxes(heights, widths, spec.size)
+    return crop_boxes(draws, heights, widths, spec.config)
+
+
+def render_equal(images: UInt8[Tensor, "B 3 H W"], draws: ViewDraw, spec: ViewSpec) -> UInt8[Tensor, "B 3 h w"]:
+    """One view of each of many images of one size."""
+    num_images, _, height, width = images.shape
+    boxes = _boxes(draws, torch.full((num_images,), height), torch.full((num_images,), width), spec)
+    view = resize_crops(images, boxes, draws.flipped, spec.size, spec.config.interpolation)
+    return _photometric(view, draws)
+
+
+def render_each(images: Sequence[UInt8[Tensor, "3 _ _"]], draws: ViewDraw, spec: ViewSpec) -> UInt8[Tensor, "B 3 h w"]:
+    """One view of each of several photographs of different sizes."""
+    heights = torch.tensor([image.shape[1] for image in images])
+    widths = torch.tensor([image.shape[2] for image in images])
+    boxes = _boxes(draws, heights, widths, spec).tolist()
+    view = torch.empty(len(images), 3, *spec.size, dtype=torch.uint8)
+    for row, (image, box, flipped) in enumerate(zip(images, boxes, draws.flipped.tolist(), strict=True)):
+        resized = resize_crop(image, tuple(box), spec.size, spec.config.interpolation)
+        view[row] = resized.flip(2) if flipped else resized
+    return _photometric(view, draws)
+
+
+def _photometric(view: UInt8[Tensor, "B 3 h w"], draws: ViewDraw) -> UInt8[Tensor, "B 3 h w"]:
+    """Colour operations in place, image by image: each picks other images and other strengths."""
+    for row in draws.jittered.nonzero()[:, 0].tolist():
+        view[row] = _jitter(view[row], draws.jitter[row].tolist(), draws.jitter_order[row].tolist())
+    for row in draws.grayscale.nonzero()[:, 0].tolist():
+        view[row] = TF.rgb_to_grayscale(view[row], num_output_channels=3)
+    for row in draws.blurred.nonzero()[:, 0].tolist():
+        view[row] = TF.gaussian_blur(view[row], [_BLUR_KERNEL, _BLUR_KERNEL], [float(draws.blur_sigma[row])])
+    if bool(draws.solarized.any()):
+        view[draws.solarized] = TF.solarize(view[draws.solarized], _SOLARIZE_THRESHOLD)
+    return view
+
+
+def _jitter(image: UInt8[Tensor, "3 h w"], strengths: list[float], order: list[int]) -> UInt8[Tensor, "3 h w"]:
+    operations = (TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation, TF.adjust_hue)
+    neutral = (1.0, 1.0, 1.0, 0.0)
+    for part in order:
+        if strengths[part] != neutral[part]:
+            image = operations[part](image, strengths[part])
+    return image
+
+
+def evaluation_view(image: UInt8[Tensor, "3 H W"], size: tuple[int, int]) -> UInt8[Tensor, "3 h w"]:
+    """The deterministic view for evaluation: the whole of a small image, the centre of a large one.
+
+    Large images: the shorter side is resized to 256 / 224 of the size, then the centre is cropped (the protocol of all
+    methods here on ImageNet), computed as one crop and one resize. An image that is no larger than the view has no
+    margin to spare and is shown whole, up to its aspect.
+    """
+    height, width = image.shape[1:]
+    if (height, width) == size:
+        return image
+    top, left, box_height, box_width = centered_boxes(torch.tensor([height]), torch.tensor([width]), size)[0].tolist()
+    margin = 0.0 if box_height <= size[0] else 1 - 224 / 256
+    kept_height, kept_width = max(1, round(box_height * (1 - margin))), max(1, round(box_width * (1 - margin)))
+    box = (top + (box_height - kept_height) // 2, left + (box_width - kept_width) // 2, kept_height, kept_width)
+    return resize_crop(image, box, size, "bicubic")
+
+
+class Normalize:
+    """(view / 255 - mean) / std on uint8 views of any device; the constants stay on each device once moved there."""
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        self.mean, self.std = tuple(mean), tuple(std)
+        self._constants: dict[torch.device, tuple[Tensor, Tensor]] = {}
+
+    def __call__(self, view: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
+        if view.device not in self._constants:
+            scale = [1 / (255 * std) for std in self.std]
+            offset = [-mean / std for mean, std in zip(self.mean, self.std, strict=True)]
+            self._constants[view.device] = tuple(
+                torch.tensor(values, device=view.device)[:, None, None] for values in (scale, offset)
+            )
+        scale, offset = self._constants[view.device]
+        return torch.addcmul(offset, view.float(), scale)

@@ -1,0 +1,199 @@
+"""Batches are a pure function of the step: ranks, workers and interruptions change nothing."""
+
+import os
+import pickle
+import signal
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch.utils.data import get_worker_info
+
+from ssl_zoo.data.batch import ViewConfig, ViewSpec
+from ssl_zoo.data.loader import EvaluationData, LoaderConfig, LoaderError, TrainingData
+from ssl_zoo.data.sources.base import CorruptImage, Source, SourceConfig, Split
+from ssl_zoo.masks.multiblock import MultiblockConfig, MultiblockGenerator
+
+NUM_SAMPLES = 21
+VIEW = ViewConfig(crop_scale=[0.3, 1.0], horizontal_flip=0.5, grayscale=0.3)
+VIEWS = [ViewSpec("global", (16, 16), VIEW, count=2), ViewSpec("local", (8, 8), VIEW, masked=False)]
+
+
+@dataclass
+class NoiseConfig(SourceConfig):
+    corrupt: str = ""  # comma-separated indices
+    equal_sizes: bool = True
+
+
+class Noise(Source):
+    """Noise pictures with some that can't be decoded."""
+
+    def __init__(self, config=None):
+        super().__init__(config or NoiseConfig(), Split.train)
+        self.image_size = (20, 20) if self.config.equal_sizes else None
+        self.corrupt = {int(index) for index in self.config.corrupt.split(",") if index}
+
+    def __len__(self):
+        return NUM_SAMPLES
+
+    def image(self, index):
+        if index in self.corrupt:
+            raise CorruptImage(self.sample_name(index), "broken")
+        size = (20, 20) if self.config.equal_sizes else (20 + index % 3, 20)
+        return torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(index))
+
+    def sample_name(self, index):
+        return f"noise/{index}"
+
+    @property
+    def label_sets(self):
+        return {"parity": torch.arange(NUM_SAMPLES) % 2}
+
+
+class Deadly(Noise):
+    def image(self, index):
+        if get_worker_info() is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().image(index)
+
+
+def _data(source=None, *, rank=0, world_size=1, seed=0, **config):
+    masks = MultiblockGenerator(MultiblockConfig(min_patches=4), (8, 8))
+    return TrainingData(
+        source or Noise(), VIEWS, [masks, masks, None], seed=seed, images_per_step=8, rank=rank, world_size=world_size,
+        config=LoaderConfig(**{"num_workers": 0, **config}),
+    )  # fmt: skip
+
+
+def _assert_equal(one, other):
+    assert one.fingerprint == other.fingerprint and one.corrupt == other.corrupt
+    assert torch.equal(one.index, other.index)
+    assert all(torch.equal(a, b) for a, b in zip(one.views, other.views, strict=True))
+    for a, b in zip(one.masks, other.masks, strict=True):
+        assert (a is None) == (b is None)
+        assert a is None or (torch.equal(a.context, b.context) and torch.equal(a.targets, b.targets))
+
+
+@pytest.mark.parametrize("equal_sizes", [True, False])
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_workers_give_the_same_batches_as_the_main_process(num_workers, equal_sizes):
+    source = Noise(NoiseConfig(equal_sizes=equal_sizes, corrupt="" if equal_sizes else "4"))
+    alone, helped = _data(source), _data(source, num_workers=num_workers)
+    batches = list(helped.batches(2, 7))
+    assert len(batches) == 5
+    for step, batch in enumerate(batches, start=2):
+        _assert_equal(batch, alone.batch(step))
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_ranks_together_hold_the_batch_of_one_process(world_size):
+    whole = _data().batch(5)
+    parts = [_data(rank=rank, world_size=world_size).batch(5) for rank in range(world_size)]
+    assert torch.equal(whole.index, torch.cat([part.index for part in parts]))
+    for view, images in enumerate(whole.views):
+        assert torch.equal(images, torch.cat([part.views[view] for part in parts]))
+    for view in (0, 1):
+        assert torch.equal(whole.masks[view].context, torch.cat([part.masks[view].context for part in parts]))
+        assert torch.equal(whole.masks[view].targets, torch.cat([part.masks[view].targets for part in parts]))
+    assert {part.fingerprint for part in parts} == {whole.fingerprint}
+
+
+def test_a_resumed_stream_continues_as_the_uninterrupted_one():
+    whole = list(_data().batches(0, 6))
+    resumed = list(_data().batches(4, 6))
+    for one, other in zip(whole[4:], resumed, strict=True):
+        _assert_equal(one, other)
+
+
+def test_views_masks_and_steps_have_draws_of_their_own():
+    data = _data()
+    first, second = data.batch(0), data.batch(1)
+    assert not torch.equal(first.views[0], first.views[1])
+    assert not torch.equal(first.masks[0].context, first.masks[1].context)
+    assert not torch.equal(first.masks[0].context, second.masks[0].context)
+    assert first.fingerprint != second.fingerprint
+
+
+def test_the_seed_changes_order_views_and_masks():
+    one, other = _data(seed=0).batch(0), _data(seed=1).batch(0)
+    assert not torch.equal(one.index, other.index)
+    assert not torch.equal(one.masks[0].context, other.masks[0].context)
+
+
+def test_the_fingerprint_can_be_had_without_loading_images():
+    data = _data()
+    assert data.fingerprint(3) == data.batch(3).fingerprint
+
+
+def test_the_global_random_state_is_neither_read_nor_moved():
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    one = list(_data(num_workers=1).batches(0, 2))
+    assert torch.equal(before, torch.get_rng_state())
+    torch.manual_seed(1)
+    _assert_equal(one[1], _data().batch(1))
+
+
+def test_a_corrupt_sample_is_replaced_by_the_next_and_reported():
+    data = _data(Noise(NoiseConfig(equal_sizes=False, corrupt="4,5")))
+    batches = list(data.batches(0, 3))
+    planned = torch.cat([data.indices(step) for step in range(3)])
+    used = torch.cat([batch.index for batch in batches])
+    assert torch.equal(used, torch.where((planned == 4) | (planned == 5), 6, planned))
+    assert {sample.name for batch in batches for sample in batch.corrupt} == {"noise/4", "noise/5"}
+
+
+def test_only_corrupt_samples_are_one_clear_error_from_any_process():
+    source = Noise(NoiseConfig(equal_sizes=False, corrupt=",".join(map(str, range(NUM_SAMPLES)))))
+    for num_workers in (0, 1):
+        with pytest.raises(
+            ValueError, match=r"none of 21 images in a row could be decoded; the first: noise/\d+: broken"
+        ):
+            next(_data(source, num_workers=num_workers).batches(0, 1))
+
+
+def test_a_killed_worker_is_an_error_and_not_a_hang():
+    with pytest.raises(LoaderError, match="worker process died"):
+        list(_data(Deadly(NoiseConfig(equal_sizes=False)), num_workers=1, timeout_s=60.0).batches(0, 3))
+
+
+def test_batches_arrive_normalised_on_the_device():
+    data = _data()
+    host = data.batch(0)
+    batch = data.to_device(host, "cpu")
+    assert [view.dtype for view in batch.views] == [torch.float32] * 3
+    expected = (host.views[0].float() / 255 - torch.tensor(VIEW.mean)[:, None, None]) / torch.tensor(VIEW.std)[
+        :, None, None
+    ]
+    torch.testing.assert_close(batch.views[0], expected)
+    assert batch.fingerprint == host.fingerprint
+
+
+def test_an_epoch_has_the_whole_steps_that_fit():
+    assert _data().steps_per_epoch == 2
+    assert TrainingData(Noise(), VIEWS, [None] * 3, seed=0, images_per_step=64).steps_per_epoch == 1
+
+
+def test_a_batch_that_ranks_cannot_share_names_the_key():
+    with pytest.raises(ValueError, match=r"trainer.images_per_step=8 .* 3 ranks"):
+        _data(world_size=3)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_evaluation_goes_through_the_samples_in_order_and_leaves_out_corrupt_ones(num_workers):
+    source = Noise(NoiseConfig(equal_sizes=False, corrupt="4"))
+    indices = torch.tensor([2, 9, 4, 3, 20])
+    data = EvaluationData(
+        source, indices, size=(16, 16), mean=(0.5,) * 3, std=(0.5,) * 3, batch_size=2, num_workers=num_workers
+    )
+    images, labels, index = (torch.cat(parts) for parts in zip(*data, strict=True))
+    assert index.tolist() == [2, 9, 3, 20] and labels.tolist() == [0, 1, 1, 0]
+    assert images.shape == (4, 3, 16, 16) and images.abs().max() <= 1 + 1e-6
+    assert [sample.name for sample in data.corrupt] == ["noise/4"]
+
+
+def test_sources_travel_to_processes_that_do_not_share_memory():
+    source = pickle.loads(pickle.dumps(Noise()))
+    assert torch.equal(source.image(3), Noise().image(3))
+    error = pickle.loads(pickle.dumps(CorruptImage("a", "b")))
+    assert (error.name, error.reason) == ("a", "b")
