@@ -5,6 +5,7 @@ name together with the dataclass that configures it. The dataclass becomes the o
 group of that kind, so its defaults are written once.
 """
 
+import copy
 import dataclasses
 import difflib
 import importlib
@@ -32,12 +33,7 @@ def setting(default: Any, meaning: str) -> Any:
     Lists, dicts and dataclass instances are copied for every instance.
     """
     if isinstance(default, (list, dict)) or dataclasses.is_dataclass(default):
-        return dataclasses.field(
-            default_factory=lambda: (
-                dataclasses.replace(default) if dataclasses.is_dataclass(default) else default.copy()
-            ),
-            metadata={"meaning": meaning},
-        )
+        return dataclasses.field(default_factory=lambda: copy.deepcopy(default), metadata={"meaning": meaning})
     return dataclasses.field(default=default, metadata={"meaning": meaning})
 
 

@@ -1,0 +1,1 @@
+"""The engine: it knows time, devices, processes and files, and no method by name."""

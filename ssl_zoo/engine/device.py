@@ -1,0 +1,68 @@
+"""What the engine sets up on a device before the first step: number format, attention kernel, memory."""
+
+import ctypes
+import sys
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import nn
+
+from ssl_zoo.engine.settings import Precision, TrainerConfig
+from ssl_zoo.nn import set_fused_attention
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc malloc.h
+
+
+def resolve_precision(precision: Precision, device: torch.device) -> Precision:
+    """The format that ``auto`` stands for on this device; explicit ones are returned unchanged."""
+    if precision is not Precision.auto:
+        return precision
+    return Precision.bf16 if _multiplies_bf16(device) else Precision.fp32
+
+
+def _multiplies_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    # Without these instructions a bf16 product on a CPU is several times slower than the fp32 one.
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[None]:
+    """Context of every forward pass; ``precision`` is resolved."""
+    if precision is Precision.fp32:
+        return nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def prepare_device(device: torch.device) -> None:
+    """Settings of the process that make steps faster and change no result."""
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.allow_tf32 = True
+    elif sys.platform == "linux":
+        _keep_freed_memory()
+
+
+def _keep_freed_memory() -> None:
+    # glibc returns large blocks to the kernel on free and takes them back, page by page, on the next step. Keeping them
+    # saves those page faults.
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(M_MMAP_THRESHOLD, 1 << 30)
+        libc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
+
+
+def prepare_method(method: nn.Module, config: TrainerConfig, device: torch.device, precision: Precision) -> nn.Module:
+    """Move a method to the device, choose its attention kernel and compile its blocks if asked for."""
+    fused = config.fused_attention
+    if fused is None:
+        fused = device.type == "cuda" or precision is Precision.fp32
+    set_fused_attention(method, fused)
+    if config.compile:
+        from timm.models.vision_transformer import Block
+
+        for module in method.modules():
+            if isinstance(module, Block):
+                module.compile()
+    return method.to(device)

@@ -1,0 +1,82 @@
+"""Processes of one run: ranks, devices and the few collectives that the engine needs; all are no-ops on one process."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ssl_zoo.engine.settings import Device
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those of the run."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+    control: dist.ProcessGroup | None = None  # a CPU group for flags, so that agreeing on a stop never syncs the device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def any(self, flag: bool) -> bool:
+        """Whether any rank says yes; all ranks get the same answer."""
+        if self.world_size == 1:
+            return flag
+        votes = torch.tensor([int(flag)])
+        dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=self.control)
+        return bool(votes.item())
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean of a tensor over all ranks."""
+        if self.world_size > 1:
+            dist.all_reduce(values)
+            values /= self.world_size
+        return values
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        if self.world_size > 1:
+            dist.barrier(group=self.control)
+
+
+@contextmanager
+def processes(device: Device, timeout_minutes: float = 30) -> Iterator[Processes]:
+    """Join the run's processes as torchrun describes them in the environment, or run alone.
+
+    Raises:
+        ValueError: ``trainer.device=cuda`` without a CUDA device, or more ranks on a machine than devices.
+    """
+    world_size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    local = _local_device(device, int(os.environ.get("LOCAL_RANK", 0)))
+    if local.type == "cuda":
+        torch.cuda.set_device(local)
+    if world_size == 1:
+        yield Processes(0, 1, local)
+        return
+    backend = "nccl" if local.type == "cuda" else "gloo"
+    dist.init_process_group(
+        backend, timeout=timedelta(minutes=timeout_minutes), device_id=local if backend == "nccl" else None
+    )
+    try:
+        yield Processes(rank, world_size, local, dist.new_group(backend="gloo"))
+    finally:
+        dist.destroy_process_group()
+
+
+def _local_device(device: Device, local_rank: int) -> torch.device:
+    available = torch.cuda.device_count() if device is not Device.cpu else 0
+    if device is Device.cuda and available == 0:
+        raise ValueError("trainer.device=cuda, but torch finds no CUDA device; use trainer.device=auto or cpu")
+    if available == 0:
+        return torch.device("cpu")
+    if local_rank >= available:
+        raise ValueError(f"this machine has {available} CUDA devices and rank {local_rank} of it asks for one more")
+    return torch.device("cuda", local_rank)

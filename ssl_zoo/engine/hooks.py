@@ -1,0 +1,236 @@
+"""Hooks: they observe a run, save it, stop it and draw it; none holds a part of the algorithm."""
+
+import logging
+import signal
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from ssl_zoo.data.batch import Batch
+from ssl_zoo.engine.checkpoint import Checkpoint, restore, save_checkpoint
+from ssl_zoo.engine.metrics import Metrics, TensorBoard
+from ssl_zoo.engine.settings import TrainerConfig
+from ssl_zoo.engine.trainer import Hook, NonFiniteLoss, StepResult, Trainer
+from ssl_zoo.nn import ViT
+
+log = logging.getLogger(__name__)
+
+
+class StopOnSignal(Hook):
+    """Ends the run after the current step, on all ranks at the same one, when any rank gets a signal to stop."""
+
+    name = "stop_on_signal"
+    signals = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+
+    def before_train(self, trainer: Trainer) -> None:
+        self._previous = {number: signal.signal(number, self._remember) for number in self.signals}
+
+    def after_step(self, trainer: Trainer, result: StepResult) -> None:
+        if trainer.processes.any(self.received is not None):
+            trainer.stop = True
+
+    def after_train(self, trainer: Trainer) -> None:
+        self._restore()
+
+    def on_exception(self, trainer: Trainer, error: BaseException) -> None:
+        self._restore()
+
+    def _remember(self, number: int, frame: object) -> None:
+        if self.received is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt  # a second Ctrl-C does not wait for the step
+        self.received = signal.Signals(number)
+        log.warning("%s: saving after this step, then stopping", self.received.name)
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+
+class Checkpointer(Hook):
+    """Saves at intervals, at the end and when the run is stopped; keeps the newest few.
+
+    Args:
+        manifest: written into every checkpoint beside its step: method name, config, environment.
+    """
+
+    name = "checkpointer"
+
+    def __init__(self, run: Path, config: TrainerConfig, manifest: Mapping[str, Any]) -> None:
+        self.run, self.manifest = run, manifest
+        self.every, self.keep = config.checkpoint_every, config.keep_checkpoints
+
+    def after_step(self, trainer: Trainer, result: StepResult) -> None:
+        if trainer.step % self.every == 0 or trainer.is_done or trainer.stop:
+            trainer.raise_if_not_finite()
+            if trainer.processes.is_main:
+                self._save(trainer)
+            trainer.processes.barrier()
+
+    def resume(self, trainer: Trainer, checkpoint: Checkpoint) -> None:
+        """Continue from a checkpoint: networks, averages, optimizer, hooks and step."""
+        restore(checkpoint, trainer.method, trainer.optimization.optimizer)
+        for hook in trainer.hooks:
+            if hook.name in checkpoint.hooks:
+                hook.load_state_dict(checkpoint.hooks[hook.name])
+        trainer.step = checkpoint.step
+
+    def _save(self, trainer: Trainer) -> None:
+        hooks = {hook.name: hook.state_dict() for hook in trainer.hooks}
+        save_checkpoint(
+            self.run, trainer.step, trainer.method, trainer.optimization.optimizer, hooks, self.manifest, self.keep
+        )
+
+
+class CorruptSamples(Hook):
+    """Names and counts samples that could not be read; stops the run when they are too many.
+
+    Args:
+        report: a file that gets one line a sample.
+        max_fraction: of all samples consumed; the first hundred may hold one in any case.
+    """
+
+    name = "corrupt_samples"
+
+    def __init__(self, report: Path, max_fraction: float) -> None:
+        self.report, self.max_fraction, self.count = report, max_fraction, 0
+
+    def after_step(self, trainer: Trainer, result: StepResult) -> None:
+        if not trainer.batch.corrupt:
+            return
+        with open(self.report, "a") as file:
+            for sample in trainer.batch.corrupt:
+                file.write(f"step {trainer.step}\t{sample.name}\t{sample.reason}\n")
+                log.warning("unreadable sample %s: %s; another took its place", sample.name, sample.reason)
+        self.count += len(trainer.batch.corrupt)
+        consumed = trainer.step * trainer.plan.images_per_step / trainer.processes.world_size
+        if self.count > max(1.0, self.max_fraction * consumed):
+            raise ValueError(
+                f"{self.count} of {consumed:.0f} samples read by this rank were unreadable, more than "
+                f"loader.max_corrupt_fraction={self.max_fraction}; they are named in {self.report}"
+            )
+
+    def state_dict(self) -> dict[str, object]:
+        return {"count": self.count}
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        self.count = int(state["count"])
+
+
+class OffendingBatch(Hook):
+    """Saves the batch that made the loss or a gradient not finite, rebuilt from the number of its step."""
+
+    name = "offending_batch"
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+
+    def on_exception(self, trainer: Trainer, error: BaseException) -> None:
+        if not isinstance(error, NonFiniteLoss):
+            return
+        path = self.run / f"non_finite_step_{error.step + 1:08d}_rank_{trainer.processes.rank}.safetensors"
+        save_file(batch_tensors(trainer.data.batch(error.step)), path)
+        log.error("%s; its batch (images, masks, sample ids) is in %s", error, path)
+
+
+def batch_tensors(batch: Batch) -> dict[str, torch.Tensor]:
+    """The tensors of a batch under flat names, e.g. ``view.0`` and ``masks.0.context``."""
+    tensors = {f"view.{i}": view for i, view in enumerate(batch.views)} | {"index": batch.index}
+    for i, masks in enumerate(batch.masks):
+        if masks is not None:
+            tensors |= {f"masks.{i}.context": masks.context, f"masks.{i}.targets": masks.targets}
+    return {name: tensor.contiguous() for name, tensor in tensors.items()}
+
+
+class Pictures(Hook):
+    """What the method draws of a few images, as PNG files and in TensorBoard, from the main process."""
+
+    name = "pictures"
+
+    def __init__(self, folder: Path, every: int, tensorboard: TensorBoard | None, num_images: int = 6) -> None:
+        self.folder, self.every, self.tensorboard, self.num_images = folder, every, tensorboard, num_images
+
+    def after_step(self, trainer: Trainer, result: StepResult) -> None:
+        due = self.every and (trainer.step == 1 or trainer.is_done or trainer.step % self.every == 0)
+        if not due or not trainer.processes.is_main:
+            return
+        with torch.no_grad():
+            pictures = trainer.method.pictures(trainer.batch.rows(slice(0, self.num_images)))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for name, picture in pictures.items():
+            pixels = (picture.clamp(0, 1) * 255).byte().permute(1, 2, 0).cpu().numpy()
+            Image.fromarray(pixels).save(self.folder / f"{name}_step_{trainer.step:08d}.png")
+            if self.tensorboard is not None:
+                self.tensorboard.picture(name, picture.float().cpu(), trainer.step)
+
+
+@dataclass(frozen=True)
+class Score:
+    """One evaluated number; ``baseline`` is the same number of the networks as initialised, where it was measured."""
+
+    name: str
+    value: float
+    baseline: float | None
+
+
+class Evaluate(Protocol):
+    """What the evaluation hook calls, on every rank, with the method's evaluated encoder."""
+
+    def __call__(self, encoder: ViT, *, step: int) -> Sequence[Score]:
+        """Scores with ``name``, ``value`` and ``baseline``."""
+
+    def state_dict(self) -> dict[str, object]: ...
+
+    def load_state_dict(self, state: Mapping[str, object]) -> None: ...
+
+
+class EvaluationTimes(Protocol):
+    """When to evaluate; ``every_steps`` 0 leaves out the times in between."""
+
+    every_steps: int
+    at_start: bool
+    at_end: bool
+
+
+class Evaluation(Hook):
+    """Evaluates before the first step, at intervals and after the last one.
+
+    Attributes:
+        scores: the latest ones.
+    """
+
+    name = "evaluation"
+
+    def __init__(self, evaluate: Evaluate, metrics: Metrics, timing: EvaluationTimes) -> None:
+        self.evaluate, self.metrics, self.timing = evaluate, metrics, timing
+        self.scores: Sequence[Score] = ()
+
+    def before_train(self, trainer: Trainer) -> None:
+        if trainer.step == 0 and self.timing.at_start:
+            self._evaluate(trainer)
+
+    def after_step(self, trainer: Trainer, result: StepResult) -> None:
+        every = self.timing.every_steps
+        if (every and trainer.step % every == 0) or (self.timing.at_end and trainer.is_done):
+            self._evaluate(trainer)
+
+    def state_dict(self) -> dict[str, object]:
+        return {"evaluate": self.evaluate.state_dict(), "scores": [asdict(score) for score in self.scores]}
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        self.evaluate.load_state_dict(state["evaluate"])
+        self.scores = [Score(**score) for score in state["scores"]]
+
+    def _evaluate(self, trainer: Trainer) -> None:
+        measured = self.evaluate(trainer.method.evaluated(), step=trainer.step)
+        self.scores = [Score(score.name, score.value, score.baseline) for score in measured]
+        if self.scores:
+            values = {score.name: score.value for score in self.scores}
+            self.metrics.add({"step": trainer.step, "epoch": round(trainer.epoch, 4), **values})

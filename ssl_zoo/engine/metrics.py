@@ -1,0 +1,166 @@
+"""What a run says of itself in numbers: one record a log step, to metrics.jsonl, TensorBoard and the terminal."""
+
+import hashlib
+import json
+import resource
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from ssl_zoo.engine.trainer import Hook, StepResult, Trainer
+from ssl_zoo.io import write_atomic
+
+if TYPE_CHECKING:
+    pass
+
+Record = Mapping[str, Any]
+
+
+class Writer(Protocol):
+    """Takes records on the main process."""
+
+    def open(self, trainer: Trainer) -> None: ...
+
+    def write(self, record: Record) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class JsonLines:
+    """``metrics.jsonl``: one object a record. Records after the step a run resumes from are dropped when it opens."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def open(self, trainer: Trainer) -> None:
+        kept = []
+        if self.path.is_file():
+            for line in self.path.read_text().splitlines():
+                try:
+                    record = json.loads(line)
+                except ValueError:
+                    break  # the line that was being written when the process died
+                if 0 < trainer.step >= record["step"]:
+                    kept.append(line + "\n")
+        write_atomic(self.path, "".join(kept))
+        self._file = open(self.path, "a")  # noqa: SIM115 (closed when the run ends)
+
+    def write(self, record: Record) -> None:
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class TensorBoard:
+    """Scalars, pictures and the config as text, for TensorBoard."""
+
+    def __init__(self, folder: Path, config_text: str) -> None:
+        self.folder, self.config_text = folder, config_text
+
+    def open(self, trainer: Trainer) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # a second to import
+
+        self._writer: SummaryWriter = SummaryWriter(str(self.folder), purge_step=trainer.step + 1)
+        if trainer.step == 0:
+            self._writer.add_text("config", f"```yaml\n{self.config_text}\n```", 0)
+
+    def write(self, record: Record) -> None:
+        for key, value in record.items():
+            if isinstance(value, (int, float)) and key != "step":
+                self._writer.add_scalar(key, value, record["step"])
+
+    def picture(self, name: str, image: torch.Tensor, step: int) -> None:
+        self._writer.add_image(name, image, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class Metrics(Hook):
+    """Builds the record of every ``log_every``-th step and of the last, and gives it to the writers.
+
+    The only place where training values are read from the device: one transfer a record.
+    """
+
+    name = "metrics"
+
+    def __init__(self, every: int, writers: Sequence[Writer]) -> None:
+        self.every, self.writers = every, writers
+        self._open: list[Writer] = []
+        self._samples = ""  # chained over all steps, so that equal values prove equal histories
+
+    def before_train(self, trainer: Trainer) -> None:
+        for writer in self.writers:
+            writer.open(trainer)
+            self._open.append(writer)
+        self._restart_clock(trainer)
+
+    def after_step(self, trainer: Trainer, result: StepResult) -> None:
+        self._samples = hashlib.blake2b(self._samples.encode() + trainer.batch.fingerprint, digest_size=8).hexdigest()
+        self._data_seconds += result.data_seconds
+        if trainer.step % self.every == 0 or trainer.is_done:
+            self._log(self._record(trainer, result))
+            self._restart_clock(trainer)
+
+    def add(self, record: Record) -> None:
+        """Write a record of another hook; ``step`` is required."""
+        self._log(record)
+
+    def after_train(self, trainer: Trainer) -> None:
+        self._close()
+
+    def on_exception(self, trainer: Trainer, error: BaseException) -> None:
+        self._close()
+
+    def state_dict(self) -> dict[str, object]:
+        return {"samples": self._samples}
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        self._samples = str(state["samples"])
+
+    def _record(self, trainer: Trainer, result: StepResult) -> Record:
+        trainer.raise_if_not_finite()
+        names = sorted(result.output.metrics)
+        local = [result.output.loss, result.grad_norm, *(result.output.metrics[name] for name in names)]
+        loss, grad_norm, *metrics = trainer.processes.mean(torch.stack([v.float() for v in local])).tolist()
+        seconds = time.perf_counter() - self._started
+        images = (trainer.step - self._started_step) * trainer.plan.images_per_step
+        return {
+            "step": trainer.step,
+            "epoch": round(trainer.epoch, 4),
+            "loss": loss,
+            "lr": result.rates.learning_rate,
+            "weight_decay": result.rates.weight_decay,
+            "momentum": result.momentum,
+            "grad_norm": grad_norm,
+            **dict(zip(names, metrics, strict=True)),
+            "images_per_second": round(images / seconds, 2),
+            "data_wait": round(self._data_seconds / seconds, 4),
+            "memory_bytes": peak_memory(trainer.device),
+            "samples": self._samples,
+        }
+
+    def _log(self, record: Record) -> None:
+        for writer in self._open:
+            writer.write(record)
+
+    def _restart_clock(self, trainer: Trainer) -> None:
+        self._started, self._started_step, self._data_seconds = time.perf_counter(), trainer.step, 0.0
+
+    def _close(self) -> None:
+        while self._open:
+            self._open.pop().close()
+
+
+def peak_memory(device: torch.device) -> int:
+    """Peak bytes so far: allocated on a GPU, resident in a CPU process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,150 @@
+"""Optimizers and what changes over a run: learning rate, weight decay, clipping."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ssl_zoo.method import Clip, ParamGroup
+from ssl_zoo.registry import Registry, setting
+from ssl_zoo.schedules import Shape, ramp, warmed_up
+
+OPTIMIZERS = Registry("optimizer", "optim")
+
+
+@dataclass
+class OptimConfig:
+    """Schedules that every optimizer follows."""
+
+    learning_rate: float = setting(1e-3, "peak learning rate, as it is: no scaling with the batch")
+    initial_learning_rate: float = setting(2e-4, "learning rate at the start of the warm-up")
+    final_learning_rate: float = setting(1e-6, "learning rate at the end of the cosine")
+    warmup_epochs: float = setting(40.0, "epochs over which the learning rate rises linearly")
+    weight_decay: float = setting(0.04, "weight decay at the start of the run")
+    final_weight_decay: float = setting(0.4, "weight decay at its end")
+    weight_decay_shape: Shape = setting(Shape.cosine, "course of the weight decay: constant, linear or cosine")
+    clip_norm: float | None = setting(None, "limit of the gradient norm; null clips nothing")
+    schedule_offset: int = setting(
+        1, "step s reads the schedules at s + offset: 1 as in I-JEPA and MSN, which advance them first, else 0"
+    )
+
+    def __post_init__(self) -> None:
+        if self.learning_rate <= 0:
+            raise ValueError(f"optim.learning_rate={self.learning_rate}: needs a positive number")
+        if self.warmup_epochs < 0:
+            raise ValueError(f"optim.warmup_epochs={self.warmup_epochs}: needs 0 or more")
+        if self.clip_norm is not None and self.clip_norm <= 0:
+            raise ValueError(f"optim.clip_norm={self.clip_norm}: needs a positive number, or null for no clipping")
+
+
+@dataclass
+class AdamWConfig(OptimConfig):
+    """AdamW in torch's fused implementation."""
+
+    betas: list[float] = setting([0.9, 0.999], "decay rates of the two moments")
+    eps: float = setting(1e-8, "added to the root of the second moment")
+
+
+class OptimizerFactory(ABC):
+    """Builds a torch optimizer from parameter groups; what is registered as an optimizer."""
+
+    def __init__(self, config: OptimConfig) -> None:
+        self.config = config
+
+    @abstractmethod
+    def __call__(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """An optimizer over ``groups``, whose ``lr`` and ``weight_decay`` are set before every step."""
+
+
+@OPTIMIZERS.register("adamw", AdamWConfig)
+class AdamW(OptimizerFactory):
+    """Adam with decoupled weight decay (arXiv 1711.05101), fused."""
+
+    def __call__(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(groups, betas=tuple(self.config.betas), eps=self.config.eps, fused=True)
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Scheduled values of one step."""
+
+    learning_rate: float
+    weight_decay: float
+
+
+class RateSchedules:
+    """Learning rate and weight decay as functions of the step.
+
+    Args:
+        num_steps: length of the run.
+        steps_per_epoch: converts ``optim.warmup_epochs``.
+    """
+
+    def __init__(self, config: OptimConfig, *, num_steps: int, steps_per_epoch: int) -> None:
+        self.offset, self.num_steps = config.schedule_offset, num_steps
+        self.warmup_steps = int(config.warmup_epochs * steps_per_epoch)
+        cosine = ramp(Shape.cosine, config.learning_rate, config.final_learning_rate)
+        self._learning_rate = warmed_up(config.initial_learning_rate, self.warmup_steps / num_steps, cosine)
+        self._weight_decay = ramp(config.weight_decay_shape, config.weight_decay, config.final_weight_decay)
+
+    def __call__(self, step: int) -> Rates:
+        """The values that step ``step``, counted from 0, uses."""
+        fraction = min(1.0, (step + self.offset) / self.num_steps)
+        return Rates(self._learning_rate(fraction), self._weight_decay(fraction))
+
+
+class Optimization:
+    """The optimizer of a run with its schedules and clipping."""
+
+    def __init__(self, config: OptimConfig, groups: Sequence[ParamGroup], schedules: RateSchedules) -> None:
+        self.config, self.groups, self.schedules = config, groups, schedules
+        self.optimizer = OPTIMIZERS.build(config)([{"params": list(g.params), "name": g.name} for g in groups])
+        self._clipped = [
+            (clip, [p for g in groups if g.clip is clip for p in g.params])
+            for clip in (Clip.globally, Clip.per_parameter)
+        ]
+
+    def set_rates(self, step: int) -> Rates:
+        """Set and return the values of step ``step``."""
+        rates = self.schedules(step)
+        for group, declared in zip(self.optimizer.param_groups, self.groups, strict=True):
+            group["lr"] = rates.learning_rate * declared.lr_scale
+            group["weight_decay"] = rates.weight_decay if declared.decay else 0.0
+        return rates
+
+    def clip(self) -> Tensor:
+        """Clip gradients as their groups ask; returns the norm of all gradients before clipping, on the device."""
+        gradients = [p.grad for group in self.groups for p in group.params if p.grad is not None]
+        norms = torch.stack(torch._foreach_norm(gradients))
+        total = norms.norm()
+        limit = self.config.clip_norm
+        if limit is None:
+            return total
+        for clip, params in self._clipped:
+            gradients = [p.grad for p in params if p.grad is not None]
+            if not gradients:
+                continue
+            if clip is Clip.globally:
+                nn.utils.clip_grads_with_norm_(params, limit, nn.utils.get_total_norm(gradients), foreach=True)
+            else:
+                scales = (limit / (torch.stack(torch._foreach_norm(gradients)) + 1e-6)).clamp(max=1.0)
+                torch._foreach_mul_(gradients, list(scales.unbind()))
+        return total
+
+
+def check_groups(groups: Iterable[ParamGroup], module: nn.Module) -> None:
+    """Raise ValueError unless every trainable parameter of ``module`` is in exactly one group."""
+    names = {id(p): name for name, p in module.named_parameters() if p.requires_grad}
+    seen: dict[int, str] = {}
+    for group in groups:
+        for parameter in group.params:
+            if id(parameter) in seen:
+                both = f"{seen[id(parameter)]!r} and {group.name!r}"
+                raise ValueError(f"param_groups(): {names.get(id(parameter))} is in groups {both}")
+            seen[id(parameter)] = group.name
+    missing = [name for key, name in names.items() if key not in seen]
+    if missing:
+        raise ValueError(f"param_groups(): no group holds {', '.join(missing)}")

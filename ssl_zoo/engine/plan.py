@@ -1,0 +1,192 @@
+"""The plan of a run, worked out without data, accelerator or weights."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ssl_zoo.data.batch import Batch
+from ssl_zoo.data.sources import SOURCES, SourceConfig
+from ssl_zoo.engine.build import build_generators, build_views
+from ssl_zoo.engine.optim import OptimConfig, RateSchedules
+from ssl_zoo.engine.settings import TrainerConfig
+from ssl_zoo.engine.trainer import BatchPlan, run_length
+from ssl_zoo.masks import MaskGenerator, Masks, MasksConfig
+from ssl_zoo.method import Method, MethodConfig, Progress, ViewSpec, build_method
+from ssl_zoo.nn import BackboneConfig, set_fused_attention
+from ssl_zoo.seeding import generator_for
+from ssl_zoo.targets import TargetConfig
+
+_PLAN_IMAGES = 2  # enough for every shape; counts are divided by it
+_GIBI = 2**30
+
+
+class RunConfig(Protocol):
+    """The sections of a configuration that a plan needs."""
+
+    seed: int
+    method: MethodConfig
+    backbone: BackboneConfig
+    masks: MasksConfig | None
+    targets: TargetConfig | None
+    data: SourceConfig
+    optim: OptimConfig
+    trainer: TrainerConfig
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is known of a run before it starts.
+
+    Args:
+        method: built on the meta device.
+        generators: aligned with ``views``.
+        num_samples: training images, None when the data is needed to tell.
+    """
+
+    method: Method
+    views: Sequence[ViewSpec]
+    generators: Sequence[MaskGenerator | None]
+    optim: OptimConfig
+    trainer: TrainerConfig
+    world_size: int
+    num_samples: int | None
+
+    @classmethod
+    def of(cls, config: RunConfig, world_size: int = 1) -> "Plan":
+        """The plan of a configured run."""
+        views = build_views(config.method, config.backbone)
+        return cls(
+            build_method(config.method, config.backbone, config.targets, seed=config.seed, device="meta"),
+            views,
+            build_generators(views, config.masks, config.backbone),
+            config.optim,
+            config.trainer,
+            world_size,
+            SOURCES.get(SOURCES.name_of(config.data)).expected_size(config.data),
+        )
+
+    def print(self, console: Console) -> None:
+        """All tables, in seconds."""
+        for table in (self._networks(), self._cost(), self._batch(), self._masks(), self._schedules()):
+            if table is not None:
+                console.print(table)
+
+    def _networks(self) -> Table:
+        table = _table("Networks", "part", "parameters", "trainable")
+        for name, part in [*self.method.named_children(), ("total", self.method)]:
+            total, trainable = count_parameters(part)
+            table.add_row(name, f"{total:,}", f"{trainable:,}")
+        return table
+
+    def _cost(self) -> Table:
+        flops = count_flops(self.method, self.views, self.generators)
+        total, trainable = count_parameters(self.method)
+        table = _table("Cost", "", "", "how")
+        for name, count in flops.items():
+            table.add_row(f"FLOPs per image, {name}", f"{count / 1e9:,.2f} G", "counted on the meta device")
+        table.add_row("weights", f"{4 * total / _GIBI:.2f} GiB", f"4 bytes x {total:,}, averages included")
+        table.add_row("gradients", f"{4 * trainable / _GIBI:.2f} GiB", f"4 bytes x {trainable:,}")
+        table.add_row("optimizer", f"{8 * trainable / _GIBI:.2f} GiB", f"2 moments x 4 bytes x {trainable:,}")
+        return table
+
+    def _batch(self) -> Table:
+        batch = BatchPlan(self.trainer.images_per_step, self.world_size, self.trainer.micro_batches)
+        table = _table("Batch and length", "", "", "how")
+        how = f"{batch.images_per_step} / ({batch.world_size} ranks x {batch.micro_batches} micro-batches)"
+        table.add_row("images per micro-batch", f"{batch.images_per_micro_batch:,}", how)
+        if self.num_samples is None:
+            table.add_row("training images", "unknown", "this data source tells when it is opened")
+        else:
+            num_steps, per_epoch = run_length(self.trainer, self.num_samples)
+            table.add_row("steps per epoch", f"{per_epoch:,}", f"{self.num_samples:,} // {batch.images_per_step}")
+            how = "trainer.num_steps" if self.trainer.num_steps else f"{self.trainer.epochs:g} epochs x {per_epoch:,}"
+            table.add_row("steps", f"{num_steps:,}", how)
+            table.add_row(
+                "images", f"{num_steps * batch.images_per_step:,}", f"{num_steps:,} x {batch.images_per_step}"
+            )
+        return table
+
+    def _masks(self) -> Table | None:
+        described = [(v, g) for v, g in zip(_flat(self.views), self.generators, strict=True) if g is not None]
+        if not described:
+            return None
+        table = _table("Masks", "view", "grid", "context patches", "target blocks x patches", "seen")
+        for view, generator in described:
+            drawn = [generator(64, generator_for("plan", i)) for i in range(8)]
+            table.add_row(
+                view.name,
+                f"{generator.grid[0]}x{generator.grid[1]}",
+                _range([m.context.shape[-1] for m in drawn]),
+                f"{drawn[0].targets.shape[1]} x {_range([m.targets.shape[-1] for m in drawn])}",
+                f"{sum(m.context.shape[-1] for m in drawn) / len(drawn) / generator.num_patches:.1%} of the patches",
+            )
+        return table
+
+    def _schedules(self) -> Table | None:
+        if self.num_samples is None and self.trainer.num_steps is None:
+            return None
+        num_steps, per_epoch = run_length(self.trainer, self.num_samples or self.trainer.images_per_step)
+        schedules = RateSchedules(self.optim, num_steps=num_steps, steps_per_epoch=per_epoch)
+        table = _table("Schedules", "step", "epoch", "lr", "weight decay", "EMA momentum")
+        for step in sorted({0, schedules.warmup_steps, *(int(f * (num_steps - 1)) for f in (0.25, 0.5, 0.75, 1.0))}):
+            if step < num_steps:
+                rates = schedules(step)
+                momenta = [f"{ema.momentum(step / num_steps):.6f}" for ema in self.method.averages()]
+                values = (f"{rates.learning_rate:.3e}", f"{rates.weight_decay:.4f}", ", ".join(momenta))
+                table.add_row(f"{step:,}", f"{step / per_epoch:.2f}", *values)
+        return table
+
+
+def count_parameters(module: nn.Module) -> tuple[int, int]:
+    """All parameters of a module, and the trainable ones."""
+    parameters = list(module.parameters())
+    return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
+
+
+def count_flops(
+    method: Method, views: Sequence[ViewSpec], generators: Sequence[MaskGenerator | None]
+) -> Mapping[str, float]:
+    """Floating-point operations per image of a step on the meta device: a product and a sum are two.
+
+    Attention runs as plain matrix products here, so that none of it hides in a fused kernel.
+    """
+    set_fused_attention(method, False)
+    with FlopCounterMode(display=False) as forward:
+        loss = method(plan_batch(views, generators), Progress(0, 1, 0)).loss
+    with FlopCounterMode(display=False) as backward:
+        loss.backward()
+    method.zero_grad(set_to_none=True)
+    counts = {"forward": forward.get_total_flops(), "backward": backward.get_total_flops()}
+    counts["step"] = counts["forward"] + counts["backward"]
+    return {name: count / _PLAN_IMAGES for name, count in counts.items()}
+
+
+def plan_batch(views: Sequence[ViewSpec], generators: Sequence[MaskGenerator | None]) -> Batch:
+    """A batch of the right shapes on the meta device."""
+    images = [torch.empty(_PLAN_IMAGES, 3, *view.size, device="meta") for view in _flat(views)]
+    masks: list[Masks | None] = [
+        None if g is None else g(_PLAN_IMAGES, generator_for("plan")).map(lambda t: t.to("meta")) for g in generators
+    ]
+    return Batch(tuple(images), tuple(masks))
+
+
+def _flat(views: Sequence[ViewSpec]) -> Iterator[ViewSpec]:
+    for view in views:
+        yield from [view] * view.count
+
+
+def _range(counts: Sequence[int]) -> str:
+    return str(min(counts)) if min(counts) == max(counts) else f"{min(counts)}..{max(counts)}"
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for column in columns:
+        table.add_column(column)
+    return table

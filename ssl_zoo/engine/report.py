@@ -1,0 +1,30 @@
+"""What the terminal shows when a run ends."""
+
+from rich.console import Console
+from rich.table import Table
+
+from ssl_zoo.engine.checkpoint import list_checkpoints
+from ssl_zoo.engine.hooks import Evaluation
+from ssl_zoo.engine.run_directory import RunDirectory
+from ssl_zoo.engine.trainer import Trainer
+
+
+def report(console: Console, run: RunDirectory, trainer: Trainer, evaluation: Evaluation) -> None:
+    """Scores beside those of the networks as initialised, the files written, and what to do next."""
+    if trainer.is_done:
+        console.print(f"\nTrained {trainer.num_steps} steps, {trainer.epoch:.1f} epochs.")
+    else:
+        console.print(f"\nStopped at step {trainer.step} of {trainer.num_steps}; the same command goes on from there.")
+    if evaluation.scores:
+        table = Table("evaluation", "random init", "trained", title="Held-out scores", title_justify="left")
+        for score in evaluation.scores:
+            table.add_row(score.name, *("" if v is None else f"{v:.1%}" for v in (score.baseline, score.value)))
+        console.print(table)
+    checkpoints = list_checkpoints(run.path)
+    files = [("metrics", run.metrics), ("pictures", run.figures), ("config", run.path / "config.yaml")]
+    files += [("checkpoint", checkpoints[-1])] if checkpoints else []
+    for name, path in files:
+        if path.exists():
+            console.print(f"{name:>10}: {path}", highlight=False)
+    if run.tensorboard.exists():
+        console.print(f"{'watch':>10}: tensorboard --logdir {run.path}", highlight=False)

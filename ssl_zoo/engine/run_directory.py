@@ -1,0 +1,162 @@
+"""The run directory: what a run leaves behind, and from where it goes on."""
+
+import json
+import platform
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import ssl_zoo
+from ssl_zoo.engine.checkpoint import Checkpoint, CheckpointError, list_checkpoints, read_checkpoint
+from ssl_zoo.engine.distributed import Processes
+from ssl_zoo.engine.settings import Precision
+from ssl_zoo.io import write_atomic
+
+_PACKAGES = ("torch", "torchvision", "timm", "hydra-core", "numpy", "safetensors")
+
+# What may differ between a run and its continuation: none of it changes a single number of the training.
+_FREE_KEYS = (
+    "output_dir",
+    "loader.",
+    "monitor.",
+    "probe.",
+    "data.root",
+    "data.path",
+    "trainer.device",
+    "trainer.checkpoint_every",
+    "trainer.keep_checkpoints",
+)
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Paths of one run and the rules of resuming it.
+
+    Attributes:
+        config: the resolved config as plain values, which every checkpoint carries too.
+    """
+
+    path: Path
+    config: Mapping[str, Any]
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def figures(self) -> Path:
+        return self.path / "figures"
+
+    @property
+    def corrupt_samples(self) -> Path:
+        return self.path / "corrupt_samples.txt"
+
+    def find_checkpoint(self, resume: str) -> Checkpoint | None:
+        """The verified checkpoint to go on from, or None for a fresh start.
+
+        Args:
+            resume: ``auto`` takes the newest one in the directory, ``never`` starts anew, anything else is the path of
+                a checkpoint or of a run.
+
+        Raises:
+            CheckpointError: the checkpoint is damaged or of a run with other settings, or ``never`` meets checkpoints.
+        """
+        own = list_checkpoints(self.path)
+        if resume == "never":
+            if own:
+                raise CheckpointError(
+                    f"{self.path} holds checkpoints up to {own[-1].name}, which --resume never would overwrite; "
+                    "choose another output_dir=... or remove the directory"
+                )
+            return None
+        if resume == "auto":
+            path = own[-1] if own else None
+        else:
+            path = Path(resume)
+            if not (path / "manifest.json").is_file():
+                found = list_checkpoints(path)
+                if not found:
+                    raise CheckpointError(f"--resume {resume}: neither a checkpoint nor a run with checkpoints")
+                path = found[-1]
+        if path is None:
+            return None
+        checkpoint = read_checkpoint(path)
+        self._require_same_run(checkpoint)
+        return checkpoint
+
+    def write_start(self, config_text: str, environment: Mapping[str, Any]) -> None:
+        """``config.yaml``, which is itself a recipe, and ``environment.json``."""
+        write_atomic(self.path / "config.yaml", config_text)
+        write_atomic(self.path / "environment.json", json.dumps(environment, indent=1) + "\n")
+
+    def _require_same_run(self, checkpoint: Checkpoint) -> None:
+        there, here = _flat(checkpoint.manifest["config"]), _flat(self.config)
+        method_there, method_here = checkpoint.manifest["method"], self.config["choices"]["method"]
+        if method_there != method_here:
+            raise CheckpointError(
+                f"{checkpoint.path} was written by method {method_there!r}, this run uses {method_here!r}; "
+                "choose another output_dir=... to train it"
+            )
+        changed = [
+            f"{key}: {there.get(key)} there, {here.get(key)} here"
+            for key in sorted(there.keys() | here.keys())
+            if there.get(key) != here.get(key) and not key.startswith(_FREE_KEYS)
+        ]
+        if changed:
+            listing = "\n  ".join(changed)
+            raise CheckpointError(
+                f"{checkpoint.path} belongs to a run with other settings:\n  {listing}\n"
+                f"Continue it with its own settings (--config {checkpoint.path.parent.parent / 'config.yaml'}), "
+                "or choose another output_dir=... for these"
+            )
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def environment(ranks: Processes, precision: Precision) -> dict[str, Any]:
+    """Versions, code, machine: what a number needs to be repeated."""
+    on_gpu = ranks.device.type == "cuda"
+    return {
+        "ssl_zoo": ssl_zoo.__version__,
+        **_git_state(),
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in _PACKAGES},
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(ranks.device) if on_gpu else torch.cpu.get_capabilities().get("cpu_name"),
+        "precision": precision.value,
+        "num_threads": torch.get_num_threads(),
+        "world_size": ranks.world_size,
+    }
+
+
+def _git_state() -> dict[str, Any]:
+    folder = Path(ssl_zoo.__file__).parent.parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")) != folder:
+            return {"commit": None, "dirty": None}  # installed inside somebody else's checkout
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.SubprocessError):
+        return {"commit": None, "dirty": None}  # no git, or no checkout

@@ -1,0 +1,63 @@
+"""Configuration of the engine: how long, how large, on what, and what is written while it runs."""
+
+from dataclasses import dataclass
+from enum import Enum
+
+from ssl_zoo.registry import setting
+
+
+class Device(Enum):
+    """Where the networks live."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class Precision(Enum):
+    """Number format of matrix products; parameters and optimizer state are float32 always."""
+
+    auto = "auto"
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+@dataclass
+class TrainerConfig:
+    """Budget, batch and machine of a run."""
+
+    images_per_step: int = setting(2048, "images per optimizer step, summed over ranks and micro-batches")
+    micro_batches: int = setting(1, "parts in which a rank's images of one step pass through the network")
+    epochs: float = setting(300.0, "passes over the training images")
+    num_steps: int | None = setting(None, "optimizer steps of the run; replaces what epochs gives")
+    device: Device = setting(Device.auto, "auto takes a CUDA device when there is one")
+    precision: Precision = setting(Precision.auto, "auto is bf16 where the device multiplies it natively, else fp32")
+    compile: bool = setting(False, "compile every transformer block with torch.compile")
+    fused_attention: bool | None = setting(
+        None, "torch's fused attention kernel; null: everywhere but for bf16 on a CPU, where it is the slower one"
+    )
+    checkpoint_every: int = setting(1000, "steps between checkpoints; the last step is always saved")
+    keep_checkpoints: int = setting(3, "newest checkpoints kept in the run directory")
+
+    def __post_init__(self) -> None:
+        for key in ("images_per_step", "micro_batches", "checkpoint_every", "keep_checkpoints"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"trainer.{key}={getattr(self, key)}: needs at least 1")
+        if self.num_steps is not None and self.num_steps < 1:
+            raise ValueError(f"trainer.num_steps={self.num_steps}: needs at least 1, or null to use trainer.epochs")
+        if self.epochs <= 0:
+            raise ValueError(f"trainer.epochs={self.epochs}: needs a positive number")
+
+
+@dataclass
+class MonitorConfig:
+    """What is reported while a run goes on."""
+
+    log_every: int = setting(10, "steps between lines of metrics.jsonl and TensorBoard scalars")
+    pictures_every: int = setting(1000, "steps between pictures in figures/ and TensorBoard; 0 draws none")
+    tensorboard: bool = setting(True, "write TensorBoard event files")
+    progress_bar: bool = setting(True, "a live bar on a terminal; plain lines otherwise")
+
+    def __post_init__(self) -> None:
+        if self.log_every < 1:
+            raise ValueError(f"monitor.log_every={self.log_every}: needs at least 1")

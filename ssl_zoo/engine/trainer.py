@@ -1,0 +1,220 @@
+"""The training loop: one optimizer step after another, and nothing else."""
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from ssl_zoo.data.batch import Batch
+from ssl_zoo.data.loader import TrainingData
+from ssl_zoo.engine.device import autocast, prepare_device, prepare_method, resolve_precision
+from ssl_zoo.engine.distributed import Processes
+from ssl_zoo.engine.optim import OptimConfig, Optimization, Rates, RateSchedules, check_groups
+from ssl_zoo.engine.prefetch import on_device
+from ssl_zoo.engine.settings import TrainerConfig
+from ssl_zoo.method import Method, Output, Progress
+from ssl_zoo.seeding import seed_for
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """How one optimizer step's images are divided."""
+
+    images_per_step: int
+    world_size: int
+    micro_batches: int
+
+    def __post_init__(self) -> None:
+        parts = self.world_size * self.micro_batches
+        if self.images_per_step % parts:
+            low = self.images_per_step // parts * parts
+            near = ", ".join(str(n) for n in (low, low + parts) if n)
+            raise ValueError(
+                f"trainer.images_per_step={self.images_per_step} is no multiple of {self.world_size} ranks x "
+                f"trainer.micro_batches={self.micro_batches} = {parts}; nearest: {near}"
+            )
+
+    @property
+    def images_per_micro_batch(self) -> int:
+        return self.images_per_step // (self.world_size * self.micro_batches)
+
+
+def run_length(config: TrainerConfig, num_samples: int) -> tuple[int, int]:
+    """Optimizer steps of the whole run and of one epoch.
+
+    An epoch has the whole steps that fit into the data, as in the reference schedules; the order of samples itself is
+    one endless stream in which every epoch holds each sample once.
+    """
+    steps_per_epoch = max(1, num_samples // config.images_per_step)
+    return config.num_steps or math.ceil(config.epochs * steps_per_epoch), steps_per_epoch
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What hooks may read after a step; tensors stay on the device until somebody logs them."""
+
+    output: Output  # means over the micro-batches of this rank
+    rates: Rates
+    momentum: float | None  # of the first average, None without averages
+    grad_norm: Tensor
+    data_seconds: float  # waited for data before the step
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss or a gradient of a step is infinite or not a number; ``step`` counts from 0."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"the loss or a gradient of step {step + 1} is not finite")
+        self.step = step
+
+
+class Hook:
+    """Observes a run. ``name`` is the explicit, unique key of its state in checkpoints."""
+
+    name: str = ""
+
+    def before_train(self, trainer: "Trainer") -> None: ...
+
+    def before_step(self, trainer: "Trainer") -> None: ...
+
+    def after_step(self, trainer: "Trainer", result: StepResult) -> None: ...
+
+    def after_train(self, trainer: "Trainer") -> None: ...
+
+    def on_exception(self, trainer: "Trainer", error: BaseException) -> None: ...
+
+    def state_dict(self) -> dict[str, object]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, object]) -> None: ...
+
+
+class Trainer:
+    """Runs a method over its data for a number of optimizer steps.
+
+    Args:
+        method: on the CPU; moved to the device of ``processes``.
+        hooks: called in this order at every point.
+
+    Attributes:
+        step: optimizer steps completed.
+        stop: set by a hook to end after the current step.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        data: TrainingData,
+        processes: Processes,
+        *,
+        optim: OptimConfig,
+        config: TrainerConfig,
+        seed: int,
+        hooks: Sequence[Hook] = (),
+    ) -> None:
+        self.data, self.processes, self.config, self.seed, self.hooks = data, processes, config, seed, hooks
+        self.device = processes.device
+        self.plan = BatchPlan(config.images_per_step, processes.world_size, config.micro_batches)
+        self.num_steps, self.steps_per_epoch = run_length(config, len(data.source))
+        self.precision = resolve_precision(config.precision, self.device)
+        prepare_device(self.device)
+        self.method = prepare_method(method, config, self.device, self.precision)
+        groups = self.method.param_groups()
+        check_groups(groups, self.method)
+        schedules = RateSchedules(optim, num_steps=self.num_steps, steps_per_epoch=self.steps_per_epoch)
+        self.optimization = Optimization(optim, groups, schedules)
+        self.averages = self.method.averages()
+        self.wrapped = self.method if processes.world_size == 1 else DistributedDataParallel(self.method)
+        self.step = 0
+        self.stop = False
+        self._first_bad_step = torch.full((), -1, device=self.device)
+
+    def train(self) -> None:
+        """Run the remaining steps, with every hook's ``after_train`` or ``on_exception`` at the end."""
+        try:
+            self._each("before_train")
+            self.batches = on_device(self.data, self.data.batches(self.step, self.num_steps), self.device)
+            for progress in self._remaining():
+                self.progress = progress
+                self._each("before_step")
+                result = self._run_step(self._next_batch())
+                self.step += 1
+                self._each("after_step", result)
+            self._each("after_train")
+        except BaseException as error:
+            self._each("on_exception", error)
+            raise
+
+    @property
+    def epoch(self) -> float:
+        return self.step / self.steps_per_epoch
+
+    @property
+    def is_done(self) -> bool:
+        return self.step >= self.num_steps
+
+    def _remaining(self) -> Iterator[Progress]:
+        while not self.is_done and not self.stop:
+            yield Progress(self.step, self.num_steps, self.step * self.plan.images_per_step)
+
+    def _next_batch(self) -> Batch:
+        start = time.perf_counter()
+        self.batch = next(self.batches)
+        self._data_seconds = time.perf_counter() - start
+        return self.batch
+
+    def _run_step(self, batch: Batch) -> StepResult:
+        progress, optimizer = self.progress, self.optimization.optimizer
+        rates = self.optimization.set_rates(self.step)
+        self.method.train()
+        # Drop-path draws from torch's global generator; seeding it here makes those draws a function of the step too.
+        torch.manual_seed(seed_for(self.seed, "forward", self.step, self.processes.rank))
+        output = self._forward_backward(batch, progress)
+        self.method.before_step(progress)
+        grad_norm = self.optimization.clip()
+        self._check_finite(output.loss, grad_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        momenta = [average.update(progress.fraction) for average in self.averages]
+        self.method.after_step(progress)
+        return StepResult(output, rates, momenta[0] if momenta else None, grad_norm, self._data_seconds)
+
+    def _forward_backward(self, batch: Batch, progress: Progress) -> Output:
+        parts = batch.micro_batches(self.config.micro_batches)
+        outputs = []
+        for part in parts:
+            last = part is parts[-1]
+            with nullcontext() if last or self.wrapped is self.method else self.wrapped.no_sync():
+                with autocast(self.precision, self.device):
+                    output = self.wrapped(part, progress)
+                (output.loss / len(parts)).backward()
+            outputs.append(Output(output.loss.detach(), output.metrics))
+        if len(outputs) == 1:
+            return outputs[0]
+        metrics = {k: torch.stack([o.metrics[k] for o in outputs]).mean() for k in outputs[0].metrics}
+        return Output(torch.stack([o.loss for o in outputs]).mean(), metrics)
+
+    def _check_finite(self, loss: Tensor, grad_norm: Tensor) -> None:
+        # The mark stays once set, and the fused optimizer skips its update while it is: the weights remain those that
+        # met the bad batch, and on a GPU the host may look later without stopping the stream at every step.
+        bad = ~(loss + grad_norm).isfinite() & (self._first_bad_step < 0)
+        self._first_bad_step = torch.where(bad, self.step, self._first_bad_step)
+        if self.device.type == "cpu":
+            self.raise_if_not_finite()
+        else:
+            self.optimization.optimizer.found_inf = (self._first_bad_step >= 0).float()
+
+    def raise_if_not_finite(self) -> None:
+        """Raise NonFiniteLoss if any step so far had a loss or gradient that is not finite; syncs the device."""
+        step = int(self._first_bad_step.item())
+        if step >= 0:
+            raise NonFiniteLoss(step)
+
+    def _each(self, point: str, *arguments: object) -> None:
+        for hook in self.hooks:
+            getattr(hook, point)(self, *arguments)

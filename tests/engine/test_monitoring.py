@@ -1,0 +1,49 @@
+"""What a person sees of a run: TensorBoard, pictures, terminal."""
+
+import io
+from pathlib import Path
+
+from PIL import Image
+from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny_runs import tiny_trainer
+
+from ssl_zoo.engine.hooks import Pictures
+from ssl_zoo.engine.metrics import Metrics, TensorBoard
+from ssl_zoo.engine.progress import ProgressBar
+
+
+def test_tensorboard_gets_scalars_pictures_and_the_config(tmp_path: Path) -> None:
+    tensorboard = TensorBoard(tmp_path / "tensorboard", "seed: 0")
+    hooks = [Metrics(1, [tensorboard]), Pictures(tmp_path / "figures", 2, tensorboard)]
+    tiny_trainer(tmp_path, num_steps=3, hooks=hooks).train()
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    tags = events.Tags()
+    promised = {"loss", "lr", "weight_decay", "momentum", "grad_norm", "images_per_second", "data_wait", "memory_bytes"}
+    assert promised | {"context_tokens", "target_tokens", "target_std", "prediction_std"} <= set(tags["scalars"])
+    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3]
+    assert tags["images"] == ["masks"] and "config/text_summary" in tags["tensors"]
+
+
+def test_pictures_of_masks_are_files_of_their_step(tmp_path: Path) -> None:
+    tiny_trainer(tmp_path, num_steps=3, hooks=[Pictures(tmp_path / "figures", 2, None, num_images=3)]).train()
+    names = sorted(path.name for path in (tmp_path / "figures").iterdir())
+    assert names == [f"masks_step_0000000{step}.png" for step in (1, 2, 3)]
+    # Image, one context and four targets of 16 pixels beside each other, for three images.
+    with Image.open(tmp_path / "figures" / names[0]) as picture:
+        assert picture.size == (6 * 16, 3 * 16)
+
+
+def test_without_a_terminal_progress_is_plain_lines(tmp_path: Path) -> None:
+    stream = io.StringIO()
+    progress = ProgressBar(Console(file=stream, width=200), live=True)
+    tiny_trainer(tmp_path, num_steps=2, hooks=[Metrics(1, [progress])]).train()
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 2 and lines[1].startswith("step 2/2  loss ") and "images/s" in lines[1] and "data" in lines[1]
+
+
+def test_on_a_terminal_progress_is_a_bar(tmp_path: Path) -> None:
+    stream = io.StringIO()
+    progress = ProgressBar(Console(file=stream, width=200, force_terminal=True), live=True)
+    tiny_trainer(tmp_path, num_steps=2, hooks=[Metrics(1, [progress])]).train()
+    assert "2/2" in stream.getvalue() and "━" in stream.getvalue()

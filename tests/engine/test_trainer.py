@@ -1,0 +1,196 @@
+"""The loop: what a step does, exactly."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_methods import tiny_method
+from tiny_runs import ALONE, Noise, checkpointer_of, tiny_data, tiny_trainer
+
+from ssl_zoo.data.batch import Batch, Corrupt
+from ssl_zoo.engine.checkpoint import list_checkpoints, read_checkpoint
+from ssl_zoo.engine.hooks import CorruptSamples, OffendingBatch
+from ssl_zoo.engine.optim import AdamWConfig
+from ssl_zoo.engine.settings import TrainerConfig
+from ssl_zoo.engine.trainer import BatchPlan, Hook, NonFiniteLoss, StepResult, Trainer, run_length
+
+TIMING = {"images_per_second", "data_wait", "memory_bytes"}
+
+
+class StopAfter(Hook):
+    """Stops a run as a signal would."""
+
+    name = "stop_after"
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def after_step(self, trainer: Trainer, result: StepResult) -> None:
+        trainer.stop = trainer.step == self.step
+
+
+def records(run: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in TIMING} for line in lines]
+
+
+@pytest.mark.parametrize("stop", [1, 2, 4])
+def test_a_stopped_and_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path: Path, stop: int) -> None:
+    whole = tiny_trainer(tmp_path / "whole")
+    whole.train()
+    tiny_trainer(tmp_path / "cut", hooks=[StopAfter(stop)]).train()
+    resumed = tiny_trainer(tmp_path / "cut")
+    checkpointer_of(resumed).resume(resumed, read_checkpoint(list_checkpoints(tmp_path / "cut")[-1]))
+    assert resumed.step == stop
+    resumed.train()
+    assert records(tmp_path / "cut") == records(tmp_path / "whole")
+    expected = whole.method.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in resumed.method.state_dict().items())
+
+
+def test_micro_batches_add_up_to_the_whole_batch(tmp_path: Path) -> None:
+    whole, parts = (tiny_trainer(tmp_path / str(n), micro_batches=n, num_steps=3) for n in (1, 4))
+    whole.train()
+    parts.train()
+    for a, b in zip(records(tmp_path / "1"), records(tmp_path / "4"), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)
+        assert a["samples"] == b["samples"]
+
+
+def test_the_average_is_updated_once_a_step_after_the_optimizer(tmp_path: Path) -> None:
+    trainer = tiny_trainer(tmp_path, num_steps=1)
+    (ema,) = trainer.averages
+    before = ema.average.norm.weight.clone()
+    trainer.train()
+    momentum = records(tmp_path)[0]["momentum"]
+    assert momentum == 0.996
+    expected = momentum * before + (1 - momentum) * ema.online.norm.weight
+    torch.testing.assert_close(ema.average.norm.weight, expected, atol=5e-7, rtol=0)
+    assert not torch.equal(ema.average.norm.weight, before)
+
+
+def test_a_clip_norm_bounds_the_update(tmp_path: Path) -> None:
+    norms = []
+
+    class GradientNorm(Hook):
+        name = "gradient_norm"
+
+        def before_train(self, trainer: Trainer) -> None:
+            trainer.optimization.optimizer.register_step_pre_hook(
+                lambda optimizer, *_: norms.append(
+                    torch.stack([p.grad.norm() for g in optimizer.param_groups for p in g["params"]]).norm().item()
+                )
+            )
+
+    tiny_trainer(tmp_path, hooks=[GradientNorm()], num_steps=2, optim=AdamWConfig(clip_norm=1e-3)).train()
+    assert norms == pytest.approx([1e-3, 1e-3], rel=1e-3)
+    assert records(tmp_path)[0]["grad_norm"] > 1e-2  # the logged one is from before clipping
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_saves_its_batch(tmp_path: Path) -> None:
+    class Poison(Hook):
+        name = "poison"
+
+        def before_step(self, trainer: Trainer) -> None:
+            if trainer.step == 2:
+                with torch.no_grad():
+                    trainer.method.encoder.norm.bias[0] = float("nan")
+
+    trainer = tiny_trainer(tmp_path, hooks=[OffendingBatch(tmp_path), Poison()])
+    expected = trainer.data.batch(2)
+    with pytest.raises(NonFiniteLoss, match="step 3"):
+        trainer.train()
+    saved = load_file(tmp_path / "non_finite_step_00000003_rank_0.safetensors")
+    assert torch.equal(saved["view.0"], expected.views[0]) and torch.equal(saved["index"], expected.index)
+    assert torch.equal(saved["masks.0.context"], expected.masks[0].context)
+    assert list_checkpoints(tmp_path) == []
+
+
+def test_unreadable_samples_are_named_and_stop_the_run_only_past_the_limit(tmp_path: Path) -> None:
+    class Broken(Noise):
+        pass
+
+    def with_corrupt(trainer: Trainer) -> None:
+        batch_of = trainer.data.batch
+
+        def batch(step: int) -> Batch:
+            return replace(batch_of(step), corrupt=(Corrupt(f"bad_{step}.jpg", "truncated"),))
+
+        trainer.data.batch = batch
+
+    tolerant = tiny_trainer(tmp_path / "a", hooks=[CorruptSamples(tmp_path / "a.txt", 0.2)], source=Broken())
+    with_corrupt(tolerant)
+    tolerant.train()
+    assert "bad_3.jpg\ttruncated" in (tmp_path / "a.txt").read_text()
+    strict = tiny_trainer(tmp_path / "b", hooks=[CorruptSamples(tmp_path / "b.txt", 0.01)], source=Broken())
+    with_corrupt(strict)
+    with pytest.raises(ValueError, match=r"2 of 16 samples .* loader.max_corrupt_fraction=0.01"):
+        strict.train()
+
+
+def test_hooks_do_not_change_the_training(tmp_path: Path) -> None:
+    class Greedy(Hook):
+        name = "greedy"
+
+        def after_step(self, trainer: Trainer, result: StepResult) -> None:
+            torch.rand(7)
+            with torch.no_grad():
+                trainer.method.eval()(trainer.batch, trainer.progress)
+
+    tiny_trainer(tmp_path / "with", hooks=[Greedy()]).train()
+    tiny_trainer(tmp_path / "without").train()
+    assert records(tmp_path / "with") == records(tmp_path / "without")
+
+
+def test_an_error_in_a_run_reaches_every_hook(tmp_path: Path) -> None:
+    seen = []
+
+    class Watching(Hook):
+        name = "watching"
+
+        def on_exception(self, trainer: Trainer, error: BaseException) -> None:
+            seen.append(str(error))
+
+    class Failing(Hook):
+        name = "failing"
+
+        def after_step(self, trainer: Trainer, result: StepResult) -> None:
+            raise OSError("disk on fire")
+
+    with pytest.raises(OSError, match="disk on fire"):
+        tiny_trainer(tmp_path, hooks=[Watching(), Failing()]).train()
+    assert seen == ["disk on fire"]
+
+
+def test_a_batch_that_does_not_divide_names_the_nearest_ones() -> None:
+    with pytest.raises(ValueError, match=r"images_per_step=10 is no multiple of 2 ranks .* nearest: 8, 16"):
+        BatchPlan(images_per_step=10, world_size=2, micro_batches=4)
+
+
+def test_an_epoch_has_the_whole_steps_of_the_data() -> None:
+    # 300 epochs of ImageNet-1k at 2048 images: 187,500 steps in the reference.
+    assert run_length(TrainerConfig(images_per_step=2048, epochs=300), 1_281_167) == (187_500, 625)
+    assert run_length(TrainerConfig(images_per_step=64, epochs=2), 40) == (2, 1)
+    assert run_length(TrainerConfig(images_per_step=10, num_steps=7), 40) == (7, 4)
+
+
+def test_the_samples_hash_depends_on_what_was_consumed(tmp_path: Path) -> None:
+    tiny_trainer(tmp_path / "a", num_steps=2).train()
+    tiny_trainer(tmp_path / "b", num_steps=2, source=Noise(41)).train()
+    assert records(tmp_path / "a")[-1]["samples"] != records(tmp_path / "b")[-1]["samples"]
+
+
+def test_metrics_hold_what_the_design_promises(tmp_path: Path) -> None:
+    tiny_trainer(tmp_path, num_steps=1).train()
+    record = json.loads((tmp_path / "metrics.jsonl").read_text())
+    promised = "step epoch loss lr weight_decay momentum grad_norm images_per_second data_wait samples memory_bytes"
+    assert set(promised.split()) | {"context_tokens", "target_tokens", "target_std", "prediction_std"} == set(record)
+
+
+def test_data_and_trainer_agree_on_the_batch() -> None:
+    method = tiny_method("ijepa")
+    assert tiny_data(method, ALONE, 8).batch(0).num_images == 8

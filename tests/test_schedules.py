@@ -1,0 +1,57 @@
+"""Golden schedule values of the reference recipes."""
+
+import pytest
+
+from ssl_zoo.engine.optim import AdamWConfig, RateSchedules
+from ssl_zoo.schedules import Shape, ramp, warmed_up
+
+# I-JEPA ViT-H/14: 300 epochs of 625 steps, warm-up 40 epochs (facebookresearch/ijepa, in1k_vith14_ep300).
+NUM_STEPS, STEPS_PER_EPOCH = 187_500, 625
+
+
+@pytest.fixture(scope="module")
+def huge() -> RateSchedules:
+    return RateSchedules(AdamWConfig(), num_steps=NUM_STEPS, steps_per_epoch=STEPS_PER_EPOCH)
+
+
+@pytest.mark.parametrize(
+    ("reference_step", "learning_rate"),
+    [
+        (1, 2.00032e-4),
+        (12_500, 6.0e-4),
+        (24_999, 9.99968e-4),
+        (25_000, 1.0e-3),
+        (100_000, 5.607080717875e-4),
+        (187_500, 1.0e-6),
+    ],
+)
+def test_learning_rate_equals_the_reference(huge: RateSchedules, reference_step: int, learning_rate: float) -> None:
+    # The reference advances its schedules first: its step 1 is ours 0.
+    assert huge(reference_step - 1).learning_rate == pytest.approx(learning_rate, abs=1e-12, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("reference_step", "weight_decay"),
+    [(1, 0.0400000000253), (12_500, 0.0439334319), (25_000, 0.0555618176), (100_000, 0.2388151234), (187_500, 0.4)],
+)
+def test_weight_decay_equals_the_reference(huge: RateSchedules, reference_step: int, weight_decay: float) -> None:
+    assert huge(reference_step - 1).weight_decay == pytest.approx(weight_decay, abs=1e-10)
+
+
+def test_ema_momentum_rises_linearly_from_its_first_value() -> None:
+    momentum = ramp(Shape.linear, 0.996, 1.0)
+    assert [momentum(step / NUM_STEPS) for step in (0, 93_750)] == pytest.approx([0.996, 0.998], abs=1e-12)
+
+
+def test_a_constant_ramp_stays_at_its_start() -> None:
+    assert [ramp(Shape.constant, 0.05, 0.4)(fraction) for fraction in (0.0, 0.9, 1.0)] == [0.05] * 3
+
+
+def test_the_warm_up_ends_exactly_at_the_peak() -> None:
+    schedule = warmed_up(0.0, 0.25, ramp(Shape.cosine, 1.0, 0.0))
+    assert [schedule(f) for f in (0.0, 0.125, 0.25, 1.0)] == pytest.approx([0.0, 0.5, 1.0, 0.0], abs=1e-12)
+
+
+def test_a_run_shorter_than_its_warm_up_only_rises() -> None:
+    schedule = warmed_up(0.0, 2.0, ramp(Shape.cosine, 1.0, 0.0))
+    assert schedule(0.5) == pytest.approx(0.5) and schedule(1.0) == pytest.approx(1.0)

@@ -1,0 +1,92 @@
+"""Tiny trainings on pictures made of noise: a few milliseconds a step."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Int, UInt8
+from tiny_methods import TINY_BACKBONE, TINY_MASKS, tiny_method
+from torch import Tensor
+
+from ssl_zoo.data.loader import LoaderConfig, TrainingData
+from ssl_zoo.data.sources import Source, SourceConfig, Split
+from ssl_zoo.engine.build import build_generators, build_views
+from ssl_zoo.engine.distributed import Processes
+from ssl_zoo.engine.hooks import Checkpointer
+from ssl_zoo.engine.metrics import JsonLines, Metrics
+from ssl_zoo.engine.optim import AdamWConfig
+from ssl_zoo.engine.settings import TrainerConfig
+from ssl_zoo.engine.trainer import Hook, Trainer
+from ssl_zoo.masks import MASKS
+from ssl_zoo.method import Method
+from ssl_zoo.seeding import generator_for
+
+
+class Noise(Source):
+    """Pictures of noise, each a function of its index."""
+
+    image_size = (16, 16)
+
+    def __init__(self, num_samples: int = 40) -> None:
+        super().__init__(SourceConfig(), Split.train)
+        self.num_samples = num_samples
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+    def image(self, index: int) -> UInt8[Tensor, "3 H W"]:
+        draws = torch.rand(3, 16, 16, generator=generator_for("noise", index))
+        return (draws * 255).to(torch.uint8)
+
+    def images(self, indices: Int[Tensor, "B"]) -> UInt8[Tensor, "B 3 H W"]:
+        return torch.stack([self.image(int(index)) for index in indices])
+
+    def sample_name(self, index: int) -> str:
+        return f"noise {index}"
+
+
+def tiny_data(method: Method, ranks: Processes, images_per_step: int, source: Source | None = None) -> TrainingData:
+    views = build_views(method.config, TINY_BACKBONE)
+    masks = MASKS.config_of("multiblock")(**TINY_MASKS["multiblock"])
+    return TrainingData(
+        source or Noise(),
+        views,
+        build_generators(views, masks, TINY_BACKBONE),
+        seed=0,
+        images_per_step=images_per_step,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        config=LoaderConfig(num_workers=0),
+    )
+
+
+ALONE = Processes(0, 1, torch.device("cpu"))
+
+
+def tiny_trainer(
+    run: Path,
+    *,
+    hooks: Sequence[Hook] = (),
+    ranks: Processes = ALONE,
+    source: Source | None = None,
+    optim: AdamWConfig | None = None,
+    **settings: object,
+) -> Trainer:
+    """A trainer with metrics (every step) and checkpoints in ``run``; ``hooks`` stand before the checkpointer."""
+    config = TrainerConfig(**{"images_per_step": 8, "num_steps": 6, "checkpoint_every": 3, **settings})
+    method = tiny_method("ijepa")
+    writers = [JsonLines(run / "metrics.jsonl")] if ranks.is_main else []
+    checkpointer = Checkpointer(run, config, {"method": "ijepa", "config": {}})
+    return Trainer(
+        method,
+        tiny_data(method, ranks, config.images_per_step, source),
+        ranks,
+        optim=optim or AdamWConfig(warmup_epochs=0.2),
+        config=config,
+        seed=0,
+        hooks=[Metrics(1, writers), *hooks, checkpointer],
+    )
+
+
+def checkpointer_of(trainer: Trainer) -> Checkpointer:
+    return trainer.hooks[-1]
