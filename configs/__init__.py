@@ -1,0 +1,1 @@
+"""Recipes and the options of config groups; YAML only."""

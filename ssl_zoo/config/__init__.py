@@ -1,0 +1,8 @@
+"""Typed configuration: sections gathered into one schema, recipes, overrides, and the documentation of every key."""
+
+from ssl_zoo.config.document import describe, presets
+from ssl_zoo.config.keys import ConfigError
+from ssl_zoo.config.load import Composed, compose, load_config, recipe_text
+from ssl_zoo.config.schema import Config
+
+__all__ = ["Composed", "Config", "ConfigError", "compose", "describe", "load_config", "presets", "recipe_text"]

@@ -1,0 +1,59 @@
+"""The text of ``--help-config``: every key of a composed configuration with its type, default and meaning."""
+
+import dataclasses
+import importlib.resources
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ssl_zoo.config.keys import Key, flat, keys_of, written
+from ssl_zoo.config.load import Composed
+from ssl_zoo.config.schema import Config, sections
+
+
+def describe(composed: Composed) -> str:
+    """One line per key, grouped by section; a value that differs from its default stands beside it.
+
+    The default is that of the chosen option: ``backbone=vit_large`` makes 1024 the default of ``backbone.embed_dim``.
+    """
+    keys = list(keys_of(composed.values))
+    blocks = [_table(composed, [key for key in keys if "." not in key.name])]
+    for field in dataclasses.fields(Config):
+        if field.name in sections():
+            inside = [key for key in keys if key.name.startswith(f"{field.name}.")]
+            blocks.append([_title(composed, field), *_table(composed, inside)])
+    return "\n\n".join("\n".join(block) for block in blocks)
+
+
+def _title(composed: Composed, field: dataclasses.Field) -> str:
+    meaning, options = field.metadata["meaning"], composed.options.get(field.name)
+    if not options:
+        return f"{field.name}: {meaning}"
+    return f"{field.name}={written(composed.choices.get(field.name))}: {meaning}. Options: {', '.join(options)}"
+
+
+def _table(composed: Composed, keys: Iterable[Key]) -> list[str]:
+    defaults, values = flat(composed.defaults), flat(composed.values)
+    rows = [(key.name, key.expected, _value(key.name, defaults, values), key.meaning) for key in keys]
+    widths = [_width(column) for column in zip(*rows, strict=True)]
+    return [
+        "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
+
+
+def _width(column: Sequence[str]) -> int:
+    return min(max(map(len, column)), 44)
+
+
+def _value(name: str, defaults: Mapping[str, Any], values: Mapping[str, Any]) -> str:
+    default, value = written(defaults[name]), written(values[name])
+    return default if default == value else f"{default} (here {value})"
+
+
+def presets(group: str) -> dict[str, str]:
+    """Options of a group that are YAML files of the package, each with the first comment in its file."""
+    folder = Path(str(importlib.resources.files("ssl_zoo.configs"))) / group
+    return {
+        file.stem: file.read_text(encoding="utf-8").partition("\n")[0].removeprefix("#").strip()
+        for file in folder.glob("*.yaml")
+    }

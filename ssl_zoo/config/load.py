@@ -1,0 +1,318 @@
+"""From a recipe file and command-line overrides to a typed configuration, and back to a recipe.
+
+A recipe names an option per group in its defaults list and then sets values. Hydra composes the options; the values of
+the recipes, ancestors first, and then those of the command line are laid over them one key at a time, so that every
+mistake can be told with its key, its place and the nearest valid spelling.
+"""
+
+import dataclasses
+import functools
+import inspect
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra
+import yaml
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+import ssl_zoo
+from ssl_zoo.config.keys import ConfigError, flat, keys_of, leaves, unknown_key, written, wrong_value
+from ssl_zoo.config.recipe import ROOT_RECIPE, Recipe, config_roots, read_recipe
+from ssl_zoo.config.schema import SCHEMA, Config, sections
+from ssl_zoo.method import METHODS
+from ssl_zoo.registry import BROKEN_PLUGINS, REGISTRIES, discover, nearest
+
+_LOG = logging.getLogger(__name__)
+_RUN = "ssl_zoo_run"  # name of the composed defaults list in Hydra's store
+
+
+@dataclass(frozen=True)
+class Composed:
+    """A composed configuration before it becomes ``Config``.
+
+    Attributes:
+        recipe: absolute path of the recipe.
+        choices: the chosen option of every group that has one.
+        options: all options of every group that has any.
+        defaults: values of the chosen options, before recipe and command line set any.
+        values: the configuration.
+    """
+
+    recipe: Path
+    choices: Mapping[str, str | None]
+    options: Mapping[str, Sequence[str]]
+    defaults: DictConfig
+    values: DictConfig
+
+    @functools.cached_property
+    def config(self) -> Config:
+        """The configuration as dataclasses, with every check that they make.
+
+        Raises:
+            ConfigError: a key without a value, a broken interpolation, a value out of range.
+        """
+        for key in sorted(OmegaConf.missing_keys(self.resolved)):
+            raise ConfigError(_missing(key, self))
+        try:
+            return OmegaConf.to_object(self.resolved)
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"{error.full_key}: {_first_line(error)}") from error
+        except ValueError as error:  # of a __post_init__
+            raise ConfigError(str(error)) from error
+
+    @functools.cached_property
+    def resolved(self) -> DictConfig:
+        """``values`` with their interpolations resolved; a key without a value is no error yet."""
+        for name, given in flat(self.values).items():
+            try:
+                OmegaConf.select(self.values, name)
+            except OmegaConfBaseException as error:
+                raise ConfigError(f"{name}={written(given)}: {_first_line(error)}") from error
+        values = self.values.copy()
+        OmegaConf.resolve(values)
+        return values
+
+    def plain(self) -> dict[str, Any]:
+        """The configuration as nested dicts, lists and scalars; Enums by name."""
+        return OmegaConf.to_container(self.resolved, enum_to_str=True)
+
+
+def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """The typed configuration of a recipe with ``key=value`` and ``group=option`` overrides.
+
+    Raises:
+        ConfigError: whatever is wrong with the recipe or the overrides, in one message.
+    """
+    return compose(recipe, overrides).config
+
+
+def compose(recipe: str | Path, overrides: Sequence[str] = ()) -> Composed:
+    """The same before it becomes dataclasses, with the choices behind the values.
+
+    Raises:
+        ConfigError: like ``load_config``, but for keys without a value and checks of values, which ``config`` makes.
+    """
+    discover()
+    recipes = read_recipe(Path(recipe))
+    path = recipes[-1].path
+    roots = config_roots(path)
+    options = {group: found for group in sections() if (found := _options(group, roots))}
+    parsed = [_parse(override) for override in overrides]
+    chosen = {choice.key_or_group: choice.value() for choice in parsed if _chooses(choice, options)}
+    own = _with_defaults_of_method({group: option for layer in recipes for group, option in layer.choices.items()})
+    choices = _with_defaults_of_method(_switched(own, chosen))
+    _check_options(own, options, f"{path}: ")
+    _check_options(choices, options, "")
+    defaults = _compose(choices, roots)
+    if choices != own:
+        switched = {group for group in sections() if choices.get(group) != own.get(group)}
+        recipes = _carried_over(recipes, switched, _compose(own, roots), defaults)
+    values = defaults.copy()
+    for layer in recipes:
+        _assign(values, layer.values, defaults, layer)
+    for override in parsed:
+        if not _chooses(override, options):
+            _assign(values, _nested(override), defaults, None)
+    if not values.output_dir:
+        values.output_dir = f"runs/{path.parent.name}/{path.stem}"
+    return Composed(path, choices, options, defaults, values)
+
+
+def recipe_text(composed: Composed) -> str:
+    """The configuration as a recipe of its own: the chosen groups and every value, resolved."""
+    choices = [{group: option} for group, option in composed.choices.items()]
+    defaults = yaml.safe_dump([ROOT_RECIPE, *choices, "_self_"], default_flow_style=None, sort_keys=False)
+    source = f"{composed.recipe.parent.name}/{composed.recipe.name}"
+    header = f"# Every value of a run of {source}, by ssl_zoo {ssl_zoo.__version__}. It loads as a recipe."
+    return f"{header}\ndefaults:\n{defaults}\n{OmegaConf.to_yaml(composed.resolved)}"
+
+
+# --- choices ----------------------------------------------------------------------------------------------------------
+
+
+def _switched(own: Mapping[str, str | None], chosen: Mapping[str, str | None]) -> dict[str, str | None]:
+    """The recipe's choices with those of the command line; another method brings its own masks and targets."""
+    choices = {**own, **chosen}
+    if choices.get("method") != own.get("method"):
+        for group in {"masks", "targets"} - set(chosen):
+            choices.pop(group, None)
+    return choices
+
+
+def _with_defaults_of_method(choices: Mapping[str, str | None]) -> dict[str, str | None]:
+    method = choices.get("method")
+    if method not in METHODS:
+        return dict(choices)
+    cls = METHODS.get(method)
+    return {"masks": cls.default_masks, "targets": cls.default_targets, **choices}
+
+
+def _options(group: str, roots: Sequence[Path]) -> list[str]:
+    registered = ConfigStore.instance().list(group) if group in REGISTRIES else []
+    files = [file.name for root in roots for file in (root / group).glob("*.yaml")]
+    return sorted({name.removesuffix(".yaml") for name in [*registered, *files]})
+
+
+def _check_options(choices: Mapping[str, str | None], options: Mapping[str, Sequence[str]], place: str) -> None:
+    for group, option in choices.items():
+        known = options.get(group, ())
+        if option is None or option in known:
+            continue
+        near = nearest(str(option), known)
+        hint = f" Did you mean {group}={near}?" if near else ""
+        broken = "".join(f"\nPlug-in {plugin} can't be imported: {error}" for plugin, error in BROKEN_PLUGINS.items())
+        listed = ", ".join(known) or "none"
+        raise ConfigError(f"{place}{group}={option}: no such option.{hint} Options of {group}: {listed}.{broken}")
+
+
+def _compose(choices: Mapping[str, str | None], roots: Sequence[Path]) -> DictConfig:
+    """What the chosen options make, by Hydra."""
+    entries = [SCHEMA, *({group: option} for group, option in choices.items() if option is not None), "_self_"]
+    node = {"defaults": entries, "hydra": {"searchpath": [f"file://{root}" for root in roots[1:]]}}
+    ConfigStore.instance().store(name=_RUN, node=node, provider="ssl_zoo")
+    try:
+        with hydra.initialize_config_dir(config_dir=str(roots[0]), version_base="1.3"):
+            return hydra.compose(_RUN)
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+        raise ConfigError(_explain(error)) from error
+
+
+def _explain(error: BaseException) -> str:
+    """What went wrong inside an option's YAML file, and in which."""
+    messages = [_first_line(error)]
+    # Hydra chains with `raise ... from` for an override, but only implicitly for a key in a YAML file.
+    while (error := error.__cause__ or error.__context__) is not None:
+        full_key = getattr(error, "full_key", None)
+        messages.append(f"{full_key}: {_first_line(error)}" if full_key else _first_line(error))
+    return ": ".join(dict.fromkeys(messages))
+
+
+# --- values -----------------------------------------------------------------------------------------------------------
+
+
+def _parse(text: str) -> Override:
+    if text.startswith(("+", "~")):
+        raise ConfigError(f"{text}: keys can't be added or deleted, since the set of keys is fixed; write key=value")
+    name, equals, _ = text.partition("=")
+    if not equals:
+        raise ConfigError(f"{text}: an override is written key=value or group=option")
+    try:
+        override = OverridesParser.create().parse_override(text)
+    except HydraException as error:
+        remedy = f"""put the value in quotes of its own: '{name}="..."'"""
+        raise ConfigError(f"{text}: the value can't be read; {remedy} if it holds a special character") from error
+    if override.is_sweep_override():
+        raise ConfigError(f"{text}: give one value; a list is written {name}=[a,b]")
+    if override.package is not None:
+        raise ConfigError(f"{text}: a group is chosen as group=option, without a package")
+    return override
+
+
+def _chooses(override: Override, options: Mapping[str, Sequence[str]]) -> bool:
+    return override.key_or_group in options and not isinstance(override.value(), dict)
+
+
+def _nested(override: Override) -> dict[str, Any]:
+    value = override.value()
+    for name in reversed(override.key_or_group.split(".")):
+        value = {name: value}
+    return value
+
+
+def _assign(node: DictConfig, given: Mapping[Any, Any], defaults: DictConfig, source: Recipe | None) -> None:
+    """Lay nested values over a composed configuration.
+
+    Args:
+        source: the recipe that the values come from; None for the command line.
+    """
+    keys = {key.name: key for key in keys_of(node)}
+    for name, value in leaves(given, keys):
+        if name in sections() and not value:
+            continue  # a section whose keys are all commented out; null where no option was chosen
+        try:
+            if name not in keys:
+                raise ConfigError(_not_a_leaf(name, value, node))
+            OmegaConf.update(node, name, value)
+        except ConfigError as error:
+            raise ConfigError(_place(source, name) + str(error)) from error
+        except OmegaConfBaseException as error:
+            told = wrong_value(keys[name], value, OmegaConf.select(defaults, name))
+            raise ConfigError(_place(source, name) + told) from error
+
+
+def _place(source: Recipe | None, name: str) -> str:
+    return "" if source is None else f"{source.where(name)}: "
+
+
+def _not_a_leaf(name: str, value: Any, node: DictConfig) -> str:
+    group, *_ = name.split(".")
+    if name in sections() and name in REGISTRIES and not isinstance(value, Mapping):
+        return f"{name} is chosen in the defaults list, by an entry `- {name}: {written(value)}`; here its keys are set"
+    if group in sections() and (OmegaConf.is_missing(node, group) or node[group] is None):
+        return f"{name}={written(value)}: this run has no {group}; choose one first, as {group}=OPTION"
+    inside = [key.name for key in keys_of(node) if key.name.startswith(f"{name}.")]
+    if inside:
+        return f"{name}={written(value)}: {name} is a section; set its keys: {', '.join(inside)}"
+    return unknown_key(name, node)
+
+
+def _carried_over(recipes: Sequence[Recipe], switched: set[str], own: DictConfig, chosen: DictConfig) -> list[Recipe]:
+    """The recipes without those values of a section that don't fit the option which the command line chose instead.
+
+    A value that equals the default of the recipe's own option came with that option and goes with it. A key that both
+    options inherit from the same dataclass means the same in both and keeps its value (``backbone.image_size``). Any
+    other value is left out, which is told.
+
+    Args:
+        switched: sections of which another option was chosen.
+        own: the options that the recipes chose.
+        chosen: the options in their place.
+    """
+    values = own.copy()
+    for layer in recipes:
+        _assign(values, layer.values, own, layer)
+    before, after = flat(own), flat(values)
+    carried = []
+    for layer in recipes:
+        kept: dict[str, Any] = {}
+        for name, value in leaves(layer.values, after):
+            group = name.partition(".")[0]
+            if group in switched and before.get(name) == after.get(name):
+                continue
+            if group in switched and not _is_shared(name, own, chosen):
+                _LOG.warning("%s: %s=%s is left out: another %s was chosen", layer.path, name, written(value), group)
+                continue
+            kept[name] = value
+        carried.append(dataclasses.replace(layer, values=kept))
+    return carried
+
+
+def _is_shared(name: str, own: DictConfig, chosen: DictConfig) -> bool:
+    group, field, *_ = name.split(".")
+    types = [OmegaConf.get_type(node, group) for node in (own, chosen)]
+    owners = [
+        next((base for base in reversed(cls.__mro__) if field in inspect.get_annotations(base)), None)
+        for cls in types
+        if cls is not None
+    ]
+    return len(owners) == 2 and owners[0] is not None and owners[0] is owners[1]
+
+
+def _missing(key: str, composed: Composed) -> str:
+    if key in sections():
+        options = ", ".join(composed.options.get(key, ()))
+        return f"no {key} is chosen: write `- {key}: OPTION` in the recipe's defaults list. Options: {options}"
+    meaning = next((known.meaning for known in keys_of(composed.values) if known.name == key), "")
+    return f"{key} has no value: set it in the recipe or as {key}=... on the command line. Meaning: {meaning}"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

@@ -1,0 +1,135 @@
+"""Recipe files: what one says, what it inherits, and where a key stands in it."""
+
+import importlib.resources
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+
+from ssl_zoo.config.keys import ConfigError
+from ssl_zoo.config.schema import SCHEMA, sections
+from ssl_zoo.registry import nearest
+
+ROOT_RECIPE = "train"  # its folder is a config root: the folder that holds the groups
+_NO_RECIPES = ("_self_", SCHEMA)  # entries for readers who know Hydra: values always come last, the schema always first
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One recipe file, without what it inherits.
+
+    Attributes:
+        choices: the option that its defaults list names per group; None where it says null.
+        values: nested values below the defaults list, interpolations unresolved.
+    """
+
+    path: Path
+    choices: Mapping[str, str | None]
+    values: Mapping[str, Any]
+
+    def where(self, key: str) -> str:
+        """``file:line`` of a dotted key, for messages."""
+        node = yaml.compose(self.path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        line = None
+        for name in key.split("."):
+            if not isinstance(node, yaml.MappingNode):
+                break
+            for name_node, value_node in node.value:
+                if name_node.value == name:
+                    line, node = name_node.start_mark.line + 1, value_node
+                    break
+            else:
+                break
+        return str(self.path) if line is None else f"{self.path}:{line}"
+
+
+def config_roots(recipe: Path) -> list[Path]:
+    """Folders in which groups and inherited recipes are looked up, nearest first: beside the recipe, the config root
+    above it if there is one, the config root of the package."""
+    above = next((folder for folder in recipe.parents if (folder / f"{ROOT_RECIPE}.yaml").is_file()), None)
+    packaged = Path(str(importlib.resources.files("ssl_zoo.configs")))
+    return list(dict.fromkeys(folder for folder in (recipe.parent, above, packaged) if folder is not None))
+
+
+def read_recipe(path: Path) -> list[Recipe]:
+    """The recipe and what it inherits, ancestors first, so that later ones have the last word.
+
+    Raises:
+        ConfigError: no such file, no valid YAML, an entry of the defaults list that can't be followed.
+    """
+    path = path.absolute()
+    if not path.is_file():
+        raise ConfigError(_missing_file(path))
+    return list(_with_ancestors(path, config_roots(path), ()))
+
+
+def _with_ancestors(path: Path, roots: list[Path], descendants: tuple[Path, ...]) -> Iterator[Recipe]:
+    if path in descendants:
+        raise ConfigError(f"{path}: its defaults list leads back to itself, through {descendants[-1]}")
+    document = _load(path)
+    entries = document.pop("defaults", None) or []
+    if not isinstance(entries, list):
+        raise ConfigError(f"{path}: defaults must be a list, e.g. `- method: ijepa` on lines of their own")
+    inherits = any(isinstance(entry, str) and entry not in _NO_RECIPES for entry in entries)
+    if not inherits and path.stem != ROOT_RECIPE:
+        entries = [ROOT_RECIPE, *entries]
+    choices: dict[str, str | None] = {}
+    for entry in entries:
+        if isinstance(entry, str) and entry in _NO_RECIPES:
+            continue
+        if isinstance(entry, str):
+            yield from _with_ancestors(_find_ancestor(entry, path, roots), roots, (*descendants, path))
+        else:
+            choices.update([_choice(entry, path)])
+    yield Recipe(path, choices, document)
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        document = OmegaConf.load(path)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = "" if mark is None else f":{mark.line + 1}"
+        raise ConfigError(f"{path}{line}: no valid YAML: {error.problem or error.context}") from error
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"{path}: can't be read as YAML: {error}") from error
+    document = OmegaConf.to_container(document, resolve=False)
+    if not isinstance(document, dict):
+        raise ConfigError(f"{path}: a recipe is a mapping of sections, e.g. `trainer: {{epochs: 300}}`")
+    return document
+
+
+def _choice(entry: Any, path: Path) -> tuple[str, str | None]:
+    if not isinstance(entry, dict) or len(entry) != 1:
+        raise ConfigError(f"{path}: defaults: {entry!r}: an entry is the name of a recipe or `group: option`")
+    (group, option), *_ = entry.items()
+    # Accepted as Hydra writes it, though a later entry has the last word here anyway.
+    group = str(group).removeprefix("override ").strip()
+    if group not in sections():
+        near = nearest(group, sections())
+        hint = f"; did you mean {near!r}?" if near else "."
+        raise ConfigError(f"{path}: defaults: there is no group {group!r}{hint} Groups: {', '.join(sections())}")
+    if option is not None and not isinstance(option, str):
+        raise ConfigError(f"{path}: defaults: {group}: {option!r}: an option is one name, or null")
+    return group, option
+
+
+def _find_ancestor(name: str, path: Path, roots: list[Path]) -> Path:
+    for folder in roots:
+        candidate = (folder / name).with_suffix(".yaml") if not name.endswith(".yaml") else folder / name
+        if candidate.is_file() and candidate != path:
+            return candidate
+    raise ConfigError(f"{path}: defaults: there is no recipe {name!r} in {' or '.join(map(str, roots))}")
+
+
+def _missing_file(path: Path) -> str:
+    folder = next(parent for parent in path.parents if parent.is_dir())
+    if folder != path.parent:
+        return f"no recipe at {path}: there is no folder {path.parent}"
+    found = sorted(file.name for file in folder.glob("*.yaml"))
+    near = nearest(path.name, found)
+    hint = f" Did you mean {folder / near}?" if near else ""
+    return f"no recipe at {path}.{hint} Recipes there: {', '.join(found) or 'none'}"

@@ -1,0 +1,175 @@
+"""Composition of recipes and overrides, and the one message that each mistake gives."""
+
+import logging
+
+import pytest
+
+from ssl_zoo.config import ConfigError, compose, load_config
+from ssl_zoo.targets import MaskTeacher, PixelsConfig, TeacherConfig
+
+RECIPE = """
+defaults: [train, method: ijepa, backbone: vit_tiny, data: scenes, masks: multiblock, targets: teacher, _self_]
+trainer:
+  epochs: 7
+backbone:
+  image_size: 96
+targets:
+  momentum: 0.5
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    (tmp_path / "mine").mkdir()
+    path = tmp_path / "mine" / "tiny.yaml"
+    path.write_text(RECIPE)
+    return path
+
+
+def message(recipe, *overrides):
+    with pytest.raises(ConfigError) as caught:
+        load_config(recipe, overrides)
+    return str(caught.value)
+
+
+def test_values_come_from_dataclass_then_option_then_recipe_then_command_line(recipe):
+    config = load_config(recipe, ["trainer.num_steps=9", "targets.mask=input"])
+    assert config.backbone.num_registers == 0
+    assert config.backbone.embed_dim == 192
+    assert (config.trainer.epochs, config.targets.momentum) == (7.0, 0.5)
+    assert (config.trainer.num_steps, config.targets.mask) == (9, MaskTeacher.input)
+
+
+def test_output_dir_follows_from_the_place_of_the_recipe(recipe):
+    assert load_config(recipe).output_dir == "runs/mine/tiny"
+    assert load_config(recipe, ["output_dir=elsewhere"]).output_dir == "elsewhere"
+
+
+def test_a_recipe_inherits_from_its_neighbour_and_has_the_last_word_without_override_keyword(recipe):
+    child = recipe.with_name("child.yaml")
+    child.write_text("defaults: [tiny, targets: pixels, backbone: vit_small]\ntrainer: {micro_batches: 2}\n")
+    recipe.write_text(RECIPE.replace("targets:\n  momentum: 0.5\n", ""))
+    config = load_config(child)
+    assert isinstance(config.targets, PixelsConfig)
+    assert (config.backbone.embed_dim, config.backbone.image_size) == (384, 96)
+    assert (config.trainer.epochs, config.trainer.micro_batches) == (7.0, 2)
+
+
+def test_masks_and_targets_default_to_the_methods_own(recipe):
+    recipe.write_text("defaults: [method: ijepa, backbone: vit_tiny, data: scenes]\n")
+    assert compose(recipe).choices["masks"] == "multiblock"
+    assert isinstance(load_config(recipe).targets, TeacherConfig)
+    assert load_config(recipe, ["masks=null"]).masks is None
+
+
+def test_another_option_keeps_shared_keys_and_tells_which_values_it_leaves_out(recipe, caplog):
+    with caplog.at_level(logging.WARNING, logger="ssl_zoo"):
+        config = load_config(recipe, ["targets=pixels", "backbone=vit_small"])
+    assert config.targets == PixelsConfig()
+    assert (config.backbone.image_size, config.backbone.embed_dim) == (96, 384)
+    assert "targets.momentum=0.5 is left out" in caplog.text
+
+
+def test_interpolations_resolve(recipe):
+    assert load_config(recipe, ["seed=${trainer.images_per_step}"]).seed == 2048
+
+
+@pytest.mark.parametrize(
+    "override, parts",
+    {
+        "method.predicter.depth=4": ["method.predicter.depth", "did you mean method.predictor_depth?", "predictor_dim"],
+        "trainr.epochs=3": ["did you mean trainer.epochs?", "Sections: ", "probe"],
+        "optim.lr=3": ["did you mean optim.learning_rate?", "weight_decay"],
+        "predictor_depth=3": ["did you mean method.predictor_depth?"],
+        "targets.normalize=true": ["targets.normalize belongs to targets=pixels"],
+        "zzzzqqqq=1": ["no key is spelled like it"],
+        "masks.target_scale=abc": ["masks.target_scale=abc", "list of numbers", "[0.15,0.2]", "area of a target block"],
+        "masks.target_scale=[1,a]": ["masks.target_scale=[1,a]", "list of numbers"],
+        "seed=x": ["seed=x", "expected integer"],
+        "seed=null": ["seed=null", "expected integer"],
+        "trainer.num_steps=1.5": ["integer or null"],
+        "method.loss=l3": ["one of smooth_l1, l2"],
+        "method.view=3": ["method.view is a section", "method.view.crop_scale"],
+        "trainer=big": ["trainer is a section", "trainer.epochs"],
+        "backbone=vit_lrage": ["Did you mean backbone=vit_large?", "vit_base, vit_giant"],
+        "method=ijeap": ["Did you mean method=ijepa?"],
+        "seed=${sed}": ["seed=${sed}", "'sed' not found"],
+        "seed=???": ["seed has no value", "as seed=..."],
+        "masks.target_scale=[0.2,0.1]": ["masks.target_scale=[0.2, 0.1] must be [low, high]"],
+        "+seed=1": ["can't be added or deleted"],
+        "++seed=1": ["can't be added or deleted"],
+        "~seed": ["can't be added or deleted"],
+        "seed": ["key=value"],
+        "seed=1,2": ["give one value", "[a,b]"],
+        "data.root=a=b": ["quotes"],
+        "backbone@x=vit_base": ["without a package"],
+        "hydra.run.dir=x": ["there is no key hydra.run.dir"],
+    }.items(),
+)
+def test_a_wrong_override_is_one_message_with_the_remedy(recipe, override, parts):
+    told = message(recipe, override)
+    assert [part for part in parts if part not in told] == []
+    assert not any(leak in told for leak in ("use +", "full_key", "object_type", "ssl_zoo_run", "struct"))
+
+
+def test_a_key_of_a_section_without_option_asks_for_the_option(recipe):
+    assert "choose one first, as masks=OPTION" in message(recipe, "masks=null", "masks.num_targets=2")
+
+
+@pytest.mark.parametrize(
+    "text, parts",
+    {
+        "trainer:\n  epoch: 3\n": ["tiny.yaml:4: ", "no key trainer.epoch;", "did you mean trainer.epochs?"],
+        "trainer:\n  epochs: soon\n": ["tiny.yaml:4: trainer.epochs=soon: expected number"],
+        "trainer: {epochs: [}\n": ["tiny.yaml:3: no valid YAML"],
+        "trainer: {epochs: 1}\ntrainer: {epochs: 2}\n": ["tiny.yaml:4: no valid YAML", "duplicate key trainer"],
+        "method: mae\n": ["method is chosen in the defaults list", "`- method: mae`"],
+        "method: {_target_: os.system, command: ls}\n": ["no key method._target_"],
+        "method: {loss: !!python/object/apply:os.getcwd []}\n": ["no valid YAML", "python/object"],
+        "backbone:\n  depth: ${nowhere}\n": ["backbone.depth=${nowhere}"],
+    }.items(),
+)
+def test_a_wrong_recipe_is_told_with_file_and_line(recipe, text, parts):
+    recipe.write_text("\ndefaults: [train, method: ijepa, backbone: vit_tiny, data: scenes]\n" + text)
+    told = message(recipe)
+    assert [part for part in parts if part not in told] == []
+
+
+@pytest.mark.parametrize(
+    "defaults, parts",
+    {
+        "[train, backbone: vit_tiny]": ["no data is chosen", "scenes"],
+        "[train, metod: ijepa]": ["did you mean 'method'?"],
+        "[train, method: ijepo]": ["tiny.yaml: method=ijepo", "Did you mean method=ijepa?"],
+        "[nowhere]": ["there is no recipe 'nowhere'"],
+        "[tiny]": ["there is no recipe 'tiny'"],
+        "train": ["defaults must be a list"],
+        "[train, {method: ijepa, data: scenes}]": ["an entry is the name of a recipe or `group: option`"],
+    }.items(),
+)
+def test_a_wrong_defaults_list_is_told(recipe, defaults, parts):
+    recipe.write_text(f"defaults: {defaults}\n")
+    told = message(recipe)
+    assert [part for part in parts if part not in told] == []
+
+
+def test_recipes_that_inherit_from_each_other_are_told_apart(recipe):
+    recipe.write_text("defaults: [other]\n")
+    recipe.with_name("other.yaml").write_text("defaults: [tiny]\n")
+    assert "leads back to itself" in message(recipe)
+
+
+def test_a_recipe_that_does_not_exist_names_the_nearest_and_its_neighbours(recipe):
+    told = message(recipe.with_name("tinny.yaml"))
+    assert f"Did you mean {recipe}?" in told
+    assert "no folder" in message(recipe.parent / "absent" / "tiny.yaml")
+
+
+def test_a_mistake_in_an_option_file_of_the_user_names_the_file(recipe):
+    (recipe.parent / "backbone").mkdir()
+    option = recipe.parent / "backbone" / "wide.yaml"
+    option.write_text("defaults: [vit, _self_]\nembed_dim: 256\nnum_heads: 4\n")
+    assert load_config(recipe, ["backbone=wide"]).backbone.embed_dim == 256
+    option.write_text("defaults: [vit, _self_]\nembed_dmi: 256\n")
+    told = message(recipe, "backbone=wide")
+    assert "backbone/wide" in told and "embed_dmi" in told

@@ -1,0 +1,277 @@
+"""The training tool as its users run it: real processes, real signals, real files."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from ssl_zoo.engine.checkpoint import list_checkpoints
+from ssl_zoo.registry import discover
+from ssl_zoo.tools.train_net import main
+
+discover()
+
+ROOT = Path(__file__).resolve().parents[2]
+TOOL = ROOT / "tools" / "train_net.py"
+DEMO = ROOT / "configs" / "ijepa" / "demo.yaml"
+TIMING = {"images_per_second", "data_wait", "memory_bytes"}
+TINY = [
+    "backbone.embed_dim=48",
+    "backbone.depth=2",
+    "backbone.num_heads=4",
+    "backbone.image_size=32",
+    "backbone.patch_size=4",
+    "data.image_size=32",
+    "data.num_train=160",
+    "data.num_test=48",
+    "method.predictor_dim=32",
+    "method.predictor_depth=1",
+    "method.predictor_heads=4",
+    "masks.min_patches=4",
+    "trainer.images_per_step=16",
+    "trainer.num_steps=20",
+    "trainer.checkpoint_every=4",
+    "trainer.precision=fp32",
+    "optim.warmup_epochs=0.5",
+    "monitor.log_every=1",
+    "monitor.tensorboard=false",
+    "probe.every_steps=8",
+    "probe.train_samples=96",
+    "probe.knn.k=[5]",
+]
+
+
+def run_main(*arguments: str) -> int:
+    """The tool in this process: fast, for what ends before or soon after it starts."""
+    return main(["--config", str(DEMO), *TINY, *arguments])
+
+
+def start(output: Path, *arguments: str, ranks: int = 1) -> subprocess.Popen:
+    """The tool as a process of its own, or as several under torchrun."""
+    launcher = [sys.executable]
+    if ranks > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    command = [*launcher, str(TOOL), "--config", str(DEMO), *TINY, f"output_dir={output}", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True
+    )
+
+
+def finish(process: subprocess.Popen) -> str:
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return output
+
+
+def records(run: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in TIMING} for line in lines]
+
+
+def wait_for_step(run: Path, step: int, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 240
+    while process.poll() is None and time.monotonic() < deadline:
+        metrics = run / "metrics.jsonl"
+        lines = metrics.read_text().splitlines() if metrics.is_file() else []
+        if any(f'"step": {step},' in line for line in lines):
+            return
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_run_killed_five_times_equals_the_uninterrupted_one_line_by_line(tmp_path: Path, ranks: int) -> None:
+    finish(start(tmp_path / "whole", ranks=ranks))
+    moments = random.Random(ranks)
+    for attempt in range(5):
+        done = records(tmp_path / "killed")[-1]["step"] if attempt else 0
+        process = start(tmp_path / "killed", ranks=ranks)
+        wait_for_step(tmp_path / "killed", min(19, done + moments.randint(1, 5)), process)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    finish(start(tmp_path / "killed", ranks=ranks))
+    assert records(tmp_path / "killed") == records(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_one_and_two_ranks_consume_the_same_samples_and_losses(tmp_path: Path) -> None:
+    for ranks in (1, 2):
+        finish(start(tmp_path / str(ranks), ranks=ranks))
+    for one, two in zip(records(tmp_path / "1"), records(tmp_path / "2"), strict=True):
+        assert one.get("samples") == two.get("samples")
+        if "loss" in one:
+            assert one["loss"] == pytest.approx(two["loss"], rel=1e-5)
+        else:
+            assert one["knn5"] == pytest.approx(two["knn5"], abs=0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_saves_and_ends_the_run_without_a_traceback(tmp_path: Path, number: signal.Signals) -> None:
+    process = start(tmp_path, "trainer.num_steps=2000", "trainer.checkpoint_every=2000", "probe.every_steps=0")
+    wait_for_step(tmp_path, 3, process)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0 and "Traceback" not in output
+    (checkpoint,) = list_checkpoints(tmp_path)
+    assert int(checkpoint.name.removeprefix("step_")) == records(tmp_path)[-1]["step"]
+    assert "the same command goes on from there" in output
+
+
+def test_a_finished_run_says_so_and_trains_no_further(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert run_main(f"output_dir={tmp_path}", "trainer.num_steps=2") == 0
+    before = records(tmp_path)
+    assert run_main(f"output_dir={tmp_path}", "trainer.num_steps=2") == 0
+    assert records(tmp_path) == before
+    first, second = capsys.readouterr().out.split("Trained 2 steps")[1:]
+    assert "knn5" in first and "knn5" in second.partition("metrics:")[0]
+
+
+def test_the_run_directory_holds_everything_and_its_config_is_a_recipe(tmp_path: Path) -> None:
+    assert run_main(f"output_dir={tmp_path / 'a'}", "trainer.num_steps=2", "monitor.tensorboard=true") == 0
+    names = {path.name for path in (tmp_path / "a").iterdir()}
+    assert names == {"config.yaml", "environment.json", "metrics.jsonl", "tensorboard", "checkpoints", "figures"}
+    environment = json.loads((tmp_path / "a" / "environment.json").read_text())
+    assert {"commit", "dirty", "device", "packages", "precision", "world_size"} <= environment.keys()
+    again = ["--config", str(tmp_path / "a" / "config.yaml"), f"output_dir={tmp_path / 'b'}"]
+    assert main(again) == 0
+    assert records(tmp_path / "b") == records(tmp_path / "a")
+
+
+def test_probes_do_not_change_the_training(tmp_path: Path) -> None:
+    for name, every in (("on", 1), ("off", 0)):
+        probe = [f"probe.every_steps={every}", f"probe.at_start={str(every > 0).lower()}", "probe.at_end=false"]
+        assert run_main(f"output_dir={tmp_path / name}", "trainer.num_steps=3", *probe) == 0
+    losses = {name: [r["loss"] for r in records(tmp_path / name) if "loss" in r] for name in ("on", "off")}
+    assert losses["on"] == losses["off"] and len(losses["on"]) == 3
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two classes of one 3-pixel picture each."""
+    for name in ("a", "b"):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        Image.new("RGB", (3, 3)).save(tmp_path / "pictures" / name / "tiny.png")
+    return tmp_path / "pictures"
+
+
+BAD_INPUT = {
+    "unknown key": (["method.predicter.depth=4"], ["method.predictor_depth"]),
+    "wrong type": (["masks.target_scale=abc"], ["masks.target_scale", "number"]),
+    "unknown option": (["backbone=vit_lrage"], ["vit_large"]),
+    "patch size that does not divide": (
+        ["backbone.patch_size=5"],
+        ["backbone.image_size=32", "patch_size=5", "30, 35"],
+    ),
+    "impossible masks": (["masks.min_patches=50"], ["masks.min_patches"]),
+    "batch that does not divide": (["trainer.micro_batches=3"], ["trainer.images_per_step=16", "15, 18"]),
+    "cuda without a device": (["trainer.device=cuda"], ["trainer.device=auto"]),
+    "plug-in that is not there": (["--plugin", "no_such_plugin.py"], ["no_such_plugin.py"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_gives_one_clear_error(case: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    if case == "cuda without a device" and __import__("torch").cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    arguments, hints = BAD_INPUT[case]
+    assert run_main(f"output_dir={tmp_path}", *arguments) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and "Traceback" not in error
+    for hint in hints:
+        assert hint in error
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_recipe_that_does_not_exist_is_named(capsys: pytest.CaptureFixture) -> None:
+    assert main(["--config", str(DEMO.with_name("demmo.yaml"))]) == 1
+    error = capsys.readouterr().err
+    assert "demmo.yaml" in error and "demo.yaml" in error
+
+
+def test_data_without_a_place_names_the_key(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    tiny = [setting for setting in TINY if not setting.startswith("data.")]
+    assert main(["--config", str(DEMO), *tiny, "data=imagenet1k", f"output_dir={tmp_path}"]) == 1
+    assert "data.root" in capsys.readouterr().err
+
+
+def test_an_empty_data_folder_is_named(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "empty").mkdir()
+    assert _from_folder(tmp_path, tmp_path / "empty") == 1
+    assert str(tmp_path / "empty") in capsys.readouterr().err
+
+
+def test_three_pixel_pictures_are_refused_with_their_size(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert _from_folder(tmp_path, folder) == 1
+    error = capsys.readouterr().err
+    assert "tiny.png" in error and "3x3" in error
+
+
+def _from_folder(tmp_path: Path, folder: Path) -> int:
+    tiny = [setting for setting in TINY if not setting.startswith("data.")]
+    place = ["data=imagefolder", f"data.path={folder}", f"output_dir={tmp_path / 'run'}", "probe.protocols=[]"]
+    return main(["--config", str(DEMO), *tiny, *place])
+
+
+def test_a_damaged_checkpoint_is_never_a_silent_restart(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert run_main(f"output_dir={tmp_path}", "trainer.num_steps=4", "trainer.checkpoint_every=2") == 0
+    weights = list_checkpoints(tmp_path)[-1] / "method.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    before = (tmp_path / "metrics.jsonl").read_text()
+    assert run_main(f"output_dir={tmp_path}", "trainer.num_steps=4", "trainer.checkpoint_every=2") == 1
+    error = capsys.readouterr().err
+    assert "method.safetensors has 1000 bytes" in error and "--resume" in error and "step_00000002" in error
+    assert (tmp_path / "metrics.jsonl").read_text() == before
+
+
+def test_a_checkpoint_of_other_settings_names_them(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert run_main(f"output_dir={tmp_path}", "trainer.num_steps=2") == 0
+    assert run_main(f"output_dir={tmp_path}", "trainer.num_steps=2", "backbone.depth=1", "seed=3") == 1
+    error = capsys.readouterr().err
+    assert "backbone.depth: 2 there, 1 here" in error and "seed: 0 there, 3 here" in error
+
+
+def test_settings_that_change_no_number_may_change_on_resume(tmp_path: Path) -> None:
+    assert run_main(f"output_dir={tmp_path}", "trainer.num_steps=2") == 0
+    assert run_main(f"output_dir={tmp_path}", "trainer.num_steps=2", "trainer.keep_checkpoints=9") == 0
+
+
+def test_never_resuming_does_not_overwrite_a_run(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert run_main(f"output_dir={tmp_path}", "trainer.num_steps=2") == 0
+    assert run_main(f"output_dir={tmp_path}", "trainer.num_steps=2", "--resume", "never") == 1
+    assert "--resume never would overwrite" in capsys.readouterr().err
+
+
+def test_resuming_from_a_path_goes_on_elsewhere(tmp_path: Path) -> None:
+    settings = ["trainer.num_steps=4", "trainer.checkpoint_every=2"]
+    assert run_main(f"output_dir={tmp_path / 'a'}", *settings) == 0
+    middle = list_checkpoints(tmp_path / "a")[0]
+    assert run_main(f"output_dir={tmp_path / 'b'}", *settings, "--resume", str(middle)) == 0
+    assert records(tmp_path / "b") == [r for r in records(tmp_path / "a") if r["step"] > 2]
+    assert main(["--config", str(DEMO), *TINY, f"output_dir={tmp_path / 'c'}", "--resume", str(tmp_path / "no")]) == 1
+
+
+@pytest.mark.parametrize("recipe", ["vith14", "vitl16", "vitg16_in22k", "demo"])
+def test_a_dry_run_plans_without_data_or_weights(recipe: str, capsys: pytest.CaptureFixture) -> None:
+    started = time.monotonic()
+    assert main(["--config", str(DEMO.with_name(f"{recipe}.yaml")), "--dry-run"]) == 0
+    output = capsys.readouterr().out
+    assert "FLOPs per image" in output and "images per micro-batch" in output and "context patches" in output
+    assert time.monotonic() - started < 60
+
+
+def test_help_config_explains_every_key(capsys: pytest.CaptureFixture) -> None:
+    assert main(["--config", str(DEMO), "--help-config"]) == 0
+    output = capsys.readouterr().out
+    for key in ("method.predictor_depth", "masks.target_scale", "optim.learning_rate", "trainer.images_per_step"):
+        assert key in output

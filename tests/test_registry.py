@@ -1,0 +1,79 @@
+"""Registries: explicit names, and answers to wrong ones."""
+
+from dataclasses import dataclass
+
+import pytest
+from hydra.core.config_store import ConfigStore
+
+from ssl_zoo.registry import BROKEN_PLUGINS, REGISTRIES, Registry, UnknownName, setting
+
+
+@dataclass
+class ShapeConfig:
+    sides: int = setting(3, "corners of the shape")
+    lengths: list[float] = setting([1.0], "side lengths")
+
+
+@dataclass
+class OtherConfig(ShapeConfig):
+    """A subclass is another configuration."""
+
+
+@pytest.fixture
+def shapes():
+    registry = Registry("shape", "test_shapes")
+
+    @registry.register("triangle", ShapeConfig)
+    class Triangle:
+        """Three sides.
+
+        More about it.
+        """
+
+        def __init__(self, config, color):
+            self.config, self.color = config, color
+
+    yield registry
+    del REGISTRIES["test_shapes"]
+
+
+def test_build_hands_the_config_to_the_class_that_it_configures(shapes):
+    built = shapes.build(ShapeConfig(sides=4), color="red")
+    assert (type(built), built.config.sides, built.color) == (shapes.get("triangle"), 4, "red")
+
+
+def test_registering_makes_a_hydra_option_with_the_defaults_of_the_dataclass(shapes):
+    assert ConfigStore.instance().load("test_shapes/triangle.yaml").node.sides == 3
+
+
+def test_an_unknown_name_lists_the_nearest_and_all_names(shapes):
+    shapes.register("square", OtherConfig)(type("Square", (), {}))
+    with pytest.raises(UnknownName) as caught:
+        shapes.get("trianlge")
+    assert str(caught.value) == "no shape is named 'trianlge'. Did you mean 'triangle'? Known: square, triangle."
+
+
+def test_an_unknown_name_tells_which_plug_in_might_have_brought_it(shapes, monkeypatch):
+    monkeypatch.setitem(BROKEN_PLUGINS, "roundness", "SyntaxError: invalid syntax")
+    with pytest.raises(UnknownName, match="roundness could not be imported: SyntaxError"):
+        shapes.get("circle")
+
+
+def test_a_name_is_given_once(shapes):
+    with pytest.raises(ValueError, match="'triangle' is registered already"):
+        shapes.register("triangle", OtherConfig)(type("Triangle", (), {}))
+
+
+def test_a_config_belongs_to_exactly_its_class_not_to_a_relative(shapes):
+    assert shapes.name_of(ShapeConfig()) == "triangle"
+    with pytest.raises(UnknownName, match="OtherConfig"):
+        shapes.name_of(OtherConfig())
+
+
+def test_the_summary_is_the_first_line_of_the_docstring(shapes):
+    assert shapes.summary("triangle") == "Three sides."
+
+
+def test_mutable_defaults_are_not_shared():
+    ShapeConfig().lengths.append(2.0)
+    assert ShapeConfig().lengths == [1.0]

@@ -1,0 +1,1 @@
+"""Command-line programs; each is also installed as a command."""

@@ -1,0 +1,56 @@
+"""Names of the registered parts: ``python tools/list.py [kind] [--plugin MODULE_OR_FILE]``."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if __package__ in (None, ""):  # run as a file: the checkout's packages are one folder up
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from ssl_zoo.config import presets
+from ssl_zoo.registry import BROKEN_PLUGINS, REGISTRIES, Registry, UnknownName, discover, nearest
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("kind", nargs="?", help="e.g. method, masks, data; without it, the kinds")
+    parser.add_argument("--plugin", action="append", default=[], help="module or file that registers parts; repeatable")
+    arguments = parser.parse_args(argv)
+    try:
+        discover(arguments.plugin)
+        rows = _kinds() if arguments.kind is None else _names(_registry(arguments.kind))
+    except (ValueError, LookupError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    width = max((len(name) for name, _ in rows), default=0)
+    for name, summary in rows:
+        print(f"{name.ljust(width)}  {summary}")
+    for plugin, error in BROKEN_PLUGINS.items():
+        print(f"plug-in {plugin} can't be imported: {error}", file=sys.stderr)
+    return 0
+
+
+def _kinds() -> list[tuple[str, str]]:
+    return [(group, f"{', '.join(name for name, _ in _names(kind))}") for group, kind in REGISTRIES.items()]
+
+
+def _names(registry: Registry) -> list[tuple[str, str]]:
+    """The registered classes, then the presets: YAML options that set values of one of them."""
+    return [(name, registry.summary(name)) for name in registry.names()] + sorted(presets(registry.group).items())
+
+
+def _registry(word: str) -> Registry:
+    """The registry of a group or kind; ``method``, ``methods`` and ``mask generator`` are understood."""
+    spellings = {
+        spelling: kind for kind in REGISTRIES.values() for spelling in (kind.group, kind.kind, f"{kind.kind}s")
+    }
+    if word not in spellings:
+        near = nearest(word, spellings)
+        hint = f" Did you mean {near!r}?" if near else ""
+        raise UnknownName(f"no parts of kind {word!r}.{hint} Kinds: {', '.join(REGISTRIES)}")
+    return spellings[word]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,122 @@
+"""Pretrain a method: ``python tools/train_net.py --config configs/ijepa/vitl16.yaml [key=value ...]``."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if __package__ in (None, ""):  # run as a file of a checkout: its packages are one folder up
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from rich.console import Console
+from rich.logging import RichHandler
+
+from ssl_zoo.config import Composed, compose, describe, recipe_text
+from ssl_zoo.data.loader import LoaderError, TrainingData
+from ssl_zoo.data.sources import SOURCES, Split
+from ssl_zoo.engine import hooks
+from ssl_zoo.engine.build import build_generators, build_views
+from ssl_zoo.engine.device import autocast, resolve_precision
+from ssl_zoo.engine.distributed import Processes, processes
+from ssl_zoo.engine.metrics import JsonLines, Metrics, TensorBoard
+from ssl_zoo.engine.plan import Plan
+from ssl_zoo.engine.progress import ProgressBar
+from ssl_zoo.engine.report import report
+from ssl_zoo.engine.run_directory import RunDirectory, environment
+from ssl_zoo.engine.trainer import NonFiniteLoss, Trainer
+from ssl_zoo.eval.online import OnlineProbe
+from ssl_zoo.method import build_method
+from ssl_zoo.registry import discover
+
+
+def train(composed: Composed, resume: str, console: Console, ranks: Processes) -> None:
+    config = composed.config
+    run = RunDirectory(Path(config.output_dir), {"choices": dict(composed.choices), **composed.plain()})
+    views = build_views(config.method, config.backbone)
+    generators = build_generators(views, config.masks, config.backbone)
+    method = build_method(config.method, config.backbone, config.targets, seed=config.seed)
+    checkpoint = run.find_checkpoint(resume)
+    train_source, test_source = (SOURCES.build(config.data, split) for split in Split)
+    data = TrainingData(
+        train_source,
+        views,
+        generators,
+        seed=config.seed,
+        images_per_step=config.trainer.images_per_step,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        config=config.loader,
+    )
+    probe = OnlineProbe(
+        config.probe,
+        train_source,
+        test_source,
+        image_size=config.backbone.image_shape,
+        mean=views[0].config.mean,
+        std=views[0].config.std,
+        seed=config.seed,
+        device=ranks.device,
+        autocast=autocast(resolve_precision(config.trainer.precision, ranks.device), ranks.device),
+    )
+    tensorboard = TensorBoard(run.tensorboard, recipe_text(composed)) if config.monitor.tensorboard else None
+    writers = [JsonLines(run.metrics), ProgressBar(console, live=config.monitor.progress_bar)]
+    writers += [tensorboard] if tensorboard else []
+    metrics = Metrics(config.monitor.log_every, writers if ranks.is_main else [])
+    evaluation = hooks.Evaluation(probe, metrics, config.probe)
+    manifest = {"method": composed.choices["method"], "config": run.config}
+    checkpointer = hooks.Checkpointer(run.path, config.trainer, manifest)
+    observers = [
+        hooks.StopOnSignal(),
+        hooks.OffendingBatch(run.path),
+        hooks.CorruptSamples(run.corrupt_samples, config.loader.max_corrupt_fraction),
+        metrics,
+        evaluation,
+        hooks.Pictures(run.figures, config.monitor.pictures_every, tensorboard),
+        checkpointer,
+    ]
+    trainer = Trainer(method, data, ranks, optim=config.optim, config=config.trainer, seed=config.seed, hooks=observers)
+    if checkpoint is not None:
+        checkpointer.resume(trainer, checkpoint)
+    if ranks.is_main:
+        run.write_start(recipe_text(composed), environment(ranks, trainer.precision))
+    trainer.train()
+    if ranks.is_main:
+        report(console, run, trainer, evaluation)
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, epilog="Every key: --help-config. Every name: tools/list.py")
+    parser.add_argument("--config", required=True, metavar="RECIPE", help="recipe file, anywhere")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings and group options to change")
+    parser.add_argument("--resume", default="auto", help="auto (default), never, or the path of a checkpoint")
+    parser.add_argument("--plugin", action="append", default=[], help="module or file that registers parts; repeatable")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan; no data, no accelerator, no weights")
+    parser.add_argument("--help-config", action="store_true", help="print every key with type, default and meaning")
+    return parser.parse_intermixed_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parse(argv)
+    console = Console(soft_wrap=True)
+    logging.basicConfig(
+        level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=console, show_path=False)]
+    )
+    try:
+        discover(arguments.plugin)
+        composed = compose(arguments.config, arguments.overrides)
+        if arguments.help_config:
+            print(describe(composed))
+        elif arguments.dry_run:
+            Plan.of(composed.config).print(console)
+        else:
+            with processes(composed.config.trainer.device) as ranks:
+                train(composed, arguments.resume, console, ranks)
+    except (ValueError, LookupError, OSError, LoaderError, NonFiniteLoss) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
