@@ -1,0 +1,8 @@
+"""Exchange with other implementations: official weights, golden fixtures."""
+
+from ssl_zoo.interop import golden_ijepa
+from ssl_zoo.interop.golden import VERIFIERS, Finding, Fixture, FixtureError, Verifier, table, verify_file
+
+VERIFIERS["ijepa"] = Verifier(golden_ijepa.recognises, golden_ijepa.verify)
+
+__all__ = ["VERIFIERS", "Finding", "Fixture", "FixtureError", "Verifier", "table", "verify_file"]

@@ -1,0 +1,70 @@
+"""Official state dicts: which of our tensors each official name means, and strict loading of them.
+
+Only what differs is written down. Our ViT keeps the names of timm, which are also those of the official encoders.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+_DDP_PREFIX = "module."  # official checkpoints were saved with the wrapper still on
+
+
+@dataclass(frozen=True)
+class NameMap:
+    """Official parameter names of one module, and ours.
+
+    Attributes:
+        renamed: official first component of a dotted name -> ours; components that are not listed are the same in both.
+    """
+
+    renamed: Mapping[str, str] = field(default_factory=dict)
+
+    def ours(self, official: str) -> str:
+        first, dot, rest = official.removeprefix(_DDP_PREFIX).partition(".")
+        return self.renamed.get(first, first) + dot + rest
+
+    def official(self, ours: str) -> str:
+        first, dot, rest = ours.partition(".")
+        back = {our: official for official, our in self.renamed.items()}
+        return back.get(first, first) + dot + rest
+
+
+# facebookresearch/ijepa: src/models/vision_transformer.py, VisionTransformer and VisionTransformerPredictor.
+IJEPA_ENCODER = NameMap()
+IJEPA_PREDICTOR = NameMap(
+    {
+        "predictor_embed": "embed_in",
+        "predictor_pos_embed": "pos_embed",
+        "predictor_blocks": "blocks",
+        "predictor_norm": "norm",
+        "predictor_proj": "proj_out",
+    }
+)
+
+
+def to_official(module: nn.Module, names: NameMap) -> dict[str, Tensor]:
+    """The module's state dict under official names; the tensors share memory with the module."""
+    return {names.official(name): tensor for name, tensor in module.state_dict().items()}
+
+
+def load_official(module: nn.Module, weights: Mapping[str, Tensor], names: NameMap) -> None:
+    """Copy weights under official names into ``module``: all of them or none.
+
+    Raises:
+        ValueError: a tensor is missing, has no counterpart or another shape; the message lists official names.
+    """
+    own = module.state_dict()
+    given = {names.ours(name): tensor for name, tensor in weights.items()}
+    complaints = [f"missing {names.official(name)}" for name in own if name not in given]
+    complaints += [f"unknown {names.official(name)}" for name in given if name not in own]
+    complaints += [
+        f"{names.official(name)} has shape {list(tensor.shape)}, needs {list(own[name].shape)}"
+        for name, tensor in given.items()
+        if name in own and tensor.shape != own[name].shape
+    ]
+    if complaints:
+        shown, more = complaints[:5], len(complaints) - 5
+        raise ValueError("; ".join(shown) + (f"; and {more} more" if more > 0 else ""))
+    module.load_state_dict(given)
