@@ -1,0 +1,141 @@
+"""The import rules: which part of the library may know which. Checked on the source, so lazy imports count as well."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+LEAVES = ("registry", "seeding", "schedules", "io")  # importable by everyone; import nothing of ours
+
+# Part -> what it may import besides itself and the leaves. "data" means all of it, "data.batch" that module alone.
+MAY_IMPORT = {
+    **dict.fromkeys(LEAVES, ()),
+    "nn": (),
+    "masks": (),
+    "targets": ("nn", "masks.base"),
+    "data": ("masks",),
+    "method": ("nn", "masks", "targets", "data.batch"),
+    "eval": ("nn", "data"),
+    # Never eval, methods, config. nn: attention kernels per device, blocks as units of sharding. masks, targets: built
+    # from their configs for a run and for its plan, by registry.
+    "engine": ("method", "data", "nn", "masks", "targets"),
+    "methods": ("method", "nn", "masks", "targets", "data.batch"),
+    "config": ("data", "engine", "eval", "masks", "method", "nn", "targets"),
+    "interop": ("data.batch", "engine", "masks", "method", "methods", "nn", "targets"),
+    "configs": (),
+    "tools": ("config", "configs", "data", "engine", "eval", "interop", "masks", "method", "methods", "nn", "targets"),
+}
+GRAFTS = ("methods", "configs", "tools")  # beside the package in a checkout, inside it when installed
+VAGUE_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}
+
+# What a method file must leave to the engine: processes, optimizers, files.
+FOREIGN_TO_METHODS = ("torch.distributed", "torch.optim", "os", "pathlib")
+
+
+def modules(root: Path) -> dict[str, Path]:
+    """Every module of the checkout at ``root`` by its dotted name below ``ssl_zoo``; the package itself is ``""``."""
+    files = [(path, path.relative_to(root / "ssl_zoo")) for path in (root / "ssl_zoo").rglob("*.py")]
+    files += [(path, path.relative_to(root)) for graft in GRAFTS for path in (root / graft).rglob("*.py")]
+    named = {}
+    for path, relative in files:
+        parts = relative.with_suffix("").parts
+        named[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return named
+
+
+def imports(name: str, path: Path, known: dict[str, Path]) -> Iterator[tuple[str, int]]:
+    """(absolute dotted name, line) of everything that the file imports; ``ssl_zoo.`` and grafts resolved to one form.
+
+    ``from package import name`` yields ``package.name`` where that is a module of ours, otherwise ``package``.
+    """
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    for node in ast.walk(ast.parse(path.read_text(), str(path))):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                above = ["ssl_zoo", *filter(None, package.split("."))]
+                base = ".".join([*above[: len(above) - node.level + 1], *filter(None, [base])])
+            for alias in node.names:
+                full = f"{base}.{alias.name}"
+                is_module = full.removeprefix("ssl_zoo.") in known if base.startswith("ssl_zoo") else base == "torch"
+                yield (full if is_module else base), node.lineno
+
+
+def own_part(imported: str) -> str | None:
+    """Name below ``ssl_zoo`` of an import of ours, also where a graft is imported by its bare folder name."""
+    if imported == "ssl_zoo" or imported.split(".")[0] in GRAFTS:
+        return "" if imported == "ssl_zoo" else imported
+    return imported.removeprefix("ssl_zoo.") if imported.startswith("ssl_zoo.") else None
+
+
+def is_within(name: str, part: str) -> bool:
+    return name == part or name.startswith(f"{part}.")
+
+
+def violations(root: Path) -> list[str]:
+    known = modules(root)
+    found = []
+    for name, path in known.items():
+        part = name.split(".")[0]
+        where = path.relative_to(root).as_posix()
+        if part and part not in MAY_IMPORT:
+            found.append(f"{where}: no import rule for ssl_zoo.{part}; decide on one in {Path(__file__).name}")
+            continue
+        # A method knows itself, not its siblings; every other part may import all of itself.
+        allowed = (*LEAVES, *MAY_IMPORT.get(part, ()), name if part == "methods" else part) if part else ()
+        allowed = () if part in LEAVES else allowed
+        for imported, line in imports(name, path, known):
+            if part == "methods" and any(is_within(imported, foreign) for foreign in FOREIGN_TO_METHODS):
+                found.append(f"{where}:{line}: a method imports {imported}, which is the engine's")
+            target = own_part(imported)
+            # `from ssl_zoo import __version__` touches no part.
+            if target and not any(is_within(target, other) for other in allowed):
+                found.append(f"{where}:{line}: {part or 'ssl_zoo/__init__'} imports {target}")
+    return list(dict.fromkeys(found))
+
+
+def test_every_import_follows_the_layers():
+    assert len(modules(ROOT)) > 20
+    assert violations(ROOT) == []
+
+
+def test_no_module_has_a_vague_name():
+    named = [path for name, path in modules(ROOT).items() if VAGUE_NAMES & set(name.split("."))]
+    assert named == []
+
+
+@pytest.mark.parametrize(
+    ("file", "source", "complaint"),
+    [
+        ("ssl_zoo/masks/random.py", "from ssl_zoo.nn import ViT", "masks imports nn"),
+        ("ssl_zoo/masks/random.py", "from ..nn.vit import ViT", "masks imports nn.vit"),
+        ("ssl_zoo/masks/random.py", "from .. import nn", "masks imports nn"),
+        ("ssl_zoo/masks/random.py", "def draw():\n    import ssl_zoo.nn.vit", "masks imports nn.vit"),
+        ("ssl_zoo/targets/pixels.py", "from ssl_zoo.masks import random", "targets imports masks.random"),
+        ("ssl_zoo/engine/trainer.py", "from ssl_zoo import eval", "engine imports eval"),
+        ("ssl_zoo/method.py", "from ssl_zoo.data.loader import Loader", "method imports data.loader"),
+        ("ssl_zoo/seeding.py", "import ssl_zoo.registry", "seeding imports registry"),
+        ("ssl_zoo/config/load.py", "import tools.train_net", "config imports tools.train_net"),
+        ("ssl_zoo/config/load.py", "from ssl_zoo.methods.mae import MAE", "config imports methods.mae"),
+        ("methods/ijepa.py", "from ssl_zoo.methods.mae import MAE", "methods imports methods.mae"),
+        ("methods/ijepa.py", "from .mae import MAE", "methods imports methods.mae"),
+        ("methods/ijepa.py", "from torch import distributed", "a method imports torch.distributed"),
+        ("methods/ijepa.py", "import torch.distributed.nn as dist", "a method imports torch.distributed.nn"),
+        ("ssl_zoo/extras.py", "", "no import rule for ssl_zoo.extras"),
+    ],
+)
+def test_a_forbidden_import_is_found(tmp_path, file, source, complaint):
+    tree = ["nn/vit", "nn/__init__", "masks/random", "eval/knn", "eval/__init__", "data/loader"]
+    for path in [*(f"ssl_zoo/{inner}.py" for inner in tree), "methods/mae.py", "tools/train_net.py"]:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).touch()
+    assert violations(tmp_path) == []
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).write_text(source)
+    [found] = violations(tmp_path)
+    assert complaint in found
