@@ -233,4 +233,5 @@ class Evaluation(Hook):
         self.scores = [Score(score.name, score.value, score.baseline) for score in measured]
         if self.scores:
             values = {score.name: score.value for score in self.scores}
-            self.metrics.add({"step": trainer.step, "epoch": round(trainer.epoch, 4), **values})
+            initial = {f"{s.name}_random_init": s.baseline for s in self.scores if s.baseline is not None}
+            self.metrics.add({"step": trainer.step, "epoch": round(trainer.epoch, 4), **values, **initial})

@@ -2,12 +2,13 @@
 
 from ssl_zoo.targets.base import TARGETS, Ema, Target, TargetConfig
 from ssl_zoo.targets.pixels import Pixels, PixelsConfig
-from ssl_zoo.targets.teacher import MaskTeacher, Teacher, TeacherConfig
+from ssl_zoo.targets.teacher import MaskTeacher, Normalization, Teacher, TeacherConfig
 
 __all__ = [
     "TARGETS",
     "Ema",
     "MaskTeacher",
+    "Normalization",
     "Pixels",
     "PixelsConfig",
     "Target",

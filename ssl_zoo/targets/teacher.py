@@ -24,6 +24,13 @@ class MaskTeacher(Enum):
     input = "input"  # the teacher sees the patches of the block alone
 
 
+class Normalization(Enum):
+    """What a target feature is measured against."""
+
+    layer = "layer"  # each token over its features (I-JEPA)
+    instance = "instance"  # each feature over the image's tokens, then each token over its features (data2vec 2.0)
+
+
 @dataclass
 class TeacherConfig(TargetConfig):
     """The target encoder of I-JEPA and the teacher of data2vec."""
@@ -31,6 +38,9 @@ class TeacherConfig(TargetConfig):
     momentum: float = setting(0.996, "EMA momentum at the start of the run")
     final_momentum: float = setting(1.0, "EMA momentum at its end")
     momentum_shape: Shape = setting(Shape.linear, "course of the momentum: constant, linear or cosine")
+    normalization: Normalization = setting(
+        Normalization.layer, "layer as I-JEPA; instance first removes what all tokens of an image share"
+    )
     mask: MaskTeacher = setting(MaskTeacher.output, "cut target blocks from the teacher's output or from its input")
 
     def __post_init__(self) -> None:
@@ -52,12 +62,18 @@ class Teacher(Target):
     def forward(self, images: Float[Tensor, "B 3 H W"], masks: Masks) -> Float[Tensor, "B M T dim"]:
         prefix = self.encoder.num_prefix_tokens
         if self.config.mask is MaskTeacher.output:
-            tokens = take(self.encoder(images)[:, prefix:], masks.targets)
+            tokens = take(self._normalized(self.encoder(images)[:, prefix:].float()), masks.targets)
         else:
-            tokens = self.encoder(images, keep=masks.targets)[:, :, prefix:]
+            tokens = self._normalized(self.encoder(images, keep=masks.targets)[:, :, prefix:].float())
         # A second normalisation, without affine and at the default eps, on top of the encoder's own last norm, as in
         # the reference (facebookresearch/ijepa, src/train.py).
-        return F.layer_norm(tokens.float(), (self.dim,))
+        return F.layer_norm(tokens, (self.dim,))
+
+    def _normalized(self, tokens: Float[Tensor, "*B N D"]) -> Float[Tensor, "*B N D"]:
+        if self.config.normalization is Normalization.layer:
+            return tokens
+        variance, mean = torch.var_mean(tokens, dim=-2, keepdim=True, correction=0)
+        return (tokens - mean) * (variance + 1e-5).rsqrt()
 
     def averages(self, encoder: ViT) -> Sequence[Ema]:
         momentum = ramp(self.config.momentum_shape, self.config.momentum, self.config.final_momentum)

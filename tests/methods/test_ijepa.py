@@ -11,7 +11,7 @@ from ssl_zoo.masks import Masks
 from ssl_zoo.method import METHODS, build_method
 from ssl_zoo.methods.ijepa import Loss
 from ssl_zoo.nn import ViTConfig
-from ssl_zoo.targets import MaskTeacher, PixelsConfig, TeacherConfig
+from ssl_zoo.targets import MaskTeacher, Normalization, PixelsConfig, TeacherConfig
 
 
 def reference_loss(method, batch) -> torch.Tensor:
@@ -76,6 +76,15 @@ def test_targets_have_zero_mean_and_unit_variance_per_token() -> None:
     targets = method.target(batch.views[0], batch.masks[0])
     torch.testing.assert_close(targets.mean(-1), torch.zeros(targets.shape[:-1]), atol=1e-5, rtol=0)
     torch.testing.assert_close(targets.var(-1, unbiased=False), torch.ones(targets.shape[:-1]), atol=1e-3, rtol=0)
+
+
+def test_instance_normalisation_removes_what_all_tokens_of_an_image_share() -> None:
+    method = tiny_method("ijepa")
+    tokens = torch.randn(2, 16, 48, generator=torch.Generator().manual_seed(0))
+    shift = torch.randn(2, 1, 48, generator=torch.Generator().manual_seed(1))
+    method.target.config = dataclasses.replace(method.target.config, normalization=Normalization.instance)
+    normalised, shifted = method.target._normalized(tokens), method.target._normalized(tokens + shift)
+    torch.testing.assert_close(normalised, shifted, atol=1e-4, rtol=1e-4)
 
 
 def test_masking_the_teachers_input_hides_the_rest_of_the_image_from_it() -> None:
