@@ -2,6 +2,7 @@
 
 import ctypes
 import sys
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -24,8 +25,13 @@ def _multiplies_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     # Without these instructions a bf16 product on a CPU is several times slower than the fp32 one.
-    capabilities = torch.cpu.get_capabilities()
+    capabilities = cpu_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def cpu_capabilities() -> Mapping[str, object]:
+    """Instruction sets and name of the CPU; empty where torch is too old to tell."""
+    return getattr(torch.cpu, "get_capabilities", dict)()
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[None]:

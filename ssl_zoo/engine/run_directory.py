@@ -13,6 +13,7 @@ import torch
 
 import ssl_zoo
 from ssl_zoo.engine.checkpoint import Checkpoint, CheckpointError, list_checkpoints, read_checkpoint
+from ssl_zoo.engine.device import cpu_capabilities
 from ssl_zoo.engine.distributed import Processes
 from ssl_zoo.engine.settings import Precision
 from ssl_zoo.io import write_atomic
@@ -139,7 +140,7 @@ def environment(ranks: Processes, precision: Precision) -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: version(name) for name in _PACKAGES},
         "platform": platform.platform(),
-        "device": torch.cuda.get_device_name(ranks.device) if on_gpu else torch.cpu.get_capabilities().get("cpu_name"),
+        "device": torch.cuda.get_device_name(ranks.device) if on_gpu else cpu_capabilities().get("cpu_name"),
         "precision": precision.value,
         "num_threads": torch.get_num_threads(),
         "world_size": ranks.world_size,
