@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,10 +14,10 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from ssl_zoo.config import Composed, compose, describe, recipe_text
-from ssl_zoo.data.loader import LoaderError, TrainingData
+from ssl_zoo.data.loader import LoaderError
 from ssl_zoo.data.sources import SOURCES, Split
 from ssl_zoo.engine import hooks
-from ssl_zoo.engine.build import build_generators, build_views
+from ssl_zoo.engine.build import build_data
 from ssl_zoo.engine.device import autocast, resolve_precision
 from ssl_zoo.engine.distributed import Processes, processes
 from ssl_zoo.engine.metrics import JsonLines, Metrics, TensorBoard
@@ -33,28 +34,16 @@ from ssl_zoo.registry import discover
 def train(composed: Composed, resume: str, console: Console, ranks: Processes) -> None:
     config = composed.config
     run = RunDirectory(Path(config.output_dir), {"choices": dict(composed.choices), **composed.plain()})
-    views = build_views(config.method, config.backbone)
-    generators = build_generators(views, config.masks, config.backbone)
-    method = build_method(config.method, config.backbone, config.targets, seed=config.seed)
     checkpoint = run.find_checkpoint(resume)
-    train_source, test_source = (SOURCES.build(config.data, split) for split in Split)
-    data = TrainingData(
-        train_source,
-        views,
-        generators,
-        seed=config.seed,
-        images_per_step=config.trainer.images_per_step,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
-        config=config.loader,
-    )
+    method = build_method(config.method, config.backbone, config.targets, seed=config.seed)
+    data = build_data(config, ranks)
     probe = OnlineProbe(
         config.probe,
-        train_source,
-        test_source,
+        data.source,
+        SOURCES.build(config.data, Split.test),
         image_size=config.backbone.image_shape,
-        mean=views[0].config.mean,
-        std=views[0].config.std,
+        mean=data.views[0].config.mean,
+        std=data.views[0].config.std,
         seed=config.seed,
         device=ranks.device,
         autocast=autocast(resolve_precision(config.trainer.precision, ranks.device), ranks.device),
@@ -100,7 +89,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
     console = Console(soft_wrap=True)
     logging.basicConfig(
-        level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=console, show_path=False)]
+        level=logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING,
+        format="%(message)s",
+        handlers=[RichHandler(console=console, show_path=False)],
     )
     try:
         discover(arguments.plugin)
@@ -115,6 +106,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, LookupError, OSError, LoaderError, NonFiniteLoss) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(
+            "interrupted before the step could be saved; the same command goes on from the last checkpoint",
+            file=sys.stderr,
+        )
+        return 130
     return 0
 
 

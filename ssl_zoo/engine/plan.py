@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from rich.console import Console
@@ -11,32 +10,18 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ssl_zoo.data.batch import Batch
-from ssl_zoo.data.sources import SOURCES, SourceConfig
-from ssl_zoo.engine.build import build_generators, build_views
+from ssl_zoo.data.sources import SOURCES
+from ssl_zoo.engine.build import RunConfig, build_generators, build_views
 from ssl_zoo.engine.optim import OptimConfig, RateSchedules
 from ssl_zoo.engine.settings import TrainerConfig
 from ssl_zoo.engine.trainer import BatchPlan, run_length
-from ssl_zoo.masks import MaskGenerator, Masks, MasksConfig
-from ssl_zoo.method import Method, MethodConfig, Progress, ViewSpec, build_method
-from ssl_zoo.nn import BackboneConfig, set_fused_attention
+from ssl_zoo.masks import MaskGenerator, Masks
+from ssl_zoo.method import Method, Progress, ViewSpec, build_method
+from ssl_zoo.nn import set_fused_attention
 from ssl_zoo.seeding import generator_for
-from ssl_zoo.targets import TargetConfig
 
 _PLAN_IMAGES = 2  # enough for every shape; counts are divided by it
 _GIBI = 2**30
-
-
-class RunConfig(Protocol):
-    """The sections of a configuration that a plan needs."""
-
-    seed: int
-    method: MethodConfig
-    backbone: BackboneConfig
-    masks: MasksConfig | None
-    targets: TargetConfig | None
-    data: SourceConfig
-    optim: OptimConfig
-    trainer: TrainerConfig
 
 
 @dataclass(frozen=True)

@@ -246,7 +246,7 @@ def test_scene_labels_describe_the_scene():
     source = _scenes()
     scenes = source.scenes(torch.arange(300))
     labels = source.label_sets
-    assert list(labels) == ["count", "distance", "shape"] and torch.equal(source.labels, labels["count"])
+    assert list(labels) == ["distance", "count", "shape"] and torch.equal(source.labels, labels["distance"])
     assert torch.equal(labels["count"] + 1, scenes.count) and scenes.count.unique().tolist() == list(range(1, 11))
     for row in range(300):
         count = int(scenes.count[row])

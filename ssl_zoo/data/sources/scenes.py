@@ -52,13 +52,13 @@ class ScenesConfig(SourceConfig):
 
 @SOURCES.register("scenes", ScenesConfig)
 class RenderedScenes(Source):
-    """Built-in: 1 to 10 shaded objects on a ground plane; labels count, distance, shape.
+    """Built-in: 1 to 10 shaded objects on a ground plane; labels distance, count, shape.
 
-    A picture is a function of (seed, split, index). ``count`` is the number of objects less one, ``distance`` the bin
-    of the nearest object's depth, ``shape`` the most frequent shape, the one with larger silhouettes among equals.
+    A picture is a function of (seed, split, index). ``distance`` is the bin of the nearest object's depth, ``count`` the
+    number of objects less one, ``shape`` the most frequent shape, the one with larger silhouettes among equals.
     """
 
-    num_classes = MAX_OBJECTS
+    num_classes = len(DISTANCE_EDGES) + 1
 
     def __init__(self, config: ScenesConfig, split: Split) -> None:
         super().__init__(config, split)
@@ -161,7 +161,7 @@ def _labels(scenes: Scenes) -> dict[str, Int[Tensor, "B"]]:
     silhouette = (scenes.size / z) ** 2  # below 0.04; ten of them stay below one
     votes = torch.nn.functional.one_hot(scenes.shape, len(SHAPES)) * present[..., None] * (1 + silhouette[..., None])
     return {
-        "count": scenes.count - 1,
         "distance": torch.bucketize(depth, torch.tensor(DISTANCE_EDGES)),
+        "count": scenes.count - 1,
         "shape": votes.sum(1).argmax(1),
     }
