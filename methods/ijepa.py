@@ -39,11 +39,12 @@ class IJEPAConfig(MethodConfig):
     view: ViewConfig = setting(ViewConfig(crop_scale=[0.3, 1.0]), "rendering of the one view")
 
     def __post_init__(self) -> None:
-        heads = self.predictor_heads
-        if self.predictor_dim % 4 or (heads is not None and self.predictor_dim % heads):
+        if self.predictor_dim % 4:
+            raise ValueError(f"method.predictor_dim={self.predictor_dim} must be a multiple of 4, for its positions")
+        if self.predictor_heads is not None and self.predictor_dim % self.predictor_heads:
             raise ValueError(
-                f"method.predictor_dim={self.predictor_dim} must be a multiple of 4, for the positions, and of "
-                f"method.predictor_heads={'the encoder' if heads is None else heads}"
+                f"method.predictor_dim={self.predictor_dim} is no multiple of "
+                f"method.predictor_heads={self.predictor_heads}"
             )
         if self.smooth_l1_beta <= 0:
             raise ValueError(f"method.smooth_l1_beta={self.smooth_l1_beta}: needs a positive number")
@@ -63,12 +64,18 @@ class IJEPA(Method):
         if target is None:
             raise ValueError("method=ijepa predicts a target: choose targets=teacher (the paper) or targets=pixels")
         super().__init__(config, encoder, target)
+        num_heads = config.predictor_heads or encoder.config.num_heads
+        if config.predictor_dim % num_heads:
+            raise ValueError(
+                f"method.predictor_dim={config.predictor_dim} is no multiple of the encoder's {num_heads} heads; "
+                "set method.predictor_heads"
+            )
         self.predictor = NarrowViT(
             dim_in=encoder.embed_dim,
             dim=config.predictor_dim,
             dim_out=target.dim,
             depth=config.predictor_depth,
-            num_heads=config.predictor_heads or encoder.config.num_heads,
+            num_heads=num_heads,
             grid=encoder.grid,
         )
 

@@ -75,6 +75,12 @@ class Teacher(Target):
         variance, mean = torch.var_mean(tokens, dim=-2, keepdim=True, correction=0)
         return (tokens - mean) * (variance + 1e-5).rsqrt()
 
+    def train(self, mode: bool = True) -> "Teacher":
+        """The teacher drops no path and no attention, also while the method trains."""
+        super().train(mode)
+        self.encoder.eval()
+        return self
+
     def averages(self, encoder: ViT) -> Sequence[Ema]:
         momentum = ramp(self.config.momentum_shape, self.config.momentum, self.config.final_momentum)
         return (Ema(encoder, self.encoder, momentum),)

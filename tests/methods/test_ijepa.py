@@ -1,6 +1,7 @@
 """I-JEPA against its formulas."""
 
 import dataclasses
+import re
 
 import pytest
 import torch
@@ -68,6 +69,29 @@ def test_the_indices_of_one_block_do_not_change_the_prediction_of_another() -> N
 def test_the_teacher_is_evaluated() -> None:
     method = tiny_method("ijepa")
     assert method.evaluated() is method.target.encoder
+
+
+def test_the_teacher_drops_no_path_while_the_method_trains() -> None:
+    backbone = dataclasses.replace(TINY_BACKBONE, drop_path=0.5)
+    config = METHODS.config_of("ijepa")(predictor_dim=32, predictor_depth=1, predictor_heads=4)
+    method = build_method(config, backbone, TeacherConfig(), seed=0).train()
+    batch = tiny_batch(method, "ijepa")
+    once, again = (method.target(batch.views[0], batch.masks[0]) for _ in range(2))
+    assert torch.equal(once, again) and method.encoder.training
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"predictor_dim": 30}, "method.predictor_dim=30 must be a multiple of 4"),
+        ({"predictor_dim": 32, "predictor_heads": 5}, "method.predictor_heads=5"),
+        ({"predictor_dim": 36, "predictor_heads": None}, "encoder's 8 heads; set method.predictor_heads"),
+    ],
+)
+def test_widths_and_heads_that_do_not_fit_name_their_keys(settings: dict[str, int | None], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        backbone = dataclasses.replace(TINY_BACKBONE, num_heads=8)
+        build_method(METHODS.config_of("ijepa")(predictor_depth=1, **settings), backbone, TeacherConfig(), seed=0)
 
 
 def test_targets_have_zero_mean_and_unit_variance_per_token() -> None:

@@ -54,8 +54,8 @@ class ScenesConfig(SourceConfig):
 class RenderedScenes(Source):
     """Built-in: 1 to 10 shaded objects on a ground plane; labels distance, count, shape.
 
-    A picture is a function of (seed, split, index). ``distance`` is the bin of the nearest object's depth, ``count`` the
-    number of objects less one, ``shape`` the most frequent shape, the one with larger silhouettes among equals.
+    A picture is a function of (seed, split, index). ``distance`` is the bin of the nearest object's depth, ``count``
+    the number of objects less one, ``shape`` the most frequent shape, the one with larger silhouettes among equals.
     """
 
     num_classes = len(DISTANCE_EDGES) + 1
