@@ -3,10 +3,12 @@
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torchvision.utils import make_grid
 
 from ssl_zoo.masks.base import Masks
 
-GREY = 0.5
+_GREY = 0.5
+_PANEL_PIXELS = 96  # smaller images are enlarged to about this height
 
 
 def draw_masks(
@@ -18,15 +20,15 @@ def draw_masks(
         images: values in 0..1.
         grid: patch rows and columns.
     """
-    rows = []
+    panels = []
     for i in range(min(max_images, images.shape[0])):
-        blocks = [*masks.context[i], *masks.targets[i]]
-        if masks.hidden is not None:
-            blocks = [torch.nonzero(~masks.hidden[i]).flatten(), *masks.targets[i]]
-        visible = torch.stack([pixel_mask(block, grid, images.shape[-2:]) for block in blocks])
-        panels = torch.where(visible[:, None], images[i], torch.full_like(images[i], GREY))
-        rows.append(torch.cat([images[i], *panels], dim=-1))
-    return torch.cat(rows, dim=-2).clamp(0, 1)
+        seen = list(masks.context[i]) if masks.hidden is None else [torch.nonzero(~masks.hidden[i]).flatten()]
+        visible = torch.stack([pixel_mask(block, grid, images.shape[-2:]) for block in [*seen, *masks.targets[i]]])
+        panels += [images[i], *torch.where(visible[:, None], images[i], torch.full_like(images[i], _GREY))]
+    factor = max(1, _PANEL_PIXELS // images.shape[-2])
+    enlarged = torch.stack(panels).clamp(0, 1).repeat_interleave(factor, -1).repeat_interleave(factor, -2)
+    per_row = len(panels) // min(max_images, images.shape[0])
+    return make_grid(enlarged, nrow=per_row, padding=2, pad_value=1.0)
 
 
 def pixel_mask(index: Int[Tensor, "K"], grid: tuple[int, int], size: tuple[int, int]) -> Bool[Tensor, "H W"]:

@@ -29,9 +29,9 @@ def test_pictures_of_masks_are_files_of_their_step(tmp_path: Path) -> None:
     tiny_trainer(tmp_path, num_steps=3, hooks=[Pictures(tmp_path / "figures", 2, None, num_images=3)]).train()
     names = sorted(path.name for path in (tmp_path / "figures").iterdir())
     assert names == [f"masks_step_0000000{step}.png" for step in (1, 2, 3)]
-    # Image, one context and four targets of 16 pixels beside each other, for three images.
+    # Image, one context and four targets beside each other for three images, 16 pixels enlarged to 96, gaps of two.
     with Image.open(tmp_path / "figures" / names[0]) as picture:
-        assert picture.size == (6 * 16, 3 * 16)
+        assert picture.size == (6 * 98 + 2, 3 * 98 + 2)
 
 
 def test_without_a_terminal_progress_is_plain_lines(tmp_path: Path) -> None:
