@@ -104,7 +104,7 @@ def test_a_process_killed_while_saving_leaves_a_loadable_newest_checkpoint(tmp_p
         "    save_checkpoint(pathlib.Path(sys.argv[1]), step, method, optimizer, {}, {}, keep=2)\n"
         "    print(step, flush=True)\n"
     )
-    for _ in range(10):
+    for _ in range(5):
         process = subprocess.Popen(
             [sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True, cwd=tmp_path
         )
