@@ -93,34 +93,40 @@ class BlockwiseGenerator(MaskGenerator):
 
     def place_blocks(self, batch_size: int, generator: torch.Generator) -> Bool[Tensor, "B N"]:
         """True where a block lies; images may have fewer than they should hide."""
-        hidden = torch.zeros(batch_size, *self.grid, dtype=torch.bool)
+        # 1.0 where nothing lies: torch's float kernels are several times faster here than those of bool.
+        free = torch.ones(batch_size, *self.grid)
         remaining = torch.full((batch_size,), self._num_hidden)
         growing = torch.arange(batch_size)
         for _ in range(_MAX_ROUNDS):
             if not len(growing):
                 break
-            added = self._add_block(hidden, remaining, growing, generator)
+            added = self._add_block(free, remaining, growing, generator)
             # An image without any block goes on: it must have something to predict.
             goes_on = added | (remaining[growing] == self._num_hidden)
             if self.config.shortfall is Shortfall.retry:
                 goes_on = torch.ones_like(added)
             growing = growing[goes_on & (remaining[growing] > 0)]
-        return hidden.flatten(1)
+        return free.flatten(1) == 0
 
     def _add_block(
-        self, hidden: Bool[Tensor, "B H W"], remaining: Int[Tensor, "B"], growing: Int[Tensor, "G"], generator
+        self,
+        free: Float[Tensor, "B H W"],
+        remaining: Int[Tensor, "B"],
+        growing: Int[Tensor, "G"],
+        generator: torch.Generator,
     ) -> Bool[Tensor, "G"]:
         """Hide the first acceptable of ten rectangles in every image of ``growing``; True where there was one."""
-        before, room = hidden[growing], remaining[growing].clamp(max=self._most)
+        before, room = free[growing], remaining[growing].clamp(max=self._most)
         tried = self._draw(room, generator)
-        new = _count(~before, tried)
+        new = _count(before, tried)
         accepted = tried.fits & (new > 0) & (new <= room[:, None])
         added, first = accepted.any(1), accepted.int().argmax(1, keepdim=True)
         top, left, height, width = (
             side.gather(1, first)[:, 0] for side in (tried.top, tried.left, tried.height, tried.width)
         )
         rows, columns = _span(top, height, self.grid[0]), _span(left, width, self.grid[1])
-        hidden[growing] = before | (rows[:, :, None] & columns[:, None, :] & added[:, None, None])
+        rows = rows * added[:, None]
+        free[growing] = before * (1 - rows[:, :, None] * columns[:, None, :])
         remaining[growing] -= new.gather(1, first)[:, 0] * added
         return added
 
@@ -159,20 +165,20 @@ class BlockwiseGenerator(MaskGenerator):
             )
 
 
-def _count(patches: Bool[Tensor, "B H W"], rectangles: _Rectangles) -> Int[Tensor, "B A"]:
-    """How many of ``patches`` every rectangle covers, from their summed-area table."""
-    table = F.pad(patches.to(torch.int32).cumsum(1).cumsum(2), (1, 0, 1, 0))
+def _count(patches: Float[Tensor, "B H W"], rectangles: _Rectangles) -> Int[Tensor, "B A"]:
+    """How many of ``patches`` (1.0) every rectangle covers, from their summed-area table."""
+    table = F.pad(patches.cumsum(1).cumsum(2), (1, 0, 1, 0))
     columns = table.shape[2]
     table = table.flatten(1)
     upper, left = rectangles.top * columns, rectangles.left
     lower, right = (rectangles.top + rectangles.height) * columns, rectangles.left + rectangles.width
     corner = [table.gather(1, place) for place in (lower + right, upper + right, lower + left, upper + left)]
-    return corner[0] - corner[1] - corner[2] + corner[3]
+    return (corner[0] - corner[1] - corner[2] + corner[3]).long()
 
 
-def _span(start: Int[Tensor, "B"], length: Int[Tensor, "B"], side: int) -> Bool[Tensor, "B side"]:
+def _span(start: Int[Tensor, "B"], length: Int[Tensor, "B"], side: int) -> Float[Tensor, "B side"]:
     offset = torch.arange(side) - start[:, None]
-    return (offset >= 0) & (offset < length[:, None])
+    return ((offset >= 0) & (offset < length[:, None])).float()
 
 
 def _rounded_root(area: Float[Tensor, "B A"]) -> Int[Tensor, "B A"]:
