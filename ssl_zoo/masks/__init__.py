@@ -1,6 +1,13 @@
 """Mask generators: which patches are seen and which are predicted."""
 
-from ssl_zoo.masks import multiblock  # noqa: F401  (registers itself)
+from ssl_zoo.masks import (  # noqa: F401  (they register themselves)
+    blockwise,
+    cells,
+    inverse_block,
+    multiblock,
+    random,
+    rasterized,
+)
 from ssl_zoo.masks.base import MASKS, MaskGenerator, Masks, MasksConfig, Pairing
 from ssl_zoo.masks.draw import draw_masks
 

@@ -23,6 +23,12 @@ class Masks:
     """Patch indices 0..N-1 of a batch, row-major on the grid; prefix tokens are never counted.
 
     B images, C context blocks of K visible patches each, M target blocks of T patches each.
+
+    ``hidden`` is there where one set of patches is hidden from the encoder. It may be ragged: images may hide different
+    numbers of patches. Then it alone is the truth, for methods that replace patches at the encoder's input and weigh
+    their loss by it. ``context`` and ``targets`` are cut to the batch's smallest number of seen and of hidden patches,
+    a uniformly random choice of each image's: nothing is padded, so a context patch is never hidden, a target always
+    is, and a method that reads only the indices stays right and leaves a few patches out.
     """
 
     context: Int[Tensor, "B C K"]

@@ -1,0 +1,40 @@
+"""MAE's random masks (arXiv 2111.06377, sec. 3): every patch is hidden with the same probability."""
+
+from dataclasses import dataclass
+
+import torch
+
+from ssl_zoo.masks.base import MASKS, MaskGenerator, Masks, MasksConfig
+from ssl_zoo.masks.subsets import check_both_sides, check_fraction, masks_of, part_of, random_subset
+from ssl_zoo.registry import setting
+
+
+@dataclass
+class RandomConfig(MasksConfig):
+    """Default: arXiv 2111.06377, sec. 4.1. I-JEPA's ablation (arXiv 2301.08243, table 6) hides 0.6."""
+
+    hidden_fraction: float = setting(0.75, "hidden patches as a fraction of the grid; the seen ones are rounded down")
+
+    def __post_init__(self) -> None:
+        check_fraction("masks.hidden_fraction", self.hidden_fraction)
+
+
+@MASKS.register("random", RandomConfig)
+class RandomGenerator(MaskGenerator):
+    """MAE's masks: equally many patches of every image, each subset equally likely; the context is the rest.
+
+    Differs from the reference: seen patches keep their order on the grid, which no output depends on.
+    """
+
+    config: RandomConfig
+
+    def __init__(self, config: RandomConfig, grid: tuple[int, int]) -> None:
+        super().__init__(config, grid)
+        self._num_hidden = self.num_patches - part_of(self.num_patches, 1 - config.hidden_fraction)
+        patches = f"patches of the {grid[0]}x{grid[1]} grid"
+        check_both_sides("masks.hidden_fraction", config.hidden_fraction, self._num_hidden, self.num_patches, patches)
+
+    def __call__(self, batch_size: int, generator: torch.Generator) -> Masks:
+        everything = torch.ones(batch_size, self.num_patches, dtype=torch.bool)
+        chosen = random_subset(everything, self._num_hidden, generator)
+        return masks_of(torch.zeros_like(everything).scatter_(1, chosen, True), generator)
