@@ -151,7 +151,7 @@ def _train(fixture: Fixture, method: IJEPA, comparison: Comparison) -> None:
         rates = optimization.set_rates(step)
         with _outputs(features=method.encoder, targets=method.target, predictions=method.predictor) as seen:
             loss = method(batch, progress).loss
-        _compare_forward(comparison, step, loss, seen, num_contexts=fixture.count("nenc"))
+        _compare_forward(comparison, step, loss, seen)
         loss.backward()
         _compare_gradients(comparison, step, method)
         method.before_step(progress)
@@ -204,7 +204,7 @@ class _Seen:
 
     features: Float[Tensor, "B C K D"] | None = None
     targets: Float[Tensor, "B M T D"] | None = None
-    predictions: Float[Tensor, "B*C M T D"] | None = None
+    predictions: Float[Tensor, "B C M T D"] | None = None
 
 
 @contextmanager
@@ -223,13 +223,12 @@ def _outputs(**modules: nn.Module) -> Iterator[_Seen]:
             handle.remove()
 
 
-def _compare_forward(comparison: Comparison, step: int, loss: Tensor, seen: _Seen, *, num_contexts: int) -> None:
+def _compare_forward(comparison: Comparison, step: int, loss: Tensor, seen: _Seen) -> None:
     # The reference joins everything along the batch: (target block, context block, image), features (context, image).
-    predictions = seen.predictions.unflatten(0, (-1, num_contexts))  # (B, C, M, T, D)
-    targets = seen.targets[:, None].expand_as(predictions)
+    targets = seen.targets[:, None].expand_as(seen.predictions)
     comparison.add(f"step{step}.context_features", seen.features.transpose(0, 1).flatten(0, 1), FEATURES)
     comparison.add(f"step{step}.targets", targets.transpose(0, 2).flatten(0, 2), FEATURES)
-    comparison.add(f"step{step}.predictions", predictions.transpose(0, 2).flatten(0, 2), FEATURES)
+    comparison.add(f"step{step}.predictions", seen.predictions.transpose(0, 2).flatten(0, 2), FEATURES)
     comparison.add(f"step{step}.loss", loss, LOSSES)
 
 
