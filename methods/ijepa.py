@@ -4,18 +4,16 @@ Paper: Assran et al., "Self-Supervised Learning from Images with a Joint-Embeddi
 arXiv 2301.08243. Reference: facebookresearch/ijepa.
 """
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from ssl_zoo.data.batch import ViewConfig
-from ssl_zoo.masks import Masks, draw_masks
-from ssl_zoo.method import METHODS, Batch, Method, MethodConfig, Output, Progress, Target, ViewSpec, ViT
+from ssl_zoo.masks import Masks
+from ssl_zoo.method import METHODS, MaskedMethod, MaskedMethodConfig, Target, ViT
 from ssl_zoo.nn import NarrowViT
 from ssl_zoo.registry import setting
 
@@ -28,7 +26,7 @@ class Loss(Enum):
 
 
 @dataclass
-class IJEPAConfig(MethodConfig):
+class IJEPAConfig(MaskedMethodConfig):
     """I-JEPA: a narrow predictor and the loss in latent space."""
 
     predictor_dim: int = setting(384, "width of the predictor")
@@ -51,18 +49,15 @@ class IJEPAConfig(MethodConfig):
 
 
 @METHODS.register("ijepa", IJEPAConfig)
-class IJEPA(Method):
+class IJEPA(MaskedMethod):
     """Predict the features of target blocks from one context block, in latent space (arXiv 2301.08243)."""
 
     default_masks = "multiblock"
     default_targets = "teacher"
 
     config: IJEPAConfig
-    target: Target
 
     def __init__(self, config: IJEPAConfig, encoder: ViT, target: Target | None) -> None:
-        if target is None:
-            raise ValueError("method=ijepa predicts a target: choose targets=teacher (the paper) or targets=pixels")
         super().__init__(config, encoder, target)
         num_heads = config.predictor_heads or encoder.config.num_heads
         if config.predictor_dim % num_heads:
@@ -73,51 +68,19 @@ class IJEPA(Method):
         self.predictor = NarrowViT(
             dim_in=encoder.embed_dim,
             dim=config.predictor_dim,
-            dim_out=target.dim,
+            dim_out=self.target.dim,
             depth=config.predictor_depth,
             num_heads=num_heads,
             grid=encoder.grid,
         )
 
-    def forward(self, batch: Batch, progress: Progress) -> Output:
-        images, masks = batch.views[0], batch.masks[0]
-        targets = self.target(images, masks)
-        context = self.encoder(images, keep=masks.context)[:, :, self.encoder.num_prefix_tokens :]
-        predictions = self.predict(context, masks)
-        loss = self.loss(predictions, targets.unsqueeze(1).expand_as(predictions))
-        return Output(loss, self.metrics(predictions, targets, masks))
-
-    def predict(self, context: Float[Tensor, "B C K D"], masks: Masks) -> Float[Tensor, "B C M T target"]:
+    def predict(self, images: Float[Tensor, "B 3 H W"], masks: Masks) -> Float[Tensor, "B C pairs T target"]:
         """Every target block from every context block, each pair in a predictor pass of its own."""
-        num_contexts = context.shape[1]
-        predictions = self.predictor(
-            context.flatten(0, 1), masks.context.flatten(0, 1), masks.targets.repeat_interleave(num_contexts, dim=0)
-        )
-        return predictions.unflatten(0, (-1, num_contexts))
+        context = self.encoder(images, keep=masks.context)[:, :, self.encoder.num_prefix_tokens :]
+        return self.predictor(context, masks.context, masks.paired(masks.targets))
 
     def loss(self, predictions: Tensor, targets: Tensor) -> Float[Tensor, ""]:
-        """Mean over every element, in float32."""
+        """Mean over every element."""
         if self.config.loss is Loss.l2:
-            return F.mse_loss(predictions.float(), targets)
-        return F.smooth_l1_loss(predictions.float(), targets, beta=self.config.smooth_l1_beta)
-
-    @staticmethod
-    @torch.no_grad()
-    def metrics(predictions: Tensor, targets: Tensor, masks: Masks) -> Mapping[str, Tensor]:
-        # A collapse shows as a standard deviation over tokens that falls to zero while the loss looks excellent.
-        return {
-            "target_std": targets.flatten(0, -2).std(dim=0).mean(),
-            "prediction_std": predictions.detach().float().flatten(0, -2).std(dim=0).mean(),
-            "context_tokens": torch.full((), float(masks.context.shape[-1]), device=targets.device),
-            "target_tokens": torch.full((), float(masks.targets.shape[-1]), device=targets.device),
-        }
-
-    def evaluated(self) -> ViT:
-        return self.target.evaluated(self.encoder)  # the target encoder: paper, appendix A.2
-
-    def pictures(self, batch: Batch) -> Mapping[str, Float[Tensor, "3 H W"]]:
-        return {"masks": draw_masks(self.config.view.unnormalize(batch.views[0]), batch.masks[0], self.encoder.grid)}
-
-    @classmethod
-    def views(cls, config: IJEPAConfig, image_size: tuple[int, int]) -> Sequence[ViewSpec]:
-        return (ViewSpec("image", image_size, config.view),)
+            return F.mse_loss(predictions, targets)
+        return F.smooth_l1_loss(predictions, targets, beta=self.config.smooth_l1_beta)

@@ -17,7 +17,10 @@ discover()
 
 PROGRESS = Progress(step=10, num_steps=100, samples=80)
 # Settings that bring a method or mask generator down to width 48 on a 4x4 grid; everything else is its default.
-TINY_METHOD = {"ijepa": {"predictor_dim": 32, "predictor_depth": 1, "predictor_heads": 4}}
+TINY_METHOD = {
+    "ijepa": {"predictor_dim": 32, "predictor_depth": 1, "predictor_heads": 4},
+    "mae": {"decoder_dim": 32, "decoder_depth": 1, "decoder_heads": 4},
+}
 TINY_MASKS = {"multiblock": {"min_patches": 1, "target_scale": [0.2, 0.3]}}
 TINY_BACKBONE = ViTConfig(image_size=16, patch_size=4, embed_dim=48, depth=2, num_heads=4)
 

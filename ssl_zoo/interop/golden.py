@@ -7,7 +7,8 @@ last step, ``history.*`` one value per step. One verifier per kind of fixture re
 
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class FixtureError(ValueError):
@@ -73,6 +74,33 @@ class Fixture:
         return {name.removeprefix(prefix): self.tensor(name) for name in self.tensors if name.startswith(prefix)}
 
 
+@contextmanager
+def blame(fixture: Fixture, part: str) -> Iterator[None]:
+    """What our classes refuse inside is a fault of this part of the file."""
+    try:
+        yield
+    except FixtureError:
+        raise
+    except ValueError as error:
+        raise FixtureError(f"{fixture.path}: {part}: {error}") from error
+
+
+@contextmanager
+def outputs(**modules: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """The outputs of ``modules``, by the names given here, inside a method's forward, which is what the engine runs."""
+    seen: dict[str, Tensor] = {}
+
+    def watch(name: str, module: nn.Module):
+        return module.register_forward_hook(lambda _module, _inputs, output: seen.__setitem__(name, output))
+
+    handles = [watch(name, module) for name, module in modules.items()]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 @dataclass(frozen=True)
 class Tolerance:
     """``absolute + relative * |stored value|``."""
@@ -88,6 +116,7 @@ FEATURES = Tolerance(2e-5)
 GRADIENT_NORMS = Tolerance(1e-5, relative=1e-4)
 GLOBAL_GRADIENT_NORM = Tolerance(1e-4)
 GRADIENTS = Tolerance(1e-5)
+INDICES = Tolerance(0.5)  # whole numbers, equal or not
 SCHEDULES = Tolerance(1e-9)
 FINAL_WEIGHTS = Tolerance(1e-5)
 
@@ -157,6 +186,13 @@ class Comparison:
     def _noise(self, name: str, weight: Tensor, exact: Tensor) -> float:
         difference = (weight.double() - exact.double()).abs()
         return float(torch.where(self._rounding_only(name, difference), 0.0, difference).max())
+
+    def add_gradients(self, prefix: str, gradients: Mapping[str, Tensor]) -> None:
+        """Compare ``{prefix}grad_norm.*`` and ``{prefix}grad.*`` with gradients by official names."""
+        norms, whole = f"{prefix}grad_norm", f"{prefix}grad"
+        for name, gradient in gradients.items():
+            self.add(f"{norms}.{name}", gradient.norm(), GRADIENT_NORMS, quantity=norms)
+            self.add(f"{whole}.{name}", gradient, GRADIENTS, quantity=whole)
 
     def add_history(self, quantity: str, values: list[float], tolerance: Tolerance) -> None:
         self.add(f"history.{quantity}", torch.tensor(values, dtype=torch.float64), tolerance)

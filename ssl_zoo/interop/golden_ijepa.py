@@ -2,21 +2,16 @@
 
 import copy
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from ssl_zoo.engine.optim import AdamWConfig, Optimization, RateSchedules
 from ssl_zoo.interop.golden import (
     FEATURES,
     FINAL_WEIGHTS,
     GLOBAL_GRADIENT_NORM,
-    GRADIENT_NORMS,
-    GRADIENTS,
     LOSSES,
     SCHEDULES,
     Comparison,
@@ -24,6 +19,8 @@ from ssl_zoo.interop.golden import (
     Fixture,
     FixtureError,
     Tolerance,
+    blame,
+    outputs,
 )
 from ssl_zoo.interop.official import IJEPA_ENCODER, IJEPA_PREDICTOR, load_official, to_official
 from ssl_zoo.masks import Masks
@@ -75,21 +72,10 @@ def _final_weights(method: IJEPA) -> dict[str, dict[str, Tensor]]:
     }
 
 
-@contextmanager
-def _blame(fixture: Fixture, part: str) -> Iterator[None]:
-    """What our classes refuse inside is a fault of this part of the file."""
-    try:
-        yield
-    except FixtureError:
-        raise
-    except ValueError as error:
-        raise FixtureError(f"{fixture.path}: {part}: {error}") from error
-
-
 def _method(fixture: Fixture) -> IJEPA:
     [beta] = _parsed(fixture, "loss", _LOSS, default="smooth_l1(beta=1), mean")
     heads = fixture.count("heads")
-    with _blame(fixture, "config"):
+    with blame(fixture, "config"):
         method = build_method(
             IJEPAConfig(
                 predictor_dim=fixture.count("pdim"),
@@ -117,13 +103,13 @@ def _load(fixture: Fixture, method: IJEPA) -> None:
         ("encoder", method.evaluated(), IJEPA_ENCODER),  # the target encoder starts as an exact copy
         ("predictor", method.predictor, IJEPA_PREDICTOR),
     ):
-        with _blame(fixture, f"init.{part}"):
+        with blame(fixture, f"init.{part}"):
             load_official(module, fixture.group(f"init.{part}."), names)
 
 
 def _optimization(fixture: Fixture, method: IJEPA, num_steps: int) -> Optimization:
     *betas, eps = _parsed(fixture, "opt", _OPTIMIZER, default="AdamW betas (0.9, 0.999) eps 1e-8")
-    with _blame(fixture, "config"):
+    with blame(fixture, "config"):
         config = AdamWConfig(
             learning_rate=fixture.number("lr"),
             initial_learning_rate=fixture.number("start_lr"),
@@ -149,9 +135,9 @@ def _train(fixture: Fixture, method: IJEPA, comparison: Comparison) -> None:
         batch = _batch(fixture, step, method.encoder.pos_embed.dtype)
         progress = Progress(step, num_steps, samples=step * batch.num_images)
         rates = optimization.set_rates(step)
-        with _outputs(features=method.encoder, targets=method.target, predictions=method.predictor) as seen:
+        with outputs(features=method.encoder, targets=method.target, predictions=method.predictor) as seen:
             loss = method(batch, progress).loss
-        _compare_forward(comparison, step, loss, seen, num_contexts=fixture.count("nenc"))
+        _compare_forward(comparison, step, loss, seen)
         loss.backward()
         _compare_gradients(comparison, step, method)
         method.before_step(progress)
@@ -198,38 +184,12 @@ def _indices(fixture: Fixture, step: int, kind: str, count: int) -> Tensor:
     return stacked
 
 
-@dataclass
-class _Seen:
-    """What the networks gave out in one pass of the method."""
-
-    features: Float[Tensor, "B C K D"] | None = None
-    targets: Float[Tensor, "B M T D"] | None = None
-    predictions: Float[Tensor, "B*C M T D"] | None = None
-
-
-@contextmanager
-def _outputs(**modules: nn.Module) -> Iterator[_Seen]:
-    """The outputs of ``modules`` inside the method's own forward, which is what the engine runs."""
-    seen = _Seen()
-
-    def watch(name: str, module: nn.Module):
-        return module.register_forward_hook(lambda _module, _inputs, output: setattr(seen, name, output))
-
-    handles = [watch(name, module) for name, module in modules.items()]
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _compare_forward(comparison: Comparison, step: int, loss: Tensor, seen: _Seen, *, num_contexts: int) -> None:
+def _compare_forward(comparison: Comparison, step: int, loss: Tensor, seen: Mapping[str, Tensor]) -> None:
     # The reference joins everything along the batch: (target block, context block, image), features (context, image).
-    predictions = seen.predictions.unflatten(0, (-1, num_contexts))  # (B, C, M, T, D)
-    targets = seen.targets[:, None].expand_as(predictions)
-    comparison.add(f"step{step}.context_features", seen.features.transpose(0, 1).flatten(0, 1), FEATURES)
+    targets = seen["targets"][:, None].expand_as(seen["predictions"])
+    comparison.add(f"step{step}.context_features", seen["features"].transpose(0, 1).flatten(0, 1), FEATURES)
     comparison.add(f"step{step}.targets", targets.transpose(0, 2).flatten(0, 2), FEATURES)
-    comparison.add(f"step{step}.predictions", predictions.transpose(0, 2).flatten(0, 2), FEATURES)
+    comparison.add(f"step{step}.predictions", seen["predictions"].transpose(0, 2).flatten(0, 2), FEATURES)
     comparison.add(f"step{step}.loss", loss, LOSSES)
 
 
@@ -238,11 +198,8 @@ def _compare_gradients(comparison: Comparison, step: int, method: IJEPA) -> None
         ("", method.encoder, IJEPA_ENCODER),
         ("predictor/", method.predictor, IJEPA_PREDICTOR),
     ):
-        for name, parameter in module.named_parameters():
-            if parameter.grad is not None:
-                full, norms, whole = prefix + names.official(name), f"step{step}.grad_norm", f"step{step}.grad"
-                comparison.add(f"{norms}.{full}", parameter.grad.norm(), GRADIENT_NORMS, quantity=norms)
-                comparison.add(f"{whole}.{full}", parameter.grad, GRADIENTS, quantity=whole)
+        gradients = {prefix + names.official(n): p.grad for n, p in module.named_parameters() if p.grad is not None}
+        comparison.add_gradients(f"step{step}.", gradients)
 
 
 def _parsed(fixture: Fixture, key: str, pattern: re.Pattern[str], *, default: str) -> Sequence[float]:

@@ -42,6 +42,27 @@ IJEPA_PREDICTOR = NameMap(
         "predictor_proj": "proj_out",
     }
 )
+# facebookresearch/mae: models_mae.py, MaskedAutoencoderViT; its state dict holds both networks side by side.
+MAE_ENCODER = NameMap()
+MAE_DECODER = NameMap(
+    {
+        "decoder_embed": "embed_in",
+        "decoder_pos_embed": "pos_embed",
+        "decoder_blocks": "blocks",
+        "decoder_norm": "norm",
+        "decoder_pred": "proj_out",
+    }
+)
+
+
+def split_mae(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The official MAE state dict parted into the weights of encoder and decoder."""
+    decoder = {
+        name: tensor
+        for name, tensor in weights.items()
+        if name.removeprefix(_DDP_PREFIX).startswith(("decoder_", "mask_token"))
+    }
+    return {name: tensor for name, tensor in weights.items() if name not in decoder}, decoder
 
 
 def to_official(module: nn.Module, names: NameMap) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
 from ssl_zoo.registry import Registry
@@ -35,6 +35,13 @@ class Masks:
     targets: Int[Tensor, "B M T"]
     pairing: Pairing = Pairing.product
     hidden: Bool[Tensor, "B N"] | None = None  # True = replaced at the encoder's input; counts may differ per image
+
+    def paired(self, per_target: Shaped[Tensor, "B M *T"]) -> Shaped[Tensor, "B C pairs *T"]:
+        """For each context the entries of those target blocks that it predicts: all M, or the one of its own index."""
+        if self.pairing is Pairing.zip:
+            return per_target.unsqueeze(2)
+        num_contexts = self.context.shape[1]
+        return per_target.unsqueeze(1).expand(-1, num_contexts, *per_target.shape[1:])
 
     def map(self, function) -> "Masks":
         """The same masks with ``function`` applied to every tensor (a device copy, a slice of the images)."""

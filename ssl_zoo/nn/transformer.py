@@ -68,28 +68,29 @@ class NarrowViT(nn.Module):
         self.pos_embed.copy_(sincos_positions(self.grid, dim, self.sincos_layout, num_prefix=num_prefix, device=device))
 
     def forward(
-        self, tokens: Float[Tensor, "B L D"], context: Int[Tensor, "B K"], targets: Int[Tensor, "B M T"]
-    ) -> Float[Tensor, "B M T O"]:
+        self, tokens: Float[Tensor, "*B L D"], context: Int[Tensor, "*B K"], targets: Int[Tensor, "*B M T"]
+    ) -> Float[Tensor, "*B M T O"]:
         """Predictions for the target patches; each of the M blocks is predicted on its own.
 
         Mask tokens of different blocks never attend to each other: each block gets a copy of the context
         (I-JEPA, arXiv 2301.08243, sec. 3). M = 1 predicts all hidden patches together (MAE).
 
         Args:
-            tokens: encoded prefix tokens and context patches, L = num_prefix_tokens + K.
+            tokens: encoded prefix tokens and context patches, L = num_prefix_tokens + K, of an image, or with a second
+                leading dimension of one of its contexts.
             context: the patches that ``tokens`` belong to, without prefix tokens.
             targets: the patches to predict.
         """
-        batch, num_blocks, num_targets = targets.shape
-        known = self.embed(tokens, context)
-        queries = self.queries(targets).to(known.dtype)
+        *leading, num_blocks, num_targets = targets.shape
+        known = self.embed(tokens.flatten(0, -3), context.flatten(0, -2))
+        queries = self.queries(targets.flatten(0, -3)).to(known.dtype)
         known = known[:, None].expand(-1, num_blocks, -1, -1)
         x = torch.cat([known, queries], dim=2).flatten(0, 1)
         for block in self.blocks:
             x = block(x)
         # The norm and the output map act on each token by itself, so the context needs neither.
         x = self.proj_out(self.norm(x[:, -num_targets:]))
-        return x.unflatten(0, (batch, num_blocks))
+        return x.unflatten(0, (*leading, num_blocks))
 
     def embed(self, tokens: Float[Tensor, "B L D"], context: Int[Tensor, "B K"]) -> Float[Tensor, "B L dim"]:
         """Encoded tokens at this width, with the positions of their patches; prefix tokens get none."""

@@ -1,7 +1,7 @@
 """What is predicted: the contract of targets, and the averaged copies that some of them bring."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -59,6 +59,21 @@ class Target(nn.Module, ABC):
     @abstractmethod
     def forward(self, images: Float[Tensor, "B 3 H W"], masks: Masks) -> Float[Tensor, "B M T dim"]:
         """Targets of the patches ``masks.targets``, float32."""
+
+    def pictures(
+        self,
+        predictions: Float[Tensor, "B M T dim"],
+        images: Float[Tensor, "B 3 H W"],
+        masks: Masks,
+        unnormalize: Callable[[Float[Tensor, "B 3 H W"]], Float[Tensor, "B 3 H W"]],
+    ) -> Mapping[str, Float[Tensor, "3 rows columns"]]:
+        """Images in 0..1 that show predictions of this target, one row per image of the batch.
+
+        Args:
+            masks: one context block and the target blocks that it predicts.
+            unnormalize: from the values that the encoder gets to 0..1.
+        """
+        return {}
 
     def averages(self, encoder: ViT) -> Sequence[Ema]:
         """The averaged networks that this target brings; ``encoder`` is the one being trained."""

@@ -1,15 +1,18 @@
 """Pixels as targets: reconstruct what was hidden."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ssl_zoo.masks.base import Masks
-from ssl_zoo.nn import ViT, patchify, take
+from ssl_zoo.nn import ViT, patchify, scatter_back, take, unpatchify
 from ssl_zoo.registry import setting
 from ssl_zoo.targets.base import TARGETS, Target, TargetConfig
+
+GREY = 0.5  # of patches that are neither seen nor predicted
 
 
 @dataclass
@@ -25,14 +28,50 @@ class Pixels(Target):
 
     def __init__(self, config: PixelsConfig, encoder: ViT) -> None:
         super().__init__()
-        self.config, self.patch_size = config, encoder.patch_size
+        self.config, self.patch_size, self.grid = config, encoder.patch_size, encoder.grid
         self.dim = 3 * encoder.patch_size**2
 
     @torch.no_grad()
     def forward(self, images: Float[Tensor, "B 3 H W"], masks: Masks) -> Float[Tensor, "B M T dim"]:
         pixels = take(patchify(images.float(), self.patch_size), masks.targets)
         if self.config.normalize:
-            # Unbiased variance and eps inside the root: MAE (arXiv 2111.06377), facebookresearch/mae models_mae.py.
-            variance, mean = torch.var_mean(pixels, dim=-1, keepdim=True)
-            pixels = (pixels - mean) * (variance + 1e-6).rsqrt()
+            mean, deviation = _statistics(pixels)
+            pixels = (pixels - mean) / deviation
         return pixels
+
+    @torch.no_grad()
+    def pictures(
+        self,
+        predictions: Float[Tensor, "B M T dim"],
+        images: Float[Tensor, "B 3 H W"],
+        masks: Masks,
+        unnormalize: Callable[[Float[Tensor, "B 3 H W"]], Float[Tensor, "B 3 H W"]],
+    ) -> Mapping[str, Float[Tensor, "3 rows columns"]]:
+        """``reconstructions``: the image, what the encoder sees of it, and the same with the predicted patches.
+
+        Normalised predictions tell neither brightness nor contrast of a patch; the true ones are lent to them.
+        """
+        patches = patchify(images.float(), self.patch_size)
+        if self.config.normalize:
+            mean, deviation = _statistics(take(patches, masks.targets))
+            predictions = predictions * deviation + mean
+        visible, predicted = masks.context.flatten(1), masks.targets.flatten(1)
+        filled = self._image(scatter_back(predictions.flatten(1, 2), predicted, patches))
+        seen = torch.zeros(patches.shape[:2], dtype=torch.bool, device=patches.device).scatter_(1, visible, True)
+        known = seen.scatter(1, predicted, True)
+        image = unnormalize(images)
+        panels = [image, self._on_grey(image, seen), self._on_grey(unnormalize(filled), known)]
+        rows = torch.cat(panels, dim=-1).clamp(0, 1)  # (B, 3, H, 3 W)
+        return {"reconstructions": rows.transpose(0, 1).flatten(1, 2)}
+
+    def _image(self, patches: Float[Tensor, "B N dim"]) -> Float[Tensor, "B 3 H W"]:
+        return unpatchify(patches, self.grid, self.patch_size)
+
+    def _on_grey(self, images: Float[Tensor, "B 3 H W"], shown: Bool[Tensor, "B N"]) -> Float[Tensor, "B 3 H W"]:
+        return self._image(patchify(images, self.patch_size).where(shown[..., None], GREY))
+
+
+def _statistics(pixels: Float[Tensor, "*B P"]) -> tuple[Float[Tensor, "*B 1"], Float[Tensor, "*B 1"]]:
+    """Mean and standard deviation of each patch, as MAE takes them (arXiv 2111.06377, facebookresearch/mae)."""
+    variance, mean = torch.var_mean(pixels, dim=-1, keepdim=True)  # unbiased
+    return mean, (variance + 1e-6).sqrt()

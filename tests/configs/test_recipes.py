@@ -8,8 +8,12 @@ import pytest
 
 from ssl_zoo.config import compose, load_config
 from ssl_zoo.config.schema import sections
+from ssl_zoo.engine.optim import RateSchedules
+from ssl_zoo.masks import MASKS
 from ssl_zoo.method import build_method
+from ssl_zoo.nn import Initialization
 from ssl_zoo.registry import REGISTRIES
+from ssl_zoo.targets import PixelsConfig, TeacherConfig
 
 ROOT = Path(str(importlib.resources.files("ssl_zoo.configs")))
 RECIPES = sorted(path for path in ROOT.glob("*/*.yaml") if path.parent.name not in sections())
@@ -52,3 +56,47 @@ def test_the_reference_recipe_has_the_reference_values():
     assert (optim.warmup_epochs, optim.weight_decay, optim.final_weight_decay) == (40, 0.04, 0.4)
     assert (config.targets.momentum, config.targets.final_momentum) == (0.996, 1.0)
     assert (config.trainer.images_per_step, config.trainer.epochs) == (2048, 300)
+
+
+@pytest.mark.parametrize(
+    ("name", "dim", "patch_size"), [("vitb16", 768, 16), ("vitl16", 1024, 16), ("vith14", 1280, 14)]
+)
+def test_mae_recipes_have_the_reference_values(name: str, dim: int, patch_size: int) -> None:
+    config = load_config(ROOT / "mae" / f"{name}.yaml")
+    optim, method, backbone = config.optim, config.method, config.backbone
+    assert (backbone.embed_dim, backbone.patch_size, backbone.class_token) == (dim, patch_size, True)
+    assert backbone.initialization is Initialization.xavier
+    assert (method.decoder_dim, method.decoder_depth, method.decoder_heads) == (512, 8, 16)
+    view = method.view
+    assert (view.crop_scale, view.interpolation, view.horizontal_flip) == ([0.2, 1.0], "bicubic", 0.5)
+    assert (config.masks.hidden_fraction, config.targets.normalize) == (0.75, True)
+    assert (config.trainer.images_per_step, config.trainer.epochs) == (4096, 800)
+    assert (optim.weight_decay, optim.final_weight_decay, optim.betas, optim.clip_norm) == (
+        0.05,
+        0.05,
+        [0.9, 0.95],
+        None,
+    )
+    # The reference's schedule: half way up, peak, half way down, end.
+    schedules = RateSchedules(optim, num_steps=800 * 10, steps_per_epoch=10)
+    rates = [schedules(10 * epoch).learning_rate for epoch in (0, 20, 40, 420, 800)]
+    assert rates == pytest.approx([0, 1.2e-3, 2.4e-3, 1.2e-3, 0], abs=1e-12)
+
+
+@pytest.mark.parametrize("name", ["cifar10_vitt4", "demo"])
+def test_methods_are_compared_on_one_backbone_view_optimizer_and_budget(name: str) -> None:
+    ijepa, mae = (load_config(ROOT / method / f"{name}.yaml") for method in ("ijepa", "mae"))
+    for section in ("seed", "backbone", "data", "loader", "optim", "trainer", "monitor", "probe"):
+        assert getattr(ijepa, section) == getattr(mae, section), section
+    assert ijepa.method.view == mae.method.view
+
+
+def test_another_method_on_a_recipe_brings_its_masks_and_targets_and_keeps_the_view(caplog) -> None:
+    recipe = ROOT / "ijepa" / "cifar10_vitt4.yaml"
+    config = load_config(recipe, ["method=mae"])
+    assert isinstance(config.masks, MASKS.config_of("random")) and isinstance(config.targets, PixelsConfig)
+    assert config.method.view.crop_scale == [0.35, 1.0]
+    told = [record.getMessage() for record in caplog.records]
+    assert any("method.predictor_dim=96 is left out" in line for line in told)
+    other = load_config(recipe, ["method=mae", "targets=teacher"])
+    assert isinstance(other.targets, TeacherConfig)

@@ -61,8 +61,8 @@ def test_the_indices_of_one_block_do_not_change_the_prediction_of_another() -> N
     context = torch.randn(8, 1, masks.context.shape[-1], 48, generator=torch.Generator().manual_seed(0))
     moved = masks.targets.clone()
     moved[:, 1] = 15 - moved[:, 1]
-    before = method.predict(context, masks)
-    after = method.predict(context, Masks(masks.context, moved))
+    before = method.predictor(context, masks.context, masks.paired(masks.targets))
+    after = method.predictor(context, masks.context, masks.paired(moved))
     assert torch.equal(before[:, :, 0], after[:, :, 0]) and not torch.allclose(before[:, :, 1], after[:, :, 1])
 
 
