@@ -22,11 +22,16 @@ MAY_IMPORT = {
     # Never eval, methods, config. nn: attention kernels per device, blocks as units of sharding. masks, targets: built
     # from their configs for a run and for its plan, by registry.
     "engine": ("method", "data", "nn", "masks", "targets"),
+    # It restates I-JEPA, to compare speeds with.
+    "benchmark": ("data", "engine", "masks", "method", "methods", "nn"),
     "methods": ("method", "nn", "masks", "targets", "data.batch"),
     "config": ("data", "engine", "eval", "masks", "method", "nn", "targets"),
     "interop": ("data.batch", "engine", "masks", "method", "methods", "nn", "targets"),
     "configs": (),
-    "tools": ("config", "configs", "data", "engine", "eval", "interop", "masks", "method", "methods", "nn", "targets"),
+    "tools": (
+        *("benchmark", "config", "configs", "data", "engine", "eval"),
+        *("interop", "masks", "method", "methods", "nn", "targets"),
+    ),
 }
 GRAFTS = ("methods", "configs", "tools")  # beside the package in a checkout, inside it when installed
 VAGUE_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}

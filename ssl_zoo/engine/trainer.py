@@ -2,13 +2,14 @@
 
 import math
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.profiler import record_function
 
 from ssl_zoo.data.batch import Batch
 from ssl_zoo.data.loader import TrainingData
@@ -100,6 +101,8 @@ class Trainer:
     Args:
         method: on the CPU; moved to the device of ``processes``.
         hooks: called in this order at every point.
+        span: opens a named stretch of a step: forward, backward, clip, optimizer, averages. By default they are named
+            in the traces of torch's profiler.
 
     Attributes:
         step: optimizer steps completed.
@@ -116,8 +119,10 @@ class Trainer:
         config: TrainerConfig,
         seed: int,
         hooks: Sequence[Hook] = (),
+        span: Callable[[str], AbstractContextManager[object]] = record_function,
     ) -> None:
         self.data, self.processes, self.config, self.seed, self.hooks = data, processes, config, seed, hooks
+        self.span = span
         self.device = processes.device
         self.plan = BatchPlan(config.images_per_step, processes.world_size, config.micro_batches)
         self.num_steps, self.steps_per_epoch = run_length(config, len(data.source))
@@ -176,11 +181,14 @@ class Trainer:
         torch.manual_seed(seed_for(self.seed, "forward", self.step, self.processes.rank))
         output = self._forward_backward(batch, progress)
         self.method.before_step(progress)
-        grad_norm = self.optimization.clip()
-        self._check_finite(output.loss, grad_norm)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        momenta = [average.update(progress.fraction) for average in self.averages]
+        with self.span("clip"):
+            grad_norm = self.optimization.clip()
+            self._check_finite(output.loss, grad_norm)
+        with self.span("optimizer"):
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        with self.span("averages"):
+            momenta = [average.update(progress.fraction) for average in self.averages]
         self.method.after_step(progress)
         return StepResult(output, rates, momenta[0] if momenta else None, grad_norm, self._data_seconds)
 
@@ -190,9 +198,10 @@ class Trainer:
         for part in parts:
             last = part is parts[-1]
             with nullcontext() if last or self.wrapped is self.method else self.wrapped.no_sync():
-                with autocast(self.precision, self.device):
+                with self.span("forward"), autocast(self.precision, self.device):
                     output = self.wrapped(part, progress)
-                (output.loss / len(parts)).backward()
+                with self.span("backward"):
+                    (output.loss / len(parts)).backward()
             outputs.append(Output(output.loss.detach(), output.metrics))
         if len(outputs) == 1:
             return outputs[0]

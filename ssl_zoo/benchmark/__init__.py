@@ -1,0 +1,1 @@
+"""How fast recipes train on this machine, measured side by side."""

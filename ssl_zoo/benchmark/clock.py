@@ -1,0 +1,64 @@
+"""Durations of named stretches of a step, by events on CUDA, which stop nothing, and by the wall clock elsewhere."""
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+_Mark = float | torch.cuda.Event
+
+
+class Clock:
+    """Collects stretches; a name that occurs several times in a step is summed."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._steps: list[dict[str, list[tuple[_Mark, _Mark]]]] = []
+        self._open: dict[str, _Mark] = {}
+        self.new_step()
+
+    def new_step(self) -> None:
+        """Stretches from here on belong to the next step."""
+        self._steps.append(defaultdict(list))
+
+    def start(self, name: str) -> None:
+        self._open[name] = self._mark()
+
+    def stop(self, name: str) -> None:
+        self._steps[-1][name].append((self._open.pop(name), self._mark()))
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        self.start(name)
+        yield
+        self.stop(name)
+
+    def watch(self, method: nn.Module) -> None:
+        """Time the forward of each direct part of a method under its own name."""
+        for name, part in method.named_children():
+            part.register_forward_pre_hook(lambda module, inputs, name=name: self.start(name))
+            part.register_forward_hook(lambda module, inputs, output, name=name: self.stop(name))
+
+    def collect(self) -> Sequence[Mapping[str, float]]:
+        """Seconds of every stretch in each step since the last call; waits for the device."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        finished = [step for step in self._steps if step]
+        self._steps = []
+        self.new_step()
+        return [{name: sum(map(_seconds, pairs)) for name, pairs in step.items()} for step in finished]
+
+    def _mark(self) -> _Mark:
+        if self.device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+
+def _seconds(stretch: tuple[_Mark, _Mark]) -> float:
+    start, stop = stretch
+    return stop - start if isinstance(start, float) else start.elapsed_time(stop) / 1e3

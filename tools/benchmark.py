@@ -1,0 +1,84 @@
+"""Time recipes side by side: ``python tools/benchmark.py --config A.yaml [B.yaml ...] [key=value ...]``."""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if __package__ in (None, ""):  # run as a file of a checkout: its packages are one folder up
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from rich.console import Console
+
+from ssl_zoo.benchmark.contest import race
+from ssl_zoo.benchmark.contestant import Contest
+from ssl_zoo.benchmark.table import table
+from ssl_zoo.config import compose
+from ssl_zoo.io import write_atomic
+from ssl_zoo.registry import discover
+
+_OUTSIDE_BRACKETS = re.compile(r",(?![^\[]*\])")  # commas between values, not inside a list
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config", required=True, nargs="+", metavar="RECIPE", help="recipe files, anywhere")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings and group options for all of them")
+    parser.add_argument(
+        "--baseline", choices=["plain"], help="plain: a straightforward code of the first recipe's I-JEPA"
+    )
+    parser.add_argument("--sweep", metavar="KEY=V1,V2", help="a column per value: trainer.images_per_step=32,64")
+    parser.add_argument("--scaling", metavar="1,2,...", help="a column for each number of processes on this machine")
+    parser.add_argument("--with-data", action="store_true", help="read and augment the recipe's data; default: noise")
+    parser.add_argument("--rounds", type=int, default=5, help="turns that each recipe gets (default 5)")
+    parser.add_argument("--steps", type=int, default=4, help="timed steps per turn (default 4)")
+    parser.add_argument("--warmup", type=int, default=3, help="steps of each recipe before the first turn (default 3)")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="also write every figure to this file")
+    parser.add_argument("--plugin", action="append", default=[], help="module or file that registers parts; repeatable")
+    arguments = parser.parse_intermixed_args(argv)
+    # After several recipes argparse takes overrides for more of them.
+    arguments.overrides += [word for word in arguments.config if "=" in word]
+    arguments.config = [word for word in arguments.config if "=" not in word]
+    return arguments
+
+
+def contests(arguments: argparse.Namespace) -> list[Contest]:
+    """The columns of the table.
+
+    Raises:
+        ValueError: a recipe, override or list that makes no sense.
+    """
+    key, _, values = (arguments.sweep or "").partition("=")
+    swept = [[f"{key}={value}"] for value in _OUTSIDE_BRACKETS.split(values)] if arguments.sweep else [[]]
+    sizes = [int(size) for size in arguments.scaling.split(",")] if arguments.scaling else [1]
+    shared = {"with_data": arguments.with_data, "plugins": arguments.plugin}
+    result = []
+    for recipe in arguments.config:
+        for extra in swept:
+            config = compose(recipe, [*arguments.overrides, *extra]).config
+            name = " ".join([f"{Path(recipe).parent.name}/{Path(recipe).stem}", *extra])
+            result += [Contest(name, config, world_size=size, **shared) for size in sizes]
+    if arguments.baseline:
+        result.insert(0, Contest("plain", result[0].config, plain=True, **shared))
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments, console = parse(argv), Console(soft_wrap=True)
+    try:
+        discover(arguments.plugin)
+        counts = {"rounds": arguments.rounds, "steps": arguments.steps, "warmup": arguments.warmup}
+        results = race(contests(arguments), **counts, tell=lambda line: print(line, file=sys.stderr))
+    except (ValueError, LookupError, OSError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    console.print(table(results))
+    if arguments.json:
+        write_atomic(arguments.json, json.dumps([result.plain() for result in results], indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
