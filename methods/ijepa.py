@@ -12,8 +12,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ssl_zoo.data.batch import ViewConfig
+from ssl_zoo.masked_method import MaskedMethod, MaskedMethodConfig
 from ssl_zoo.masks import Masks
-from ssl_zoo.method import METHODS, MaskedMethod, MaskedMethodConfig, Target, ViT
+from ssl_zoo.method import METHODS, Target, ViT
 from ssl_zoo.nn import NarrowViT
 from ssl_zoo.registry import setting
 

@@ -16,10 +16,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ssl_zoo.data.batch import Batch, ViewConfig, ViewSpec
-from ssl_zoo.masks import Masks, draw_masks
+from ssl_zoo.data.batch import Batch, ViewSpec
+from ssl_zoo.masks import Masks
 from ssl_zoo.nn import BACKBONES, BackboneConfig, ViT
-from ssl_zoo.registry import Registry, setting
+from ssl_zoo.registry import Registry
 from ssl_zoo.targets import TARGETS, Ema, Target, TargetConfig
 
 __all__ = [
@@ -27,8 +27,6 @@ __all__ = [
     "Batch",
     "Clip",
     "Ema",
-    "MaskedMethod",
-    "MaskedMethodConfig",
     "Masks",
     "Method",
     "MethodConfig",
@@ -115,6 +113,24 @@ class Method(nn.Module, ABC):
     def forward(self, batch: Batch, progress: Progress) -> Output:
         """The loss of a batch; changes no state besides gradients' graph."""
 
+    def weight(self, batch: Batch) -> Float[Tensor, ""] | None:
+        """How much this (micro-)batch's loss counts in that of the whole step; None = as much as it has images.
+
+        For losses that are means over something else than images, e.g. over hidden patches whose number differs: the
+        step's loss is then the same however its images are divided among micro-batches and ranks.
+        """
+        return None
+
+    def check_masks(self, masks: Masks) -> None:
+        """Refuse masks of a kind that this method has no use for, before a run starts.
+
+        Args:
+            masks: of one image, as the run's generator draws them.
+
+        Raises:
+            ValueError: with the reason and what to change.
+        """
+
     def averages(self) -> Sequence[Ema]:
         """Averaged networks; the engine updates each after every optimizer step."""
         return self.target.averages(self.encoder) if self.target is not None else ()
@@ -145,75 +161,6 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def views(cls, config: MethodConfig, image_size: tuple[int, int]) -> Sequence[ViewSpec]:
         """The views that a batch holds; a class method, since the data side is built before the networks."""
-
-
-@dataclass
-class MaskedMethodConfig(MethodConfig):
-    """What the methods that predict hidden patches have in common."""
-
-    view: ViewConfig = setting(ViewConfig(), "rendering of the one view")
-
-
-class MaskedMethod(Method):
-    """Base of the methods that see a part of one view and predict a target for patches that they don't see.
-
-    Such a method is a network that predicts and a distance between prediction and target.
-    """
-
-    config: MaskedMethodConfig
-    target: Target
-
-    def __init__(self, config: MaskedMethodConfig, encoder: ViT, target: Target | None) -> None:
-        if target is None:
-            raise ValueError(f"{type(self).__name__} predicts a target: choose targets=teacher or targets=pixels")
-        super().__init__(config, encoder, target)
-
-    def forward(self, batch: Batch, progress: Progress) -> Output:
-        images, masks = batch.views[0], batch.masks[0]
-        targets = self.target(images, masks)
-        predictions = self.predict(images, masks)
-        loss = self.loss(predictions.float(), masks.paired(targets))
-        return Output(loss, self.metrics(predictions, targets, masks))
-
-    @abstractmethod
-    def predict(self, images: Float[Tensor, "B 3 H W"], masks: Masks) -> Float[Tensor, "B C pairs T target"]:
-        """Predictions of every context for the target blocks it is paired with, in the order of ``masks.paired``."""
-
-    @abstractmethod
-    def loss(
-        self, predictions: Float[Tensor, "B C pairs T target"], targets: Float[Tensor, "B C pairs T target"]
-    ) -> Float[Tensor, ""]:
-        """Distance between both, in float32."""
-
-    @staticmethod
-    @torch.no_grad()
-    def metrics(predictions: Tensor, targets: Tensor, masks: Masks) -> Mapping[str, Float[Tensor, ""]]:
-        # A collapse shows as a standard deviation over tokens that falls to zero while the loss looks excellent.
-        return {
-            "target_std": targets.flatten(0, -2).std(dim=0).mean(),
-            "prediction_std": predictions.detach().float().flatten(0, -2).std(dim=0).mean(),
-            "context_tokens": torch.full((), float(masks.context.shape[-1]), device=targets.device),
-            "target_tokens": torch.full((), float(masks.targets.shape[-1]), device=targets.device),
-        }
-
-    def evaluated(self) -> ViT:
-        return self.target.evaluated(self.encoder)
-
-    @torch.no_grad()
-    def pictures(self, batch: Batch) -> Mapping[str, Float[Tensor, "3 H W"]]:
-        """The masks, and what the first context predicts, as the target draws it."""
-        images, masks = batch.views[0], batch.masks[0]
-        predictions = self.predict(images, masks)[:, 0].float()
-        first = Masks(masks.context[:, :1], masks.paired(masks.targets)[:, 0])
-        unnormalize = self.config.view.unnormalize
-        return {
-            "masks": draw_masks(unnormalize(images), masks, self.encoder.grid),
-            **self.target.pictures(predictions, images, first, unnormalize),
-        }
-
-    @classmethod
-    def views(cls, config: MaskedMethodConfig, image_size: tuple[int, int]) -> Sequence[ViewSpec]:
-        return (ViewSpec("image", image_size, config.view),)
 
 
 METHODS = Registry("method", "method")

@@ -18,13 +18,14 @@ MAY_IMPORT = {
     "targets": ("nn", "masks.base"),
     "data": ("masks",),
     "method": ("nn", "masks", "targets", "data.batch"),
+    "masked_method": ("method", "nn", "masks", "targets", "data.batch"),
     "eval": ("nn", "data"),
     # Never eval, methods, config. nn: attention kernels per device, blocks as units of sharding. masks, targets: built
     # from their configs for a run and for its plan, by registry.
     "engine": ("method", "data", "nn", "masks", "targets"),
     # It restates I-JEPA, to compare speeds with.
     "benchmark": ("data", "engine", "masks", "method", "methods", "nn"),
-    "methods": ("method", "nn", "masks", "targets", "data.batch"),
+    "methods": ("method", "masked_method", "nn", "masks", "targets", "data.batch"),
     "config": ("data", "engine", "eval", "masks", "method", "nn", "targets"),
     "interop": ("data.batch", "engine", "masks", "method", "methods", "nn", "targets"),
     "configs": (),

@@ -7,6 +7,7 @@ import torch
 from ssl_zoo.data.batch import Batch
 from ssl_zoo.engine.build import build_generators, build_views
 from ssl_zoo.masks import MASKS
+from ssl_zoo.masks.blockwise import Shortfall
 from ssl_zoo.method import METHODS, Method, Progress, build_method
 from ssl_zoo.nn import ViTConfig
 from ssl_zoo.registry import discover
@@ -20,8 +21,14 @@ PROGRESS = Progress(step=10, num_steps=100, samples=80)
 TINY_METHOD = {
     "ijepa": {"predictor_dim": 32, "predictor_depth": 1, "predictor_heads": 4},
     "mae": {"decoder_dim": 32, "decoder_depth": 1, "decoder_heads": 4},
+    "data2vec2": {"decoder_dim": 32, "decoder_depth": 2},
 }
-TINY_MASKS = {"multiblock": {"min_patches": 1, "target_scale": [0.2, 0.3]}}
+TINY_MASKS = {
+    "multiblock": {"min_patches": 1, "target_scale": [0.2, 0.3]},
+    "blockwise": {"min_block_patches": 2, "shortfall": Shortfall.keep},
+    "inverse_block": {"num_masks": 3, "block_patches": 1, "hidden_fraction": 0.6},
+}
+TINY_TARGETS = {"averaged_teacher": {"num_blocks": 2}}
 TINY_BACKBONE = ViTConfig(image_size=16, patch_size=4, embed_dim=48, depth=2, num_heads=4)
 
 
@@ -40,7 +47,7 @@ class Tiny:
 def tiny_method(name: str, seed: int = 0, **overrides: object) -> Method:
     config = METHODS.config_of(name)(**{**TINY_METHOD.get(name, {}), **overrides})
     target = METHODS.get(name).default_targets
-    target_config = None if target is None else TARGETS.config_of(target)()
+    target_config = None if target is None else TARGETS.config_of(target)(**TINY_TARGETS.get(target, {}))
     return build_method(config, TINY_BACKBONE, target_config, seed=seed)
 
 

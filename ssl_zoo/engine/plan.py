@@ -46,10 +46,15 @@ class Plan:
     def of(cls, config: RunConfig, world_size: int = 1) -> "Plan":
         """The plan of a configured run."""
         views = build_views(config.method, config.backbone)
+        method = build_method(config.method, config.backbone, config.targets, seed=config.seed, device="meta")
+        generators = build_generators(views, config.masks, config.backbone)
+        for generator in generators:
+            if generator is not None:
+                method.check_masks(generator(1, generator_for("plan")))
         return cls(
-            build_method(config.method, config.backbone, config.targets, seed=config.seed, device="meta"),
+            method,
             views,
-            build_generators(views, config.masks, config.backbone),
+            generators,
             config.optim,
             config.trainer,
             world_size,

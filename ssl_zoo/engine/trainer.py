@@ -59,7 +59,7 @@ def run_length(config: TrainerConfig, num_samples: int) -> tuple[int, int]:
 class StepResult:
     """What hooks may read after a step; tensors stay on the device until somebody logs them."""
 
-    output: Output  # means over the micro-batches of this rank
+    output: Output  # of this rank: a loss whose mean over ranks is the step's, means of metrics over micro-batches
     rates: Rates
     momentum: float | None  # of the first average, None without averages
     grad_norm: Tensor
@@ -134,6 +134,8 @@ class Trainer:
         schedules = RateSchedules(optim, num_steps=self.num_steps, steps_per_epoch=self.steps_per_epoch)
         self.optimization = Optimization(optim, groups, schedules)
         self.averages = self.method.averages()
+        for masks in data.sample_masks():
+            self.method.check_masks(masks)
         self.wrapped = self.method if processes.world_size == 1 else DistributedDataParallel(self.method)
         self.step = 0
         self.stop = False
@@ -195,18 +197,27 @@ class Trainer:
     def _forward_backward(self, batch: Batch, progress: Progress) -> Output:
         parts = batch.micro_batches(self.config.micro_batches)
         outputs = []
-        for part in parts:
+        for part, share in zip(parts, self._shares(parts), strict=True):
             last = part is parts[-1]
             with nullcontext() if last or self.wrapped is self.method else self.wrapped.no_sync():
                 with self.span("forward"), autocast(self.precision, self.device):
                     output = self.wrapped(part, progress)
+                loss = output.loss * share
                 with self.span("backward"):
-                    (output.loss / len(parts)).backward()
-            outputs.append(Output(output.loss.detach(), output.metrics))
+                    loss.backward()
+            outputs.append(Output(loss.detach(), output.metrics))
         if len(outputs) == 1:
             return outputs[0]
         metrics = {k: torch.stack([o.metrics[k] for o in outputs]).mean() for k in outputs[0].metrics}
-        return Output(torch.stack([o.loss for o in outputs]).mean(), metrics)
+        return Output(torch.stack([o.loss for o in outputs]).sum(), metrics)
+
+    def _shares(self, parts: Sequence[Batch]) -> Sequence[float | Tensor]:
+        """Factors of the micro-batches' losses, so that their sum, averaged over ranks, is the loss of the step."""
+        weights = [self.method.weight(part) for part in parts]
+        if weights[0] is None:
+            return [1 / len(parts)] * len(parts)
+        weights = torch.stack(weights)
+        return (weights / self.processes.mean(weights.sum())).unbind()
 
     def _check_finite(self, loss: Tensor, grad_norm: Tensor) -> None:
         # The mark stays once set, and the fused optimizer skips its update while it is: the weights remain those that

@@ -1,7 +1,7 @@
 """What every mask generator produces, and the contract it keeps."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 import torch
@@ -42,6 +42,19 @@ class Masks:
             return per_target.unsqueeze(2)
         num_contexts = self.context.shape[1]
         return per_target.unsqueeze(1).expand(-1, num_contexts, *per_target.shape[1:])
+
+    def all_hidden(self, num_patches: int) -> Bool[Tensor, "B N"]:
+        """``hidden`` where it is set, else the union of all target blocks."""
+        if self.hidden is not None:
+            return self.hidden
+        targets = self.targets.flatten(1)
+        nothing = torch.zeros(len(targets), num_patches, dtype=torch.bool, device=targets.device)
+        return nothing.scatter(1, targets, True)
+
+    def everywhere(self, num_patches: int) -> "Masks":
+        """The same contexts with all patches as one target block, for targets of a whole image."""
+        patches = torch.arange(num_patches, device=self.targets.device)
+        return replace(self, targets=patches.expand(len(self.targets), 1, -1), pairing=Pairing.product)
 
     def map(self, function) -> "Masks":
         """The same masks with ``function`` applied to every tensor (a device copy, a slice of the images)."""

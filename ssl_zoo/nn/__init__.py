@@ -1,7 +1,8 @@
 """Networks: the vision transformer, its narrow relative for predictors and decoders, positions, and token indexing."""
 
 from ssl_zoo.nn.backbone import BACKBONES, BackboneConfig
-from ssl_zoo.nn.blocks import set_fused_attention
+from ssl_zoo.nn.blocks import NormPosition, Tap, set_fused_attention
+from ssl_zoo.nn.convolutions import ConvolutionalDecoder
 from ssl_zoo.nn.initialization import Initialization
 from ssl_zoo.nn.pos_embed import SincosLayout, interpolate_positions, sincos_positions
 from ssl_zoo.nn.tokens import patchify, scatter_back, take, unpatchify
@@ -11,10 +12,13 @@ from ssl_zoo.nn.vit import Positions, ViT, ViTConfig
 __all__ = [
     "BACKBONES",
     "BackboneConfig",
+    "ConvolutionalDecoder",
     "Initialization",
     "NarrowViT",
+    "NormPosition",
     "Positions",
     "SincosLayout",
+    "Tap",
     "ViT",
     "ViTConfig",
     "interpolate_positions",

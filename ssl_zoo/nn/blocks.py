@@ -1,10 +1,70 @@
-"""Stacks of timm's pre-norm transformer blocks."""
+"""Stacks of timm's transformer blocks, with the norms before or after their branches."""
 
 from collections.abc import Sequence
+from enum import Enum
 from functools import partial
 
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
 from timm.models.vision_transformer import Block
-from torch import nn
+from torch import Tensor, nn
+
+
+class NormPosition(Enum):
+    """Where a block normalises."""
+
+    pre = "pre"  # each branch's input (ViT, arXiv 2010.11929)
+    post = "post"  # the sum after each branch (data2vec 2.0)
+
+
+class Tap(Enum):
+    """What is taken out of a block."""
+
+    block = "block"  # its output
+    ffn = "ffn"  # the output of its MLP branch, before it is added (data2vec 2.0)
+
+
+class PreNormBlock(Block):
+    """``x += attention(norm1(x)); x += mlp(norm2(x))``."""
+
+    def forward(
+        self, x: Float[Tensor, "S L D"], attn_mask: Float[Tensor, "#S H L L"] | None = None, *, tap: Tap | None = None
+    ) -> Float[Tensor, "S L D"] | tuple[Float[Tensor, "S L D"], Float[Tensor, "S L D"]]:
+        """The block's output; with ``tap`` also what is taken out of it."""
+        x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x), attn_mask=attn_mask)))
+        branch = self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
+        x = x + branch
+        return x if tap is None else (x, branch if tap is Tap.ffn else x)
+
+
+class PostNormBlock(Block):
+    """``x = norm1(x + attention(x)); x = norm2(x + mlp(x))``."""
+
+    def forward(
+        self, x: Float[Tensor, "S L D"], attn_mask: Float[Tensor, "#S H L L"] | None = None, *, tap: Tap | None = None
+    ) -> Float[Tensor, "S L D"] | tuple[Float[Tensor, "S L D"], Float[Tensor, "S L D"]]:
+        """The block's output; with ``tap`` also what is taken out of it."""
+        x = self.norm1(x + self.drop_path1(self.ls1(self.attn(x, attn_mask=attn_mask))))
+        branch = self.drop_path2(self.ls2(self.mlp(x)))
+        x = self.norm2(x + branch)
+        return x if tap is None else (x, branch if tap is Tap.ffn else x)
+
+
+class QueryValueBiasLinear(nn.Linear):
+    """A packed projection to queries, keys and values without a bias on the keys (BEiT)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim, 3 * dim, bias=False)
+        self.q_bias, self.v_bias = nn.Parameter(torch.zeros(dim)), nn.Parameter(torch.zeros(dim))
+
+    def forward(self, x: Float[Tensor, "*S D"]) -> Float[Tensor, "*S three_D"]:
+        return F.linear(x, self.weight, torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias]))
+
+    @torch.no_grad()
+    def zero_biases(self) -> None:
+        self.q_bias.zero_()
+        self.v_bias.zero_()
 
 
 def transformer_blocks(
@@ -15,30 +75,40 @@ def transformer_blocks(
     mlp_ratio: float,
     norm_eps: float,
     qkv_bias: bool = True,
+    key_bias: bool = True,
     layer_scale: float | None = None,
     drop_path: float = 0.0,
+    attention_dropout: float = 0.0,
+    norm_position: NormPosition = NormPosition.pre,
 ) -> nn.ModuleList:
-    """``depth`` blocks ``x += attention(norm1(x)); x += mlp(norm2(x))`` with exact GELU.
+    """``depth`` blocks of attention and an MLP with exact GELU.
 
     Args:
         mlp_ratio: hidden width over ``dim``; the product is rounded, so that a ratio like 48/11 gives the whole number
             that was meant.
+        key_bias: with False queries and values alone have one; without ``qkv_bias`` it means nothing.
         layer_scale: initial factor on both residual branches; None leaves the factors out.
         drop_path: rate of stochastic depth in the last block; it rises linearly from 0 in the first.
     """
     hidden_dim = round(dim * mlp_ratio)
-    return nn.ModuleList(
-        Block(
+    block = PreNormBlock if norm_position is NormPosition.pre else PostNormBlock
+    blocks = nn.ModuleList(
+        block(
             dim,
             num_heads,
             mlp_ratio=(hidden_dim + 0.5) / dim,  # timm truncates the product
             qkv_bias=qkv_bias,
             init_values=layer_scale,
             drop_path=rate,
+            attn_drop=attention_dropout,
             norm_layer=partial(nn.LayerNorm, eps=norm_eps),
         )
         for rate in _ramp(drop_path, depth)
     )
+    if qkv_bias and not key_bias:
+        for part in blocks:
+            part.attn.qkv = QueryValueBiasLinear(dim)
+    return blocks
 
 
 def _ramp(last: float, depth: int) -> Sequence[float]:

@@ -11,10 +11,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ssl_zoo.nn.backbone import BACKBONES, BackboneConfig
-from ssl_zoo.nn.blocks import transformer_blocks
-from ssl_zoo.nn.initialization import TOKEN_STD, Initialization, initialize
+from ssl_zoo.nn.blocks import NormPosition, Tap, transformer_blocks
+from ssl_zoo.nn.initialization import TOKEN_STD, Initialization, initialize, initialize_token, shrink_branches
 from ssl_zoo.nn.patch_embed import PatchEmbedding
 from ssl_zoo.nn.pos_embed import SincosLayout, interpolate_positions, sincos_positions
+from ssl_zoo.nn.relative_position import RelativePositionBias
 from ssl_zoo.nn.tokens import take
 from ssl_zoo.registry import setting
 
@@ -39,11 +40,18 @@ class ViTConfig(BackboneConfig):
     sincos_layout: SincosLayout = setting(SincosLayout.col_first, "coordinate in the first half of sin-cos channels")
     class_token: bool = setting(False, "prepend a class token; it has a position slot of its own, zeros with sincos")
     num_registers: int = setting(0, "register tokens after the class token, without positions (arXiv 2309.16588)")
+    relative_position_bias: bool = setting(False, "learned biases on attention by offset, one table for all blocks")
     qkv_bias: bool = setting(True, "biases on queries, keys and values")
+    key_bias: bool = setting(True, "false leaves the biases on keys out (BEiT)")
+    norm_position: NormPosition = setting(
+        NormPosition.pre,
+        "pre: before each branch and at the end; post: after the embedding and after each branch",
+    )
     norm_eps: float = setting(1e-6, "epsilon of every layer norm")
     layer_scale: float | None = setting(None, "initial factor on residual branches; null leaves the factors out")
     drop_path: float = setting(0.0, "stochastic depth rate of the last block, rising linearly from 0 in the first")
-    initialization: Initialization = setting(Initialization.normal, "normal (I-JEPA) or xavier (MAE)")
+    attention_dropout: float = setting(0.0, "probability of dropping an attention weight")
+    initialization: Initialization = setting(Initialization.normal, "normal (I-JEPA), xavier (MAE), beit or data2vec2")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -57,8 +65,14 @@ class ViTConfig(BackboneConfig):
             raise ValueError(f"backbone.embed_dim={dim} must be a multiple of 4 for backbone.positions=sincos")
         if round(dim * self.mlp_ratio) < 1:
             raise ValueError(f"backbone.mlp_ratio={self.mlp_ratio} gives the blocks no hidden units")
-        if not 0 <= self.drop_path < 1:
-            raise ValueError(f"backbone.drop_path={self.drop_path} must lie in [0, 1)")
+        for key in ("drop_path", "attention_dropout"):
+            if not 0 <= getattr(self, key) < 1:
+                raise ValueError(f"backbone.{key}={getattr(self, key)} must lie in [0, 1)")
+        if self.relative_position_bias and self.num_registers:
+            raise ValueError(
+                f"backbone.relative_position_bias has no place for backbone.num_registers={self.num_registers} tokens; "
+                "set one of them to its default"
+            )
 
 
 @BACKBONES.register("vit", ViTConfig)
@@ -92,10 +106,18 @@ class ViT(nn.Module):
             mlp_ratio=config.mlp_ratio,
             norm_eps=config.norm_eps,
             qkv_bias=config.qkv_bias,
+            key_bias=config.key_bias,
             layer_scale=config.layer_scale,
             drop_path=config.drop_path,
+            attention_dropout=config.attention_dropout,
+            norm_position=config.norm_position,
         )
-        self.norm = nn.LayerNorm(dim, eps=config.norm_eps)
+        self.rel_pos_bias = None
+        if config.relative_position_bias:
+            self.rel_pos_bias = RelativePositionBias(self.grid, config.num_heads, config.class_token)
+        is_pre = config.norm_position is NormPosition.pre
+        self.norm_pre = nn.Identity() if is_pre else nn.LayerNorm(dim, eps=config.norm_eps)
+        self.norm = nn.LayerNorm(dim, eps=config.norm_eps) if is_pre else nn.Identity()
         self.reset_parameters()
 
     def _empty_positions(self) -> nn.Parameter | None:
@@ -113,9 +135,14 @@ class ViT(nn.Module):
             for scale in (block.ls1, block.ls2):
                 if not isinstance(scale, nn.Identity):
                     scale.reset_parameters()
-        for token in (self.cls_token, self.reg_token):
-            if token is not None:
-                nn.init.normal_(token, std=TOKEN_STD)
+        if self.config.initialization is Initialization.beit:
+            shrink_branches(self.blocks)
+        if self.rel_pos_bias is not None:
+            nn.init.zeros_(self.rel_pos_bias.relative_position_bias_table)
+        if self.cls_token is not None:
+            initialize_token(self.cls_token, self.config.initialization)
+        if self.reg_token is not None:
+            nn.init.normal_(self.reg_token, std=TOKEN_STD)
         if self.config.positions is Positions.sincos:
             self.pos_embed.copy_(self._sincos(self.grid))
         elif self.config.positions is Positions.learned:
@@ -129,14 +156,17 @@ class ViT(nn.Module):
         hidden: Bool[Tensor, "B N"] | None = None,
         mask_token: Float[Tensor, "#B #N D"] | None = None,
         layers: Sequence[int] | None = None,
+        tap: Tap = Tap.block,
     ) -> Float[Tensor, "B *L D"] | list[Float[Tensor, "B *L D"]]:
         """``encode(embed(images, ...), ...)``: see there for arguments and result.
 
         With ``keep`` of shape (B, C, K) a patch is embedded once for all C contexts where that is cheaper.
         """
-        if keep is not None and hidden is None and keep.shape[1:].numel() < self.num_patches:
-            return self.encode(self._embed_kept(images, keep), layers=layers)
-        return self.encode(self.embed(images, hidden, mask_token), keep, layers)
+        if keep is None:
+            return self._run_blocks(self.embed(images, hidden, mask_token), None, layers, tap)
+        if hidden is None and keep.shape[1:].numel() < self.num_patches:
+            return self._run_blocks(self._embed_kept(images, keep), keep, layers, tap)
+        return self.encode(self.embed(images, hidden, mask_token), keep, layers, tap)
 
     def embed(
         self,
@@ -172,6 +202,7 @@ class ViT(nn.Module):
         tokens: Float[Tensor, "B *N D"],
         keep: Int[Tensor, "B *K"] | None = None,
         layers: Sequence[int] | None = None,
+        tap: Tap = Tap.block,
     ) -> Float[Tensor, "B *L D"] | list[Float[Tensor, "B *L D"]]:
         """Run the blocks over all or the kept patches, with the prefix tokens in front.
 
@@ -179,6 +210,7 @@ class ViT(nn.Module):
             tokens: as ``embed`` returns them.
             keep: patches to encode, (B, K), or (B, C, K) for C contexts per image that don't see each other.
             layers: blocks whose outputs are wanted, negative ones counted from the last; no block after them is run.
+            tap: what is wanted of these blocks.
 
         Returns:
             Tokens after the final norm, (B, P + N, D), (B, P + K, D) or (B, C, P + K, D), the P prefix tokens first;
@@ -187,21 +219,42 @@ class ViT(nn.Module):
         Raises:
             ValueError: ``layers`` names a block that does not exist.
         """
-        if keep is not None:
-            tokens = take(tokens, keep)
+        return self._run_blocks(tokens if keep is None else take(tokens, keep), keep, layers, tap)
+
+    def _run_blocks(
+        self, tokens: Float[Tensor, "B *K D"], keep: Int[Tensor, "B *K"] | None, layers: Sequence[int] | None, tap: Tap
+    ) -> Float[Tensor, "B *L D"] | list[Float[Tensor, "B *L D"]]:
+        """``encode`` of tokens that are those of ``keep`` already."""
         leading = tokens.shape[:-2]
-        x = self._with_prefix(tokens.flatten(0, -3))
+        x = self.norm_pre(self._with_prefix(tokens.flatten(0, -3)))
+        bias = self._attention_bias(x, keep)
         if layers is None:
             for block in self.blocks:
-                x = block(x)
+                x = block(x, bias)
             return self.norm(x).unflatten(0, leading)
         wanted = self._block_indices(layers)
         outputs = {}
         for index, block in enumerate(islice(self.blocks, max(wanted) + 1)):
-            x = block(x)
             if index in wanted:
-                outputs[index] = x.unflatten(0, leading)
+                x, taken = block(x, bias, tap=tap)
+                outputs[index] = taken.unflatten(0, leading)
+            else:
+                x = block(x, bias)
         return [outputs[index] for index in wanted]
+
+    def _attention_bias(
+        self, x: Float[Tensor, "S L D"], keep: Int[Tensor, "B *K"] | None
+    ) -> Float[Tensor, "#S heads L L"] | None:
+        if self.rel_pos_bias is None:
+            return None
+        if keep is None and x.shape[1] != self.num_prefix_tokens + self.num_patches:
+            raise ValueError(
+                "backbone.relative_position_bias holds for images of the configured size, "
+                f"{self.num_patches} patches, not {x.shape[1] - self.num_prefix_tokens}"
+            )
+        bias = self.rel_pos_bias(None if keep is None else keep.flatten(0, -2))
+        # Fused kernels take it in the format of the queries.
+        return bias.to(torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype)
 
     def _with_prefix(self, tokens: Float[Tensor, "S K D"]) -> Float[Tensor, "S L D"]:
         prefix = []

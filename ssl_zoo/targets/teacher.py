@@ -2,12 +2,13 @@
 
 import copy
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from enum import Enum
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ssl_zoo.masks.base import Masks
@@ -42,8 +43,12 @@ class TeacherConfig(TargetConfig):
         Normalization.layer, "layer as I-JEPA; instance first removes what all tokens of an image share"
     )
     mask: MaskTeacher = setting(MaskTeacher.output, "cut target blocks from the teacher's output or from its input")
+    annealing: float = setting(1.0, "fraction of the run after which the momentum keeps its final value")
+    full_precision: bool = setting(False, "run the teacher in float32 whatever trainer.precision is")
 
     def __post_init__(self) -> None:
+        if not 0 < self.annealing <= 1:
+            raise ValueError(f"targets.annealing={self.annealing}: needs a fraction of the run, above 0 and at most 1")
         for key in ("momentum", "final_momentum"):
             if not 0 <= getattr(self, key) <= 1:
                 raise ValueError(f"targets.{key}={getattr(self, key)}: needs a value in 0..1")
@@ -60,14 +65,21 @@ class Teacher(Target):
 
     @torch.no_grad()
     def forward(self, images: Float[Tensor, "B 3 H W"], masks: Masks) -> Float[Tensor, "B M T dim"]:
-        prefix = self.encoder.num_prefix_tokens
-        if self.config.mask is MaskTeacher.output:
-            tokens = take(self._normalized(self.encoder(images)[:, prefix:].float()), masks.targets)
-        else:
-            tokens = self._normalized(self.encoder(images, keep=masks.targets)[:, :, prefix:].float())
-        # A second normalisation, without affine and at the default eps, on top of the encoder's own last norm, as in
-        # the reference (facebookresearch/ijepa, src/train.py).
+        with torch.autocast(images.device.type, enabled=False) if self.config.full_precision else nullcontext():
+            if self.config.mask is MaskTeacher.output:
+                tokens = take(self._features(images, None), masks.targets)
+            else:
+                tokens = self._features(images, masks.targets)
+        # For the features of the last norm a second normalisation, without affine and at the default eps, as in the
+        # reference (facebookresearch/ijepa, src/train.py).
         return F.layer_norm(tokens, (self.dim,))
+
+    def _features(self, images: Float[Tensor, "B 3 H W"], keep: Int[Tensor, "B M T"] | None) -> Float[Tensor, "B *N D"]:
+        """Features of all patches, or of kept ones, whose blocks don't see each other; in float32."""
+        return self._normalized(self._patches(self.encoder(images, keep=keep)))
+
+    def _patches(self, tokens: Float[Tensor, "B *L D"]) -> Float[Tensor, "B *N D"]:
+        return tokens[..., self.encoder.num_prefix_tokens :, :].float()
 
     def _normalized(self, tokens: Float[Tensor, "*B N D"]) -> Float[Tensor, "*B N D"]:
         if self.config.normalization is Normalization.layer:
@@ -82,8 +94,8 @@ class Teacher(Target):
         return self
 
     def averages(self, encoder: ViT) -> Sequence[Ema]:
-        momentum = ramp(self.config.momentum_shape, self.config.momentum, self.config.final_momentum)
-        return (Ema(encoder, self.encoder, momentum),)
+        course = ramp(self.config.momentum_shape, self.config.momentum, self.config.final_momentum)
+        return (Ema(encoder, self.encoder, lambda fraction: course(min(1.0, fraction / self.config.annealing))),)
 
     def evaluated(self, encoder: ViT) -> ViT:
         return self.encoder

@@ -107,5 +107,5 @@ def test_masks_from_outside_decide_what_is_predicted(tiny: Tiny) -> None:
         pytest.skip("this method has no masks")
     masks = tiny.batch.masks[0]
     flipped = copy.copy(tiny.batch)
-    object.__setattr__(flipped, "masks", (masks.map(lambda t: t if t.dtype == torch.bool else 15 - t),))
+    object.__setattr__(flipped, "masks", (masks.map(lambda t: t.flip(1) if t.dtype == torch.bool else 15 - t),))
     assert not torch.equal(tiny.method(flipped, PROGRESS).loss, tiny.method(tiny.batch, PROGRESS).loss)

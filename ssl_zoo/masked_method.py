@@ -1,0 +1,145 @@
+"""Bases of the methods that see a part of one view and predict a target for the patches that they don't see."""
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from ssl_zoo.data.batch import Batch, ViewConfig, ViewSpec
+from ssl_zoo.masks import Masks, Pairing, draw_masks
+from ssl_zoo.method import Method, MethodConfig, Output, Progress
+from ssl_zoo.nn import ViT, take
+from ssl_zoo.registry import setting
+from ssl_zoo.targets import MaskTeacher, Target, Teacher
+
+
+@dataclass
+class MaskedMethodConfig(MethodConfig):
+    """What the methods that predict hidden patches have in common."""
+
+    view: ViewConfig = setting(ViewConfig(), "rendering of the one view")
+
+
+class MaskedMethod(Method):
+    """Base of the methods that see a part of one view and predict a target for patches that they don't see.
+
+    Such a method is a network that predicts and a distance between prediction and target.
+    """
+
+    config: MaskedMethodConfig
+    target: Target
+
+    def __init__(self, config: MaskedMethodConfig, encoder: ViT, target: Target | None) -> None:
+        if target is None:
+            raise ValueError(f"{type(self).__name__} predicts a target: choose targets=teacher or targets=pixels")
+        super().__init__(config, encoder, target)
+
+    def forward(self, batch: Batch, progress: Progress) -> Output:
+        images, masks = batch.views[0], batch.masks[0]
+        targets = self.target(images, masks)
+        predictions = self.predict(images, masks)
+        loss = self.loss(predictions.float(), masks.paired(targets))
+        return Output(loss, self.metrics(predictions, targets, masks))
+
+    @abstractmethod
+    def predict(self, images: Float[Tensor, "B 3 H W"], masks: Masks) -> Float[Tensor, "B C pairs T target"]:
+        """Predictions of every context for the target blocks it is paired with, in the order of ``masks.paired``."""
+
+    @abstractmethod
+    def loss(
+        self, predictions: Float[Tensor, "B C pairs T target"], targets: Float[Tensor, "B C pairs T target"]
+    ) -> Float[Tensor, ""]:
+        """Distance between both, in float32."""
+
+    @staticmethod
+    @torch.no_grad()
+    def metrics(predictions: Tensor, targets: Tensor, masks: Masks) -> Mapping[str, Float[Tensor, ""]]:
+        # A collapse shows as a standard deviation over tokens that falls to zero while the loss looks excellent.
+        return {
+            "target_std": targets.flatten(0, -2).std(dim=0).mean(),
+            "prediction_std": predictions.detach().float().flatten(0, -2).std(dim=0).mean(),
+            "context_tokens": torch.full((), float(masks.context.shape[-1]), device=targets.device),
+            "target_tokens": torch.full((), float(masks.targets.shape[-1]), device=targets.device),
+        }
+
+    def evaluated(self) -> ViT:
+        return self.target.evaluated(self.encoder)
+
+    @torch.no_grad()
+    def pictures(self, batch: Batch) -> Mapping[str, Float[Tensor, "3 H W"]]:
+        """The masks, and what the first context predicts, as the target draws it."""
+        images, masks = batch.views[0], batch.masks[0]
+        predictions = self.predict(images, masks)[:, 0].float()
+        first = Masks(masks.context[:, :1], masks.paired(masks.targets)[:, 0])
+        unnormalize = self.config.view.unnormalize
+        return {
+            "masks": draw_masks(unnormalize(images), masks, self.encoder.grid),
+            **self.target.pictures(predictions, images, first, unnormalize),
+        }
+
+    @classmethod
+    def views(cls, config: MaskedMethodConfig, image_size: tuple[int, int]) -> Sequence[ViewSpec]:
+        return (ViewSpec("image", image_size, config.view),)
+
+
+class ReplacingMethod(MaskedMethod):
+    """Base of the masked methods whose encoder sees all patches, the hidden ones replaced by a mask token.
+
+    Numbers of hidden patches may differ between images: the loss is the mean over all of the batch. Where a generator
+    draws no ``hidden``, the union of its target blocks is hidden.
+    """
+
+    def __init__(self, config: MaskedMethodConfig, encoder: ViT, target: Target | None) -> None:
+        super().__init__(config, encoder, target)
+        refuse_masked_teacher(type(self).__name__, self.target)
+        self.mask_token = nn.Parameter(torch.empty(1, 1, encoder.embed_dim))
+
+    @abstractmethod
+    def predict_all(self, images: Float[Tensor, "B 3 H W"], hidden: Bool[Tensor, "B N"]) -> Float[Tensor, "B N target"]:
+        """Predictions for every patch of images whose ``hidden`` patches the encoder does not see."""
+
+    @abstractmethod
+    def errors(
+        self, predictions: Float[Tensor, "B N target"], targets: Float[Tensor, "B N target"]
+    ) -> Float[Tensor, "B N target"]:
+        """Distance of every element, in float32."""
+
+    def forward(self, batch: Batch, progress: Progress) -> Output:
+        images, masks = batch.views[0], batch.masks[0]
+        num_patches = self.encoder.num_patches
+        hidden = masks.all_hidden(num_patches)
+        targets = self.target(images, masks.everywhere(num_patches))[:, 0]
+        predictions = self.predict_all(images, hidden).float()
+        errors = self.errors(predictions, targets).mean(dim=-1)
+        loss = (errors * hidden).sum() / hidden.sum()
+        metrics = self.metrics(predictions, targets, masks)
+        return Output(loss, {**metrics, "target_tokens": hidden.sum() / len(images)})
+
+    def predict(self, images: Float[Tensor, "B 3 H W"], masks: Masks) -> Float[Tensor, "B 1 M T target"]:
+        hidden = masks.all_hidden(self.encoder.num_patches)
+        return take(self.predict_all(images, hidden), masks.targets)[:, None]
+
+    def loss(self, predictions: Tensor, targets: Tensor) -> Float[Tensor, ""]:
+        return self.errors(predictions, targets).mean()
+
+    def weight(self, batch: Batch) -> Float[Tensor, ""]:
+        return batch.masks[0].all_hidden(self.encoder.num_patches).sum().float()
+
+    def check_masks(self, masks: Masks) -> None:
+        if masks.pairing is Pairing.zip and masks.context.shape[1] > 1:
+            raise ValueError(
+                f"{type(self).__name__} replaces the hidden patches of one mask per image, but these masks are "
+                f"{masks.context.shape[1]}; set masks.num_masks=1 or choose other masks"
+            )
+
+
+def refuse_masked_teacher(method: str, target: Target) -> None:
+    """Raise ValueError where the teacher would see target blocks alone although the method needs whole images."""
+    if isinstance(target, Teacher) and target.config.mask is MaskTeacher.input:
+        raise ValueError(
+            f"targets.mask=input: {method} compares with features of the whole image, so its teacher can't see the "
+            "target blocks alone; use targets.mask=output"
+        )

@@ -1,0 +1,57 @@
+"""Averaged teacher features: the mean over the last blocks of an averaged copy of the encoder (data2vec)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ssl_zoo.nn import Tap, ViT
+from ssl_zoo.registry import setting
+from ssl_zoo.schedules import Shape
+from ssl_zoo.targets.base import TARGETS
+from ssl_zoo.targets.teacher import Normalization, Teacher, TeacherConfig
+
+
+@dataclass
+class AveragedTeacherConfig(TeacherConfig):
+    """Defaults: data2vec 1.0, ViT-B/16 (facebookresearch/data2vec_vision, beit/README.md)."""
+
+    num_blocks: int = setting(6, "the last so many blocks are averaged; the encoder's final norm is not used")
+    tap: Tap = setting(Tap.block, "block averages the blocks' outputs, ffn those of their MLP branches (data2vec 2.0)")
+    momentum: float = setting(0.9998, "EMA momentum at the start of the run")
+    final_momentum: float = setting(0.9998, "EMA momentum at its end")
+    momentum_shape: Shape = setting(Shape.linear, "course of the momentum: constant, linear or cosine")
+    normalization: Normalization = setting(
+        Normalization.layer, "of each block before averaging: layer as data2vec 1.0, instance as data2vec 2.0"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_blocks < 1:
+            raise ValueError(f"targets.num_blocks={self.num_blocks}: needs at least 1")
+
+
+@TARGETS.register("averaged_teacher", AveragedTeacherConfig)
+class AveragedTeacher(Teacher):
+    """The mean of the normalised features of the teacher's last blocks, layer-normed (arXiv 2202.03555, sec. 3.3)."""
+
+    config: AveragedTeacherConfig
+
+    def __init__(self, config: AveragedTeacherConfig, encoder: ViT) -> None:
+        depth = len(encoder.blocks)
+        if config.num_blocks > depth:
+            raise ValueError(f"targets.num_blocks={config.num_blocks}: the encoder has {depth} blocks (backbone.depth)")
+        super().__init__(config, encoder)
+
+    def _features(self, images: Float[Tensor, "B 3 H W"], keep: Int[Tensor, "B M T"] | None) -> Float[Tensor, "B *N D"]:
+        layers: Sequence[int] = range(-self.config.num_blocks, 0)
+        outputs = self.encoder(images, keep=keep, layers=layers, tap=self.config.tap)
+        return torch.stack([self._normalized(self._patches(output)) for output in outputs]).mean(dim=0)
+
+    def _normalized(self, tokens: Float[Tensor, "*B N D"]) -> Float[Tensor, "*B N D"]:
+        if self.config.normalization is Normalization.layer:
+            return F.layer_norm(tokens, (self.dim,))
+        return super()._normalized(tokens)
