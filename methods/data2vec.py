@@ -4,7 +4,8 @@ Paper: Baevski et al., "data2vec: A General Framework for Self-supervised Learni
 arXiv 2202.03555. Reference: facebookresearch/data2vec_vision, folder beit.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from ssl_zoo.data.batch import ViewConfig
 from ssl_zoo.masked_method import MaskedMethodConfig, ReplacingMethod
-from ssl_zoo.method import METHODS, Target, ViT
+from ssl_zoo.method import METHODS, ParamGroup, Target, ViT
 from ssl_zoo.nn.initialization import initialize, initialize_token
 from ssl_zoo.registry import setting
 
@@ -52,6 +53,16 @@ class Data2vec(ReplacingMethod):
         self.head = nn.Linear(encoder.embed_dim, self.target.dim)
         initialize(self.head, encoder.config.initialization)
         initialize_token(self.mask_token, encoder.config.initialization)
+
+    def param_groups(self) -> Sequence[ParamGroup]:
+        """As the reference, which spares the class token of weight decay beside all vectors."""
+        decay, no_decay = super().param_groups()
+        class_token = self.encoder.cls_token
+        spared = [p for p in decay.params if p is class_token]
+        return (
+            replace(decay, params=[p for p in decay.params if p is not class_token]),
+            replace(no_decay, params=[*no_decay.params, *spared]),
+        )
 
     def predict_all(self, images: Float[Tensor, "B 3 H W"], hidden: Bool[Tensor, "B N"]) -> Float[Tensor, "B N target"]:
         tokens = self.encoder(images, hidden=hidden, mask_token=self.mask_token)

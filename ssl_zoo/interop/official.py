@@ -17,18 +17,26 @@ class NameMap:
 
     Attributes:
         renamed: official first component of a dotted name -> ours; components that are not listed are the same in both.
+        endings: official end of a dotted name -> ours, of names that begin alike.
     """
 
     renamed: Mapping[str, str] = field(default_factory=dict)
+    endings: Mapping[str, str] = field(default_factory=dict)
 
     def ours(self, official: str) -> str:
-        first, dot, rest = official.removeprefix(_DDP_PREFIX).partition(".")
-        return self.renamed.get(first, first) + dot + rest
+        return _renamed(official.removeprefix(_DDP_PREFIX), self.renamed, self.endings)
 
     def official(self, ours: str) -> str:
-        first, dot, rest = ours.partition(".")
-        back = {our: official for official, our in self.renamed.items()}
-        return back.get(first, first) + dot + rest
+        return _renamed(ours, *({our: official for official, our in m.items()} for m in (self.renamed, self.endings)))
+
+
+def _renamed(name: str, firsts: Mapping[str, str], endings: Mapping[str, str]) -> str:
+    for ending, other in endings.items():
+        if name.endswith(f".{ending}"):
+            name = name.removesuffix(ending) + other
+            break
+    first, dot, rest = name.partition(".")
+    return firsts.get(first, first) + dot + rest
 
 
 # facebookresearch/ijepa: src/models/vision_transformer.py, VisionTransformer and VisionTransformerPredictor.
@@ -53,6 +61,21 @@ MAE_DECODER = NameMap(
         "decoder_pred": "proj_out",
     }
 )
+# facebookresearch/data2vec_vision: beit/modeling_cyclical.py; its state dict holds mask token and head as well.
+BEIT_ENCODER = NameMap(
+    endings={
+        "gamma_1": "ls1.gamma",
+        "gamma_2": "ls2.gamma",
+        "attn.q_bias": "attn.qkv.q_bias",
+        "attn.v_bias": "attn.qkv.v_bias",
+    }
+)
+
+
+def split_data2vec(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The official data2vec state dict parted into the weights of the encoder and those of mask token and head."""
+    own = {name: tensor for name, tensor in weights.items() if name.startswith(("mask_token", "lm_head"))}
+    return {name: tensor for name, tensor in weights.items() if name not in own}, own
 
 
 def split_mae(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

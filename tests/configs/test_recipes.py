@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from ssl_zoo.config import compose, load_config
 from ssl_zoo.config.schema import sections
@@ -100,3 +101,25 @@ def test_another_method_on_a_recipe_brings_its_masks_and_targets_and_keeps_the_v
     assert any("method.predictor_dim=96 is left out" in line for line in told)
     other = load_config(recipe, ["method=mae", "targets=teacher"])
     assert isinstance(other.targets, TeacherConfig)
+
+
+def test_data2vec_recipes_have_the_reference_values_and_sizes() -> None:
+    config = load_config(ROOT / "data2vec" / "vitb16.yaml")
+    method = build_method(config.method, config.backbone, config.targets, seed=0, device="meta")
+    assert sum(p.numel() for p in method.parameters() if p.requires_grad) == 86_256_720
+    assert (config.targets.num_blocks, config.targets.momentum, config.targets.final_momentum) == (6, 0.9998, 0.9998)
+    assert config.method.smooth_l1_beta == 2.0
+    masks = MASKS.build(config.masks, config.backbone.grid)(64, torch.Generator().manual_seed(0))
+    counts = masks.hidden.sum(1)
+    assert counts.max() <= 120 and counts.min() >= 105 and counts.unique().numel() > 1
+
+
+@pytest.mark.parametrize(("name", "seen", "blocks"), [("vitb16", 39, 10), ("vitl16", 49, 18), ("vith14", 64, 24)])
+def test_data2vec2_recipes_see_as_many_patches_as_the_reference(name: str, seen: int, blocks: int) -> None:
+    config = load_config(ROOT / "data2vec2" / f"{name}.yaml")
+    masks = MASKS.build(config.masks, config.backbone.grid)(2, torch.Generator().manual_seed(0))
+    assert masks.context.shape == (2, 16, seen)
+    assert config.targets.num_blocks == blocks
+    [average] = build_method(config.method, config.backbone, config.targets, seed=0, device="meta").averages()
+    assert average.momentum(0.0) == pytest.approx(0.9998)
+    assert average.momentum(config.targets.annealing) == average.momentum(1.0) == config.targets.final_momentum

@@ -1,0 +1,202 @@
+"""Golden fixtures of data2vec 1.0 (facebookresearch/data2vec_vision): a tiny model's run, recomputed by ours."""
+
+import math
+import re
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from ssl_zoo.engine.optim import AdamWConfig, Optimization, RateSchedules
+from ssl_zoo.interop.golden import (
+    FEATURES,
+    FINAL_WEIGHTS,
+    GLOBAL_GRADIENT_NORM,
+    LOSSES,
+    SCHEDULES,
+    Comparison,
+    Finding,
+    Fixture,
+    FixtureError,
+    blame,
+    outputs,
+)
+from ssl_zoo.interop.official import BEIT_ENCODER, NameMap, load_official, split_data2vec, to_official
+from ssl_zoo.masks import Masks
+from ssl_zoo.method import Batch, Progress, build_method
+from ssl_zoo.methods.data2vec import Data2vec, Data2vecConfig
+from ssl_zoo.nn import Positions, ViTConfig, set_fused_attention
+from ssl_zoo.targets import AveragedTeacherConfig
+
+_NUMBER = r"([-+.\de]+)"
+_OPTIMIZER = re.compile(rf"AdamW betas \({_NUMBER}, {_NUMBER}\) eps {_NUMBER}")
+
+
+def recognises(fixture: Fixture) -> bool:
+    return str(fixture.config.get("method", "")).startswith("data2vec 1")
+
+
+def verify(fixture: Fixture) -> list[Finding]:
+    """Everything the file stores, recomputed from its weights and inputs.
+
+    Raises:
+        FixtureError: an input or a setting is missing or does not fit the others.
+    """
+    method, comparison = _method(fixture), Comparison(fixture)
+    _load(fixture, method)
+    own = _Own(method)
+    _train(fixture, method, own, comparison)
+    # The index table is a buffer: equal in all three places, or the average has rounded it.
+    encoders = {"student": method.encoder, "teacher": method.evaluated()}
+    for network, weights in (("student", own.trained), ("teacher", own.averaged)):
+        computed = to_official(encoders[network], BEIT_ENCODER) | weights
+        comparison.add_weights(f"final.{network}", computed, computed, FINAL_WEIGHTS)
+    return comparison.findings()
+
+
+class _Own:
+    """Mask token and head, and their averages: the reference averages them as well, though its teacher has no use."""
+
+    def __init__(self, method: Data2vec) -> None:
+        self.method = method
+        self.averaged = {name: tensor.clone() for name, tensor in self.trained.items()}
+
+    @property
+    def trained(self) -> dict[str, Tensor]:
+        named = {"mask_token": self.method.mask_token, "lm_head.weight": self.method.head.weight}
+        return {name: t.detach() for name, t in {**named, "lm_head.bias": self.method.head.bias}.items()}
+
+    def update(self, momentum: float) -> None:
+        for name, tensor in self.trained.items():
+            self.averaged[name].lerp_(tensor, 1 - momentum)
+
+
+def _method(fixture: Fixture) -> Data2vec:
+    depth = fixture.count("depth")
+    layers = fixture.config.get("target_layers")
+    if not isinstance(layers, list) or not layers or layers != list(range(layers[0], depth)):
+        raise FixtureError(f"{fixture.path}: config.target_layers={layers!r}: needs the last blocks of {depth}")
+    momentum = fixture.number("ema")
+    with blame(fixture, "config"):
+        method = build_method(
+            Data2vecConfig(smooth_l1_beta=fixture.number("l1_beta")),
+            ViTConfig(
+                image_size=fixture.count("image_size"),
+                patch_size=fixture.count("patch_size"),
+                embed_dim=fixture.count("dim"),
+                depth=depth,
+                num_heads=fixture.count("heads"),
+                mlp_ratio=fixture.number("mlp_ratio"),
+                norm_eps=fixture.number("norm_eps"),
+                positions=Positions.none,
+                relative_position_bias=True,
+                key_bias=False,
+                layer_scale=0.1,
+                class_token=True,
+            ),
+            AveragedTeacherConfig(num_blocks=len(layers), momentum=momentum, final_momentum=momentum),
+            seed=0,  # every weight is replaced
+        )
+    set_fused_attention(method, False)
+    return method
+
+
+def _load(fixture: Fixture, method: Data2vec) -> None:
+    encoder, own = split_data2vec(fixture.group("init.student."))
+    with blame(fixture, "init.student"):
+        for network in (method.encoder, method.evaluated()):  # the teacher starts as an exact copy
+            load_official(network, encoder, BEIT_ENCODER)
+        head = {name.removeprefix("lm_head."): tensor for name, tensor in own.items() if name != "mask_token"}
+        load_official(method.head, head, NameMap())
+        if "mask_token" not in own or own["mask_token"].shape != method.mask_token.shape:
+            raise FixtureError(f"{fixture.path}: init.student.mask_token: needs {list(method.mask_token.shape)}")
+    with torch.no_grad():
+        method.mask_token.copy_(own["mask_token"])
+
+
+def _train(fixture: Fixture, method: Data2vec, own: _Own, comparison: Comparison) -> None:
+    """The stored steps in the engine's order; each result is compared as soon as it is there."""
+    num_steps = fixture.count("epochs") * fixture.count("steps_per_epoch")
+    optimization = _optimization(fixture, method, num_steps)
+    history: dict[str, list[float]] = {key: [] for key in ("loss", "grad_norm", "lr", "weight_decay", "ema_decay")}
+    [average] = method.averages()
+    for step in range(fixture.count("steps")):
+        batch, hidden = _batch(fixture, step, method)
+        learning_rate, decay = _cosine(fixture, "lr", step), fixture.number("wd")
+        for group in optimization.optimizer.param_groups:
+            group["lr"], group["weight_decay"] = learning_rate, decay if group["decay"] else 0.0
+        with outputs(targets=method.target, predictions=method.head) as seen:
+            loss = method(batch, Progress(step, num_steps, step * batch.num_images)).loss
+        if step == 0:
+            _compare_forward(comparison, method, batch, hidden, seen)
+        loss.backward()
+        comparison.add_gradients(f"step{step}.", _gradients(method))
+        grad_norm = optimization.clip()
+        optimization.optimizer.step()
+        optimization.optimizer.zero_grad()
+        momentum = average.update(step / num_steps)
+        own.update(momentum)
+        values = (loss.item(), grad_norm.item(), learning_rate, decay, momentum)
+        for key, value in zip(history, values, strict=True):
+            history[key].append(value)
+    comparison.add_history("loss", history["loss"], LOSSES)
+    comparison.add_history("loss_float64", history["loss"], LOSSES)
+    comparison.add_history("grad_norm", history["grad_norm"], GLOBAL_GRADIENT_NORM)
+    for key in ("lr", "weight_decay", "ema_decay"):
+        comparison.add_history(key, history[key], SCHEDULES)
+
+
+def _optimization(fixture: Fixture, method: Data2vec, num_steps: int) -> Optimization:
+    if fixture.number("wd") != fixture.number("wd_end") or fixture.number("ema_start_at") != 0:
+        raise FixtureError(f"{fixture.path}: this verifier knows constant weight decay and momentum alone")
+    text = fixture.config.get("optimizer", "AdamW betas (0.9, 0.999) eps 1e-8")
+    match = _OPTIMIZER.fullmatch(text) if isinstance(text, str) else None
+    if match is None:
+        raise FixtureError(f"{fixture.path}: config.optimizer={text!r} is not known")
+    *betas, eps = (float(number) for number in match.groups())
+    with blame(fixture, "config"):
+        config = AdamWConfig(betas=betas, eps=eps, clip_norm=fixture.number("clip"), warmup_epochs=0)
+    schedules = RateSchedules(config, num_steps=num_steps, steps_per_epoch=fixture.count("steps_per_epoch"))
+    return Optimization(config, method.param_groups(), schedules)
+
+
+def _cosine(fixture: Fixture, key: str, step: int) -> float:
+    """BEiT's schedule: a rise that reaches its end one step before the cosine begins there."""
+    base, final, per_epoch = fixture.number(key), fixture.number(f"min_{key}"), fixture.count("steps_per_epoch")
+    warmup, total = int(fixture.number("warmup_epochs") * per_epoch), fixture.count("epochs") * per_epoch
+    if step < warmup:
+        return base * step / max(1, warmup - 1)
+    return final + (base - final) / 2 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
+
+
+def _batch(fixture: Fixture, step: int, method: Data2vec) -> tuple[Batch, Bool[Tensor, "B N"]]:
+    images, mask = fixture.tensor(f"step{step}.images"), fixture.tensor(f"step{step}.mask")
+    rows, columns = method.encoder.grid
+    size = fixture.count("image_size")
+    if images.shape[1:] != (3, size, size) or mask.shape != (len(images), rows, columns) or mask.dtype != torch.bool:
+        raise FixtureError(
+            f"{fixture.path}: step{step}: images {list(images.shape)} and mask {list(mask.shape)} of {mask.dtype} "
+            f"don't fit image_size={size} and a grid of {rows}x{columns} bool"
+        )
+    hidden = mask.flatten(1)
+    unused = torch.zeros(len(images), 1, 1, dtype=torch.int64)  # the method reads ``hidden`` alone
+    return Batch((images,), (Masks(unused, unused, hidden=hidden),)), hidden
+
+
+def _compare_forward(
+    comparison: Comparison, method: Data2vec, batch: Batch, hidden: Bool[Tensor, "B N"], seen: dict[str, Tensor]
+) -> None:
+    teacher = method.evaluated()
+    with torch.no_grad():
+        blocks = teacher(batch.views[0], layers=range(len(teacher.blocks)))
+    for number, block in enumerate(blocks):
+        name = f"step0.teacher_block.{number}"
+        comparison.add(name, block[:, teacher.num_prefix_tokens :], FEATURES, quantity="step0.teacher_block")
+    comparison.add("step0.targets", seen["targets"][:, 0][hidden], FEATURES)
+    comparison.add("step0.predictions", seen["predictions"][hidden], FEATURES)
+
+
+def _gradients(method: Data2vec) -> dict[str, Tensor]:
+    gradients = {BEIT_ENCODER.official(n): p.grad for n, p in method.encoder.named_parameters() if p.grad is not None}
+    own = {"mask_token": method.mask_token, "lm_head.weight": method.head.weight, "lm_head.bias": method.head.bias}
+    return gradients | {name: parameter.grad for name, parameter in own.items()}
