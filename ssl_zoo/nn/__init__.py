@@ -5,7 +5,7 @@ from ssl_zoo.nn.blocks import NormPosition, Tap, set_fused_attention
 from ssl_zoo.nn.convolutions import ConvolutionalDecoder
 from ssl_zoo.nn.initialization import Initialization
 from ssl_zoo.nn.pos_embed import SincosLayout, interpolate_positions, sincos_positions
-from ssl_zoo.nn.tokens import patchify, scatter_back, take, unpatchify
+from ssl_zoo.nn.tokens import mean_per_patch, patchify, scatter_back, take, unpatchify
 from ssl_zoo.nn.transformer import NarrowViT
 from ssl_zoo.nn.vit import Positions, ViT, ViTConfig
 
@@ -22,6 +22,7 @@ __all__ = [
     "ViT",
     "ViTConfig",
     "interpolate_positions",
+    "mean_per_patch",
     "patchify",
     "scatter_back",
     "set_fused_attention",

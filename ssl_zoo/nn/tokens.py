@@ -29,6 +29,16 @@ def scatter_back(
     return canvas.scatter(1, index[..., None].expand(-1, -1, dim), tokens)
 
 
+def mean_per_patch(
+    tokens: Float[Tensor, "B K D"], index: Int[Tensor, "B K"], num_patches: int
+) -> Float[Tensor, "B N D"]:
+    """The mean of each patch's tokens, where ``index`` may name a patch several times; zero where it never does."""
+    batch, _, dim = tokens.shape
+    sums = tokens.new_zeros(batch, num_patches, dim).scatter_add_(1, index[..., None].expand(-1, -1, dim), tokens)
+    counts = tokens.new_zeros(batch, num_patches).scatter_add_(1, index, torch.ones_like(index, dtype=tokens.dtype))
+    return sums / counts.clamp_min(1)[..., None]
+
+
 def patchify(images: Float[Tensor, "B C H W"], patch_size: int) -> Float[Tensor, "B N P"]:
     """Pixels of each patch in the order (y, x, colour), colour fastest, as MAE predicts them."""
     batch, channels, height, width = images.shape

@@ -4,15 +4,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
+from ssl_zoo.drawing import on_grey, patch_set, rows_of
 from ssl_zoo.masks.base import Masks
 from ssl_zoo.nn import ViT, patchify, scatter_back, take, unpatchify
 from ssl_zoo.registry import setting
 from ssl_zoo.targets.base import TARGETS, Target, TargetConfig
-
-GREY = 0.5  # of patches that are neither seen nor predicted
 
 
 @dataclass
@@ -55,20 +54,13 @@ class Pixels(Target):
         if self.config.normalize:
             mean, deviation = _statistics(take(patches, masks.targets))
             predictions = predictions * deviation + mean
-        visible, predicted = masks.context.flatten(1), masks.targets.flatten(1)
-        filled = self._image(scatter_back(predictions.flatten(1, 2), predicted, patches))
-        seen = torch.zeros(patches.shape[:2], dtype=torch.bool, device=patches.device).scatter_(1, visible, True)
-        known = seen.scatter(1, predicted, True)
+        predicted = masks.targets.flatten(1)
+        filled = unpatchify(scatter_back(predictions.flatten(1, 2), predicted, patches), self.grid, self.patch_size)
+        seen = patch_set(masks.context.flatten(1), patches.shape[1])
+        known = seen | patch_set(predicted, patches.shape[1])
         image = unnormalize(images)
-        panels = [image, self._on_grey(image, seen), self._on_grey(unnormalize(filled), known)]
-        rows = torch.cat(panels, dim=-1).clamp(0, 1)  # (B, 3, H, 3 W)
-        return {"reconstructions": rows.transpose(0, 1).flatten(1, 2)}
-
-    def _image(self, patches: Float[Tensor, "B N dim"]) -> Float[Tensor, "B 3 H W"]:
-        return unpatchify(patches, self.grid, self.patch_size)
-
-    def _on_grey(self, images: Float[Tensor, "B 3 H W"], shown: Bool[Tensor, "B N"]) -> Float[Tensor, "B 3 H W"]:
-        return self._image(patchify(images, self.patch_size).where(shown[..., None], GREY))
+        columns = [image, on_grey(image, seen, self.grid), on_grey(unnormalize(filled), known, self.grid)]
+        return {"reconstructions": rows_of(columns)}
 
 
 def _statistics(pixels: Float[Tensor, "*B P"]) -> tuple[Float[Tensor, "*B 1"], Float[Tensor, "*B 1"]]:

@@ -1,7 +1,7 @@
 """Teacher features: what an averaged copy of the encoder makes of the whole image."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from enum import Enum
@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ssl_zoo.drawing import PrincipalColours, on_grey, patch_colours, patch_set, rows_of, similarity_colours
 from ssl_zoo.masks.base import Masks
-from ssl_zoo.nn import ViT, take
+from ssl_zoo.nn import ViT, mean_per_patch, take
 from ssl_zoo.registry import setting
 from ssl_zoo.schedules import Shape, ramp
 from ssl_zoo.targets.base import TARGETS, Ema, Target, TargetConfig
@@ -73,6 +74,38 @@ class Teacher(Target):
         # For the features of the last norm a second normalisation, without affine and at the default eps, as in the
         # reference (facebookresearch/ijepa, src/train.py).
         return F.layer_norm(tokens, (self.dim,))
+
+    @torch.no_grad()
+    def pictures(
+        self,
+        predictions: Float[Tensor, "B M T dim"],
+        images: Float[Tensor, "B 3 H W"],
+        masks: Masks,
+        unnormalize: Callable[[Float[Tensor, "B 3 H W"]], Float[Tensor, "B 3 H W"]],
+    ) -> Mapping[str, Float[Tensor, "3 rows columns"]]:
+        """``features``: image, context, the features of all patches, the predicted ones, and how far they agree.
+
+        Features are coloured by their first three principal components over all patches of all images shown, the
+        agreement is the cosine similarity of prediction and target (dark blue 0 or less, yellow 1). A patch in several
+        target blocks shows the mean over its blocks.
+        """
+        image, grid, num_patches = unnormalize(images), self.encoder.grid, self.encoder.num_patches
+        features = self(images, masks.everywhere(num_patches))[:, 0]
+        similarity = F.cosine_similarity(predictions, self(images, masks), dim=-1)[..., None]
+        colours = PrincipalColours.of(features)
+        patches = masks.targets.flatten(1)
+        seen, known = patch_set(masks.context.flatten(1), num_patches), patch_set(patches, num_patches)
+        predicted = colours(mean_per_patch(predictions.flatten(1, 2), patches, num_patches))
+        agreement = similarity_colours(mean_per_patch(similarity.flatten(1, 2), patches, num_patches)[..., 0])
+        size = images.shape[-2:]
+        columns = [
+            image,
+            on_grey(image, seen, grid),
+            patch_colours(colours(features), grid, size),
+            on_grey(patch_colours(predicted, grid, size), known, grid),
+            on_grey(patch_colours(agreement, grid, size), known, grid),
+        ]
+        return {"features": rows_of(columns)}
 
     def _features(self, images: Float[Tensor, "B 3 H W"], keep: Int[Tensor, "B M T"] | None) -> Float[Tensor, "B *N D"]:
         """Features of all patches, or of kept ones, whose blocks don't see each other; in float32."""

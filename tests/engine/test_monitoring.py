@@ -22,15 +22,15 @@ def test_tensorboard_gets_scalars_pictures_and_the_config(tmp_path: Path) -> Non
     promised = {"loss", "lr", "weight_decay", "momentum", "grad_norm", "images_per_second", "data_wait", "memory_bytes"}
     assert promised | {"context_tokens", "target_tokens", "target_std", "prediction_std"} <= set(tags["scalars"])
     assert [event.step for event in events.Scalars("loss")] == [1, 2, 3]
-    assert tags["images"] == ["masks"] and "config/text_summary" in tags["tensors"]
+    assert tags["images"] == ["masks", "features"] and "config/text_summary" in tags["tensors"]
 
 
 def test_pictures_of_masks_are_files_of_their_step(tmp_path: Path) -> None:
     tiny_trainer(tmp_path, num_steps=3, hooks=[Pictures(tmp_path / "figures", 2, None, num_images=3)]).train()
     names = sorted(path.name for path in (tmp_path / "figures").iterdir())
-    assert names == [f"masks_step_0000000{step}.png" for step in (1, 2, 3)]
+    assert names == [f"{name}_step_0000000{step}.png" for name in ("features", "masks") for step in (1, 2, 3)]
     # Image, one context and four targets beside each other for three images, 16 pixels enlarged to 96, gaps of two.
-    with Image.open(tmp_path / "figures" / names[0]) as picture:
+    with Image.open(tmp_path / "figures" / names[-1]) as picture:
         assert picture.size == (6 * 98 + 2, 3 * 98 + 2)
 
 

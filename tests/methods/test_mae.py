@@ -152,16 +152,19 @@ def test_a_perfect_prediction_reconstructs_the_image(normalize: bool) -> None:
     images, masks = 0.1 * batch.views[0], batch.masks[0]
     perfect = method.target(images, masks)
     picture = method.target.pictures(perfect, images, masks, method.config.view.unnormalize)["reconstructions"]
-    image, masked, filled = picture.chunk(3, dim=-1)
-    torch.testing.assert_close(image, torch.cat([*method.config.view.unnormalize(images)], dim=1))
+    height, panel = 16 * 6, 16 * 6 + 2  # enlarged six times, with gaps of two pixels
+    assert picture.shape == (3, 2 * panel + 2, 3 * panel + 2)
+    image, masked, filled = (picture[:, 2 : 2 + height, 2 + i * panel : 2 + i * panel + height] for i in range(3))
+    expected = method.config.view.unnormalize(images)[0].repeat_interleave(6, 1).repeat_interleave(6, 2)
+    torch.testing.assert_close(image, expected)
     torch.testing.assert_close(filled, image, atol=1e-5, rtol=0)
     assert (masked == 0.5).all(0).float().mean().item() == pytest.approx(0.75, abs=0.01)
 
 
-def test_reconstructions_are_drawn_for_pixel_targets_alone() -> None:
+def test_reconstructions_are_drawn_for_pixel_targets_and_features_for_a_teacher() -> None:
     batch = tiny_batch(mae(), "mae")
-    assert mae().pictures(batch)["reconstructions"].shape == (3, 8 * 16, 3 * 16)
-    assert "reconstructions" not in mae(TeacherConfig()).pictures(batch)
+    assert mae().pictures(batch).keys() == {"masks", "reconstructions"}
+    assert mae(TeacherConfig()).pictures(batch).keys() == {"masks", "features"}
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from ssl_zoo.nn import patchify, scatter_back, take, unpatchify
+from ssl_zoo.nn import mean_per_patch, patchify, scatter_back, take, unpatchify
 
 
 @pytest.mark.parametrize("shape", [(2, 3), (2, 4, 3), (2, 2, 2, 3)])
@@ -50,3 +50,8 @@ def test_patch_pixels_run_over_y_then_x_then_colour() -> None:
 def test_unpatchify_undoes_patchify_on_non_square_images(channels: int) -> None:
     images = torch.randn(2, channels, 8, 12)
     assert torch.equal(unpatchify(patchify(images, 4), (2, 3), 4), images)
+
+
+def test_the_mean_per_patch_counts_every_mention_of_a_patch() -> None:
+    tokens = torch.tensor([[[1.0], [3.0], [5.0]]])
+    assert mean_per_patch(tokens, torch.tensor([[2, 2, 0]]), 4).flatten().tolist() == [5.0, 0.0, 2.0, 0.0]
