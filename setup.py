@@ -30,6 +30,7 @@ setup(
             "ssl-zoo-benchmark = ssl_zoo.tools.benchmark:main",
             "ssl-zoo-list = ssl_zoo.tools.list:main",
             "ssl-zoo-verify-golden = ssl_zoo.tools.verify_golden:main",
+            "ssl-zoo-visualize = ssl_zoo.tools.visualize:main",
         ]
     },
     python_requires=">=3.10",

@@ -7,11 +7,15 @@ can do no harm.
 import os
 import tarfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ssl_zoo.data.decode import EXTENSIONS
+from jaxtyping import UInt8
+from torch import Tensor
 
+from ssl_zoo.data.decode import EXTENSIONS, DecodeLimits, decode
+
+MAX_UNPACKED_BYTES = 2 << 30  # default largest content of a compressed archive, which is held in memory
 GZIP_ENDINGS = (".tar.gz", ".tgz")
 
 
@@ -54,6 +58,24 @@ def open_files(path: str, *, max_unpacked_bytes: int) -> Files:
     if not files.names:
         raise ValueError(f"{root} holds no image file (looked for *{', *'.join(EXTENSIONS)}, in subfolders too)")
     return files
+
+
+def read_images(paths: Sequence[str], count: int, limits: DecodeLimits) -> list[UInt8[Tensor, "3 _ _"]]:
+    """The first ``count`` images of these files, folders and archives.
+
+    Raises:
+        ValueError: nothing is there, or no image is in it.
+        CorruptImage: a file is no image or can't be decoded.
+    """
+    images = []
+    for path in map(Path, paths):
+        if path.is_file() and not path.name.endswith((".tar", *GZIP_ENDINGS)):
+            images.append(decode(path.read_bytes(), str(path), limits))
+            continue
+        files = open_files(str(path), max_unpacked_bytes=MAX_UNPACKED_BYTES)
+        names = files.names[: max(0, count - len(images))]
+        images += [decode(files.read(number), f"{path}/{name}", limits) for number, name in enumerate(names)]
+    return images[:count]
 
 
 def _is_image(name: str) -> bool:

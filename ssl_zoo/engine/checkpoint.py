@@ -78,8 +78,11 @@ def save_checkpoint(
     return final
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
+def read_checkpoint(path: Path, *, optimizer: bool = True) -> Checkpoint:
     """Read a checkpoint after comparing every file with its manifest.
+
+    Args:
+        optimizer: read the optimizer's moments too, which are often twice as large as the networks.
 
     Raises:
         CheckpointError: a file is missing, cut short or altered, or the format is unknown.
@@ -108,13 +111,13 @@ def read_checkpoint(path: Path) -> Checkpoint:
         path,
         manifest,
         load_file(path / "method.safetensors"),
-        load_file(path / "optimizer.safetensors"),
+        load_file(path / "optimizer.safetensors") if optimizer else {},
         json.loads((path / "state.json").read_text()),
     )
 
 
-def restore(checkpoint: Checkpoint, method: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Put a checkpoint's tensors into a method and its optimizer.
+def restore(checkpoint: Checkpoint, method: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
+    """Put a checkpoint's tensors into a method and, where training goes on, its optimizer.
 
     Raises:
         CheckpointError: names or shapes differ; nothing has been changed then.
@@ -131,6 +134,8 @@ def restore(checkpoint: Checkpoint, method: nn.Module, optimizer: torch.optim.Op
         shown = "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
         raise CheckpointError(f"{checkpoint.path} is of another model than this run's: {shown}")
     method.load_state_dict(checkpoint.method)
+    if optimizer is None:
+        return
     for name, parameter in method.named_parameters():
         prefix = f"{name}:"
         state = {k[len(prefix) :]: v for k, v in checkpoint.optimizer.items() if k.startswith(prefix)}

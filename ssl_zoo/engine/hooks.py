@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from PIL import Image
 from safetensors.torch import save_file
 
 from ssl_zoo.data.batch import Batch
 from ssl_zoo.engine.checkpoint import Checkpoint, restore, save_checkpoint
 from ssl_zoo.engine.metrics import Metrics, TensorBoard
+from ssl_zoo.engine.pictures import save_pictures
 from ssl_zoo.engine.settings import TrainerConfig
 from ssl_zoo.engine.trainer import Hook, NonFiniteLoss, StepResult, Trainer
 from ssl_zoo.nn import ViT
@@ -163,11 +163,9 @@ class Pictures(Hook):
             return
         with torch.no_grad():
             pictures = trainer.method.pictures(trainer.batch.rows(slice(0, self.num_images)))
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for name, picture in pictures.items():
-            pixels = (picture.clamp(0, 1) * 255).byte().permute(1, 2, 0).cpu().numpy()
-            Image.fromarray(pixels).save(self.folder / f"{name}_step_{trainer.step:08d}.png")
-            if self.tensorboard is not None:
+        save_pictures(pictures, self.folder, trainer.step)
+        if self.tensorboard is not None:
+            for name, picture in pictures.items():
                 self.tensorboard.picture(name, picture.float().cpu(), trainer.step)
 
 

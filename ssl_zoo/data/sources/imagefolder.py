@@ -9,7 +9,7 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from ssl_zoo.data.decode import DecodeLimits, decode
-from ssl_zoo.data.files import Files, open_files
+from ssl_zoo.data.files import MAX_UNPACKED_BYTES, Files, open_files
 from ssl_zoo.data.sources.base import SOURCES, Source, SourceConfig, Split
 from ssl_zoo.registry import setting
 
@@ -23,7 +23,7 @@ class FilesConfig(SourceConfig):
     max_image_bytes: int = setting(64 << 20, "larger image files count as corrupt")
     max_image_pixels: int = setting(64_000_000, "images with more pixels count as corrupt; checked before decoding")
     min_image_side: int = setting(8, "images with a shorter side of fewer pixels count as corrupt")
-    max_unpacked_bytes: int = setting(2 << 30, "largest content of a .tar.gz, which is unpacked into memory")
+    max_unpacked_bytes: int = setting(MAX_UNPACKED_BYTES, "largest content of a .tar.gz, which is unpacked into memory")
 
     def __post_init__(self) -> None:
         for key in ("max_image_bytes", "max_image_pixels", "min_image_side", "max_unpacked_bytes"):

@@ -1,0 +1,85 @@
+"""A run opened again: its method with the weights of one of its checkpoints."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ssl_zoo.engine.build import RunConfig
+from ssl_zoo.engine.checkpoint import CheckpointError, checkpoint_path, list_checkpoints, read_checkpoint, restore
+from ssl_zoo.method import Method, build_method
+
+
+@dataclass(frozen=True)
+class TrainedMethod:
+    """A method as a checkpoint holds it, on the CPU, with the number of steps that it was trained for."""
+
+    method: Method
+    checkpoint: Path
+    step: int
+
+
+def open_run(run: Path, config: RunConfig, wanted: str = "last") -> TrainedMethod:
+    """The method of a run directory at a checkpoint.
+
+    Args:
+        config: of the run, from its ``config.yaml``.
+        wanted: as for ``find_checkpoint``.
+
+    Raises:
+        CheckpointError: no such checkpoint, or a damaged one, or one of another model.
+    """
+    path = find_checkpoint(run, wanted)
+    checkpoint = read_checkpoint(path, optimizer=False)
+    method = build_method(config.method, config.backbone, config.targets, seed=config.seed)
+    restore(checkpoint, method)
+    return TrainedMethod(method, path, checkpoint.step)
+
+
+def find_checkpoint(run: Path, wanted: str) -> Path:
+    """The folder of a run's checkpoint.
+
+    Args:
+        wanted: ``last``; ``best``, the one with the highest first score of the run's probe; or the number of a step.
+
+    Raises:
+        CheckpointError: there is none; the message names those that are there.
+    """
+    found = list_checkpoints(run)
+    if not found:
+        raise CheckpointError(f"{run} holds no checkpoint; give the directory of a run that has saved one")
+    if wanted == "last":
+        return found[-1]
+    if wanted == "best":
+        return _best(run, found)
+    path = checkpoint_path(run, int(wanted)) if wanted.isdecimal() else None
+    if path not in found:
+        steps = ", ".join(str(_step(path)) for path in found)
+        raise CheckpointError(f"--checkpoint {wanted}: {run} has last, best and the steps {steps}")
+    return path
+
+
+def _best(run: Path, found: list[Path]) -> Path:
+    by_step = {_step(path): path for path in found}
+    scores = {step: score for step, score in _probe_scores(run).items() if step in by_step}
+    if not scores:
+        raise CheckpointError(
+            f"--checkpoint best: no checkpoint of {run} was probed when it was saved; set probe.every_steps to a "
+            "multiple of trainer.checkpoint_every, or take --checkpoint last"
+        )
+    return by_step[max(scores, key=lambda step: (scores[step], step))]
+
+
+def _probe_scores(run: Path) -> Mapping[int, float]:
+    """The first probe score of every step that has one, from ``metrics.jsonl``."""
+    scores = {}
+    with open(run / "metrics.jsonl") as lines:
+        for line in map(json.loads, lines):
+            first = next((key for key in line if f"{key}_random_init" in line), None)
+            if first is not None:
+                scores[line["step"]] = line[first]
+    return scores
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step_"))

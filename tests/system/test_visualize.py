@@ -1,0 +1,93 @@
+"""Pictures of a trained run as its user makes them."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from ssl_zoo.tools import train_net, visualize
+from ssl_zoo.tools.train_net import main as train
+
+ROOT = Path(train_net.__file__).resolve().parents[1]
+TINY = [
+    *("backbone.embed_dim=48", "backbone.depth=2", "backbone.num_heads=4", "backbone.image_size=32"),
+    *("backbone.patch_size=4", "data.image_size=32", "data.num_train=64", "data.num_test=16"),
+    *("trainer.images_per_step=16", "trainer.num_steps=4", "trainer.checkpoint_every=2", "trainer.precision=fp32"),
+    *("monitor.tensorboard=false", "monitor.pictures_every=0", "probe.every_steps=2", "probe.train_samples=48"),
+    *("probe.knn.k=[5]", "probe.protocols=[knn]"),
+]
+PREDICTOR = ["method.predictor_dim=32", "method.predictor_depth=1", "method.predictor_heads=4", "masks.min_patches=4"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    run = tmp_path_factory.mktemp("run")
+    assert (
+        train(["--config", str(ROOT / "configs" / "ijepa" / "demo.yaml"), *TINY, *PREDICTOR, f"output_dir={run}"]) == 0
+    )
+    return run
+
+
+def test_a_run_draws_its_test_images_at_any_of_its_checkpoints(run, tmp_path, capsys) -> None:
+    for wanted, step in (("last", 4), ("2", 2)):
+        assert visualize.main(["--run", str(run), "--checkpoint", wanted, "--num-images", "3"]) == 0
+        paths = [Path(line) for line in capsys.readouterr().out.splitlines()]
+        assert [path.name for path in paths] == [f"{name}_step_0000000{step}.png" for name in ("masks", "features")]
+        with Image.open(paths[1]) as picture:
+            assert picture.size == (5 * 98 + 2, 3 * 98 + 2)
+
+
+def test_the_best_checkpoint_is_the_one_with_the_highest_probe(run, tmp_path, capsys) -> None:
+    assert visualize.main(["--run", str(run), "--checkpoint", "best", "--out", str(tmp_path)]) == 0
+    assert capsys.readouterr().out
+
+
+def test_images_of_the_users_own_and_folders_of_them_are_drawn(run, tmp_path, capsys) -> None:
+    (tmp_path / "folder").mkdir()
+    for name, size in (("one.png", (60, 40)), ("folder/two.jpg", (33, 90))):
+        Image.new("RGB", size, "red").save(tmp_path / name)
+    images = [str(tmp_path / "one.png"), str(tmp_path / "folder")]
+    assert visualize.main(["--run", str(run), "--images", *images, "--out", str(tmp_path / "out")]) == 0
+    with Image.open(tmp_path / "out" / "masks_step_00000004.png") as picture:
+        assert picture.size[1] == 2 * 98 + 2
+
+
+def test_drawing_twice_gives_the_same_picture_and_another_seed_other_masks(run, tmp_path) -> None:
+    drawn = []
+    for number, seed in enumerate((0, 0, 1)):
+        out = tmp_path / str(number)
+        assert visualize.main(["--run", str(run), "--seed", str(seed), "--out", str(out)]) == 0
+        drawn.append((out / "features_step_00000004.png").read_bytes())
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--checkpoint", "3"], "has last, best and the steps 2, 4"),
+        (["--checkpoint", "newest"], "--checkpoint newest"),
+        (["--images", "nowhere.png"], "there is no folder or tar archive nowhere.png"),
+    ],
+)
+def test_bad_input_gives_one_line_and_a_nonzero_code(run, capsys, arguments, message) -> None:
+    assert visualize.main(["--run", str(run), *arguments]) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
+def test_a_directory_that_is_no_run_is_named(tmp_path, capsys) -> None:
+    assert visualize.main(["--run", str(tmp_path / "lost")]) == 1
+    assert "lost" in capsys.readouterr().err
+
+
+def test_a_file_that_is_no_image_is_named(run, tmp_path, capsys) -> None:
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing")
+    assert visualize.main(["--run", str(run), "--images", str(tmp_path / "broken.jpg")]) == 1
+    assert "broken.jpg" in capsys.readouterr().err
+
+
+def test_drawing_leaves_the_random_state_alone(run) -> None:
+    before = torch.get_rng_state()
+    assert visualize.main(["--run", str(run), "--num-images", "2"]) == 0
+    assert torch.equal(torch.get_rng_state(), before)

@@ -1,0 +1,63 @@
+"""What a trained method predicts: ``python tools/visualize.py --run DIR [--images PATH...]`` writes PNG files.
+
+Rows are images. ``masks``: the context and the target blocks. ``reconstructions`` (pixel targets): image, context,
+predicted patches. ``features`` (teacher targets): image, context, the teacher's features in the colours of their
+principal components, the predicted ones, and the cosine similarity of both.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if __package__ in (None, ""):  # run as a file: the checkout's packages are one folder up
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from torch import Tensor
+
+from ssl_zoo.config import Config, compose
+from ssl_zoo.data.decode import CorruptImage
+from ssl_zoo.data.files import read_images
+from ssl_zoo.data.sources import SOURCES, Split
+from ssl_zoo.data.sources.imagefolder import FilesConfig
+from ssl_zoo.engine.pictures import draw, save_pictures
+from ssl_zoo.engine.trained import open_run
+from ssl_zoo.registry import discover
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", required=True, type=Path, metavar="DIR", help="directory of a run")
+    parser.add_argument("--checkpoint", default="last", help="last (default), best or the number of a step")
+    parser.add_argument("--images", nargs="+", metavar="PATH", help="files or folders; default: the run's test split")
+    parser.add_argument("--num-images", type=int, default=8, help="at most so many images (default: 8)")
+    parser.add_argument("--seed", type=int, default=0, help="of the masks (default: 0)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default: the run's folder figures/visualize")
+    parser.add_argument("--plugin", action="append", default=[], help="module or file that registers parts; repeatable")
+    arguments = parser.parse_args(argv)
+    if arguments.num_images < 1:
+        parser.error(f"--num-images {arguments.num_images}: needs at least 1")
+    try:
+        discover(arguments.plugin)
+        config = compose(arguments.run / "config.yaml").config
+        trained = open_run(arguments.run, config, arguments.checkpoint)
+        images = _images(arguments.images, arguments.num_images, config)
+        pictures = draw(trained, config, images, seed=arguments.seed)
+        folder = arguments.out or arguments.run / "figures" / "visualize"
+        for path in save_pictures(pictures, folder, trained.step):
+            print(path)
+    except (ValueError, LookupError, OSError, CorruptImage) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _images(paths: Sequence[str] | None, count: int, config: Config) -> list[Tensor]:
+    if paths:
+        return read_images(paths, count, FilesConfig().limits)
+    source = SOURCES.build(config.data, Split.test)
+    return [source.image(number) for number in range(min(count, len(source)))]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
