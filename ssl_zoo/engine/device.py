@@ -4,6 +4,7 @@ import ctypes
 import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 
 import torch
 from torch import nn
@@ -18,10 +19,11 @@ def resolve_precision(precision: Precision, device: torch.device) -> Precision:
     """The format that ``auto`` stands for on this device; explicit ones are returned unchanged."""
     if precision is not Precision.auto:
         return precision
-    return Precision.bf16 if _multiplies_bf16(device) else Precision.fp32
+    return Precision.bf16 if multiplies_bf16(device) else Precision.fp32
 
 
-def _multiplies_bf16(device: torch.device) -> bool:
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether matrix products in bf16 have instructions of their own on this device."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     # Without these instructions a bf16 product on a CPU is several times slower than the fp32 one.
@@ -29,6 +31,7 @@ def _multiplies_bf16(device: torch.device) -> bool:
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
+@cache
 def cpu_capabilities() -> Mapping[str, object]:
     """Instruction sets and name of the CPU; empty where torch is too old to tell."""
     return getattr(torch.cpu, "get_capabilities", dict)()

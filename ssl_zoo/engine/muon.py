@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ssl_zoo.engine.device import multiplies_bf16
+
 # Quintic Newton-Schulz iteration of github.com/KellerJordan/Muon: singular values end in about 0.7..1.2.
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _ITERATIONS = 5
@@ -16,8 +18,8 @@ _ITERATIONS = 5
 class Muon(torch.optim.AdamW):
     """Muon for parameters of two dimensions, fused AdamW for all others.
 
-    torch.optim.Muon takes matrices only, visits them one by one and always multiplies in bf16, which CPUs without such
-    instructions emulate; here matrices of one shape form a batch. Updates are scaled to the size of AdamW's (Moonlight,
+    torch.optim.Muon takes matrices only, visits them one by one and always multiplies in bf16, also where the device
+    emulates it; here matrices of one shape form a batch. Updates are scaled to the size of AdamW's (Moonlight,
     arXiv 2502.16982, eq. 4), so that learning rate and weight decay mean the same for both.
 
     Args:
@@ -73,7 +75,7 @@ def orthogonalize(matrices: Sequence[Float[Tensor, "_ _"]]) -> list[Float[Tensor
 def _newton_schulz(x: Float[Tensor, "S short long"]) -> Float[Tensor, "S short long"]:
     a, b, c = _COEFFICIENTS
     x = x / x.flatten(1).norm(dim=1)[:, None, None].clamp(min=1e-7)  # the largest singular value is at most one
-    if x.device.type == "cuda":
+    if multiplies_bf16(x.device):
         x = x.bfloat16()
     for _ in range(_ITERATIONS):
         gram = x @ x.mT
