@@ -27,6 +27,7 @@ setup(
     entry_points={
         "console_scripts": [
             "ssl-zoo-train = ssl_zoo.tools.train_net:main",
+            "ssl-zoo-eval = ssl_zoo.tools.eval_net:main",
             "ssl-zoo-benchmark = ssl_zoo.tools.benchmark:main",
             "ssl-zoo-list = ssl_zoo.tools.list:main",
             "ssl-zoo-verify-golden = ssl_zoo.tools.verify_golden:main",

@@ -122,18 +122,7 @@ def restore(checkpoint: Checkpoint, method: nn.Module, optimizer: torch.optim.Op
     Raises:
         CheckpointError: names or shapes differ; nothing has been changed then.
     """
-    own = method.state_dict()
-    problems = [f"{name} is missing" for name in own if name not in checkpoint.method]
-    problems += [f"{name} is not part of this method" for name in checkpoint.method if name not in own]
-    problems += [
-        f"{name} is {list(tensor.shape)} there, {list(own[name].shape)} here"
-        for name, tensor in checkpoint.method.items()
-        if name in own and own[name].shape != tensor.shape
-    ]
-    if problems:
-        shown = "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
-        raise CheckpointError(f"{checkpoint.path} is of another model than this run's: {shown}")
-    method.load_state_dict(checkpoint.method)
+    load_tensors(method, checkpoint.method, str(checkpoint.path))
     if optimizer is None:
         return
     for name, parameter in method.named_parameters():
@@ -142,6 +131,29 @@ def restore(checkpoint: Checkpoint, method: nn.Module, optimizer: torch.optim.Op
         if state:
             # Step counters stay where the fused kernels expect them; moments live beside their parameter.
             optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in state.items()}
+
+
+def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], origin: str) -> None:
+    """Put tensors under the names of its state dict into a module, all of them or none.
+
+    Args:
+        origin: where they come from, for the message.
+
+    Raises:
+        CheckpointError: names or shapes differ.
+    """
+    own = module.state_dict()
+    problems = [f"{name} is missing" for name in own if name not in tensors]
+    problems += [f"{name} is not part of this model" for name in tensors if name not in own]
+    problems += [
+        f"{name} is {list(tensor.shape)} there, {list(own[name].shape)} here"
+        for name, tensor in tensors.items()
+        if name in own and own[name].shape != tensor.shape
+    ]
+    if problems:
+        shown = "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
+        raise CheckpointError(f"{origin} is of another model than this run's: {shown}")
+    module.load_state_dict(tensors)
 
 
 def _optimizer_tensors(method: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

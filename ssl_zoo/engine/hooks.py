@@ -176,13 +176,14 @@ class Score:
     name: str
     value: float
     baseline: float | None
+    is_fraction: bool = True  # an accuracy in 0..1; otherwise a quantity of its own scale
 
 
 class Evaluate(Protocol):
     """What the evaluation hook calls, on every rank, with the method's evaluated encoder."""
 
     def __call__(self, encoder: ViT, *, step: int) -> Sequence[Score]:
-        """Scores with ``name``, ``value`` and ``baseline``."""
+        """Scores with ``name``, ``value``, ``baseline`` and ``is_fraction``."""
 
     def state_dict(self) -> dict[str, object]: ...
 
@@ -228,7 +229,7 @@ class Evaluation(Hook):
 
     def _evaluate(self, trainer: Trainer) -> None:
         measured = self.evaluate(trainer.method.evaluated(), step=trainer.step)
-        self.scores = [Score(score.name, score.value, score.baseline) for score in measured]
+        self.scores = [Score(s.name, s.value, s.baseline, s.is_fraction) for s in measured]
         if self.scores:
             values = {score.name: score.value for score in self.scores}
             initial = {f"{s.name}_random_init": s.baseline for s in self.scores if s.baseline is not None}

@@ -25,7 +25,7 @@ class ProgressBar:
 
     def write(self, record: Record) -> None:
         if "loss" not in record:
-            scores = "  ".join(f"{k} {v:.1%}" for k, v in record.items() if k not in ("step", "epoch"))
+            scores = "  ".join(f"{k} {v:.4g}" for k, v in record.items() if k not in ("step", "epoch"))
             self.console.print(f"step {record['step']}  {scores}", highlight=False)
             return
         text = (

@@ -18,7 +18,8 @@ def report(console: Console, run: RunDirectory, trainer: Trainer, evaluation: Ev
     if evaluation.scores:
         table = Table("evaluation", "random init", "trained", title="Held-out scores", title_justify="left")
         for score in evaluation.scores:
-            table.add_row(score.name, *("" if v is None else f"{v:.1%}" for v in (score.baseline, score.value)))
+            form = ".1%" if score.is_fraction else ".4g"
+            table.add_row(score.name, *("" if v is None else format(v, form) for v in (score.baseline, score.value)))
         console.print(table)
     checkpoints = list_checkpoints(run.path)
     files = [("metrics", run.metrics), ("pictures", run.figures), ("config", run.path / "config.yaml")]

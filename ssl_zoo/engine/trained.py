@@ -5,18 +5,33 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
 from ssl_zoo.engine.build import RunConfig
-from ssl_zoo.engine.checkpoint import CheckpointError, checkpoint_path, list_checkpoints, read_checkpoint, restore
+from ssl_zoo.engine.checkpoint import (
+    CheckpointError,
+    checkpoint_path,
+    list_checkpoints,
+    load_tensors,
+    read_checkpoint,
+    restore,
+)
 from ssl_zoo.method import Method, build_method
 
 
 @dataclass(frozen=True)
 class TrainedMethod:
-    """A method as a checkpoint holds it, on the CPU, with the number of steps that it was trained for."""
+    """A method as a checkpoint holds it, on the CPU.
+
+    Attributes:
+        checkpoint: the checkpoint's folder, or the file of weights.
+        step: steps that it was trained for, None where that is unknown.
+    """
 
     method: Method
     checkpoint: Path
-    step: int
+    step: int | None
 
 
 def open_run(run: Path, config: RunConfig, wanted: str = "last") -> TrainedMethod:
@@ -34,6 +49,30 @@ def open_run(run: Path, config: RunConfig, wanted: str = "last") -> TrainedMetho
     method = build_method(config.method, config.backbone, config.targets, seed=config.seed)
     restore(checkpoint, method)
     return TrainedMethod(method, path, checkpoint.step)
+
+
+def open_weights(file: Path, config: RunConfig, prefix: str = "") -> TrainedMethod:
+    """A method whose evaluated encoder has the weights of a safetensors file; its other networks are as initialised.
+
+    Args:
+        config: of the method and its backbone.
+        prefix: beginning of the names that are taken, and removed from them; names are those of timm.
+
+    Raises:
+        CheckpointError: no safetensors file, or one of another encoder.
+    """
+    if not file.is_file():
+        raise CheckpointError(f"there is no file {file}")
+    try:
+        tensors = load_file(file)
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{file} is no safetensors file ({error}); other formats can execute code when read and are refused"
+        ) from error
+    method = build_method(config.method, config.backbone, config.targets, seed=config.seed)
+    chosen = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    load_tensors(method.evaluated(), chosen, str(file))
+    return TrainedMethod(method, file, None)
 
 
 def find_checkpoint(run: Path, wanted: str) -> Path:

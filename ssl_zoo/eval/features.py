@@ -20,12 +20,12 @@ _Part = tuple[int, Tensor, Tensor | None, Tensor]  # batch number, features, lab
 
 
 class Pooling(Enum):
-    """How the tokens of an image become its feature."""
+    """How the tokens of an image become its feature, from each of the last blocks that are asked for."""
 
-    average = "average"  # mean over the patch tokens of the last block
-    class_token = "class_token"  # first prefix token of the last block
-    average_last4 = "average_last4"  # means over the patch tokens of the last four blocks, concatenated shallow to deep
-    tokens = "tokens"  # every patch token of the last block, for probes that attend; N times the memory
+    average = "average"  # mean over the patch tokens
+    class_token = "class_token"  # first prefix token
+    class_token_and_average = "class_token_and_average"  # class tokens, then the mean over the last block's patches
+    tokens = "tokens"  # every patch token, for probes that attend; N times the memory
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ def extract(
     data: LabelledImages,
     *,
     pooling: Pooling,
+    num_layers: int = 1,
     final_norm: bool = True,
     device: torch.device | str = "cpu",
     autocast: AbstractContextManager | None = None,
@@ -55,20 +56,22 @@ def extract(
     features twice while they are gathered.
 
     Args:
+        num_layers: last blocks whose pooled tokens are concatenated, shallow to deep.
         final_norm: apply the encoder's final norm before pooling, to each of the blocks that are used.
         autocast: precision context of the forward pass; features are float32 in any case.
 
     Raises:
         ValueError: if ``data`` is empty, or if the encoder lacks the token or the depth that ``pooling`` needs.
     """
-    _check(encoder, pooling)
+    _check(encoder, pooling, num_layers)
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if _is_distributed() else (0, 1)
     parts: list[_Part] = []
     batches = enumerate(data)
     with evaluating(encoder), autocast or nullcontext():
         while share := list(islice(batches, world_size)):
             number, (images, labels, index) = share[min(rank, len(share) - 1)]
-            values = pooled(encoder, images.to(device, non_blocking=True), pooling, final_norm).float().cpu()
+            values = pooled(encoder, images.to(device, non_blocking=True), pooling, num_layers, final_norm)
+            values = values.float().cpu()
             if rank < len(share):
                 parts.append((number, values, labels, index))
     if _is_distributed():
@@ -80,24 +83,38 @@ def extract(
 
 
 def pooled(
-    encoder: ViT, images: Float[Tensor, "B 3 H W"], pooling: Pooling, final_norm: bool = True
+    encoder: ViT, images: Float[Tensor, "B 3 H W"], pooling: Pooling, num_layers: int = 1, final_norm: bool = True
 ) -> Float[Tensor, "B *width"]:
-    """The feature of each image, from the unmasked image."""
-    if pooling is Pooling.average_last4:
-        layers = encoder(images, layers=[-4, -3, -2, -1])
+    """The feature of each image, from the unmasked image; arguments as of ``extract``."""
+    if num_layers > 1:
+        layers = encoder(images, layers=range(-num_layers, 0))
         layers = [_normed(encoder.norm, layer) for layer in layers] if final_norm else layers
     else:
         layers = [encoder(images)] if final_norm else encoder(images, layers=[-1])
-    if pooling is Pooling.class_token:
-        return layers[-1][:, 0]
     patches = [layer[:, encoder.num_prefix_tokens :] for layer in layers]
     if pooling is Pooling.tokens:
-        return patches[-1]
-    return torch.cat([tokens.float().mean(dim=1) for tokens in patches], dim=-1)  # over tokens, never over images
+        return torch.cat(patches, dim=-1)
+    if pooling is Pooling.average:
+        return torch.cat([_mean_over_tokens(tokens) for tokens in patches], dim=-1)
+    parts = [layer[:, 0].float() for layer in layers]
+    if pooling is Pooling.class_token_and_average:
+        parts.append(_mean_over_tokens(patches[-1]))
+    return torch.cat(parts, dim=-1)
 
 
-def _normed(norm: nn.LayerNorm, tokens: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
+def feature_dim(encoder: ViT, pooling: Pooling, num_layers: int) -> int:
+    """Width of a feature, or of a token with ``Pooling.tokens``."""
+    return encoder.embed_dim * (num_layers + (pooling is Pooling.class_token_and_average))
+
+
+def _mean_over_tokens(tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B D"]:
+    return tokens.float().mean(dim=1)
+
+
+def _normed(norm: nn.Module, tokens: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
     """``norm(tokens)``, also where sharding leaves each rank a piece of the weights, as it does outside ``forward``."""
+    if isinstance(norm, nn.Identity):
+        return tokens  # blocks that normalise their outputs have no final norm
     weight, bias = (p.full_tensor() if isinstance(p, DTensor) else p for p in (norm.weight, norm.bias))
     return layer_norm(tokens, norm.normalized_shape, weight, bias, norm.eps)
 
@@ -114,13 +131,26 @@ def evaluating(encoder: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _check(encoder: ViT, pooling: Pooling) -> None:
-    if pooling is Pooling.class_token and encoder.num_prefix_tokens == 0:
-        raise ValueError("pooling=class_token, but the encoder has no class token; use pooling=average")
-    if pooling is Pooling.average_last4 and len(encoder.blocks) < 4:
-        raise ValueError(
-            f"pooling=average_last4, but the encoder has {len(encoder.blocks)} blocks; use pooling=average"
-        )
+def _check(encoder: ViT, pooling: Pooling, num_layers: int) -> None:
+    wants_class_token = pooling in (Pooling.class_token, Pooling.class_token_and_average)
+    if wants_class_token and encoder.cls_token is None:
+        raise ValueError(f"pooling={pooling.value}, but the encoder has no class token; use pooling=average")
+    if not 1 <= num_layers <= len(encoder.blocks):
+        raise ValueError(f"num_layers={num_layers}, but the encoder has {len(encoder.blocks)} blocks")
+
+
+def on_all_ranks(flag: bool) -> bool:
+    """Whether every process says yes; all get the same answer."""
+    if not _is_distributed():
+        return flag
+    votes: list = [None] * dist.get_world_size()
+    dist.all_gather_object(votes, flag)
+    return all(votes)
+
+
+def is_main_process() -> bool:
+    """Whether this is the only process, or the first of its group."""
+    return not _is_distributed() or dist.get_rank() == 0
 
 
 def _is_distributed() -> bool:

@@ -42,7 +42,7 @@ class KNN(Evaluator):
         train, test = subject.features(self.config)
         predictions = knn_predictions(train, test, self.config, device=subject.device)
         return [
-            Score(f"knn{k}", accuracy(predicted, test.labels), self.protocol(train, test, k=k))
+            Score(f"knn{k}", accuracy(predicted, test.labels), self.protocol(subject, k=k))
             for k, predicted in zip(self.config.k, predictions, strict=True)
         ]
 

@@ -55,7 +55,7 @@ class Logistic(Evaluator):
     def __call__(self, subject: Subject) -> Sequence[Score]:
         train, test = subject.features(self.config)
         predictions = logistic_predictions(train, test, self.config, device=subject.device)
-        return [Score("logistic", accuracy(predictions, test.labels), self.protocol(train, test))]
+        return [Score("logistic", accuracy(predictions, test.labels), self.protocol(subject))]
 
 
 def logistic_predictions(

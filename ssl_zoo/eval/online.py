@@ -1,22 +1,26 @@
 """The probe that runs beside a training and, by the same call, on a finished checkpoint."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 
 import torch
-from jaxtyping import Int
-from torch import Tensor
 
 from ssl_zoo.data.loader import EvaluationData
 from ssl_zoo.data.sources.base import Source
-from ssl_zoo.eval.base import EVALUATORS, Evaluator, EvaluatorConfig, Subject
+from ssl_zoo.eval.attentive import AttentiveConfig
+from ssl_zoo.eval.base import EVALUATORS, Evaluator, EvaluatorConfig, Score, Subject
+from ssl_zoo.eval.cache import FeatureCache
+from ssl_zoo.eval.finetune import FinetuneConfig
+from ssl_zoo.eval.health import HealthConfig
 from ssl_zoo.eval.knn import KNNConfig
+from ssl_zoo.eval.labelled import Labelled, labels_of, subset
+from ssl_zoo.eval.linear import LinearConfig
 from ssl_zoo.eval.logistic import LogisticConfig
+from ssl_zoo.eval.low_shot import LowShotConfig
 from ssl_zoo.nn import ViT
-from ssl_zoo.registry import nearest, setting
-from ssl_zoo.seeding import generator_for
+from ssl_zoo.registry import setting
 
 
 @dataclass
@@ -33,6 +37,11 @@ class ProbeConfig:
     batch_size: int = setting(256, "images per forward pass of the encoder")
     knn: KNNConfig = setting(KNNConfig(), "settings of the k-nearest-neighbour probe")
     logistic: LogisticConfig = setting(LogisticConfig(), "settings of the logistic-regression probe")
+    linear: LinearConfig = setting(LinearConfig(), "settings of the linear probe by gradient descent")
+    low_shot: LowShotConfig = setting(LowShotConfig(), "settings of logistic regression on few labels")
+    attentive: AttentiveConfig = setting(AttentiveConfig(), "settings of the cross-attention probe")
+    finetune: FinetuneConfig = setting(FinetuneConfig(), "settings of fine-tuning")
+    health: HealthConfig = setting(HealthConfig(), "settings of the measures without labels")
 
     def __post_init__(self) -> None:
         for key in ("every_steps", "train_samples", "test_samples"):
@@ -49,13 +58,10 @@ class ProbeConfig:
 
 
 @dataclass(frozen=True)
-class ProbeScore:
+class ProbeScore(Score):
     """A score beside the same score of the random-init network."""
 
-    name: str
-    value: float
-    baseline: float | None  # None when the run did not probe its start
-    protocol: Mapping[str, object]
+    baseline: float | None = None  # None when that was not probed
 
 
 class OnlineProbe:
@@ -68,10 +74,10 @@ class OnlineProbe:
         train, test: the two splits of the probed source.
         image_size: height and width in pixels that the encoder sees.
         mean, std: per channel, the normalisation of the run's views.
-        autocast: a precision context that can be entered again and again.
+        autocast, cache, progress: as for ``Subject``.
 
     Raises:
-        ValueError: unknown evaluator or label set, or unlabelled source.
+        ValueError: unknown evaluator or label set, or a source without the labels that an evaluator needs.
     """
 
     def __init__(
@@ -87,21 +93,25 @@ class OnlineProbe:
         device: torch.device | str = "cpu",
         autocast: AbstractContextManager | None = None,
         num_workers: int = 0,
+        cache: FeatureCache | None = None,
+        progress: Callable[[str, int, int], None] | None = None,
     ) -> None:
-        self.config, self.device, self.autocast = config, device, autocast
         self.evaluators: list[Evaluator] = [
             EVALUATORS.get(name)(config.evaluator_config(name)) for name in config.protocols
         ]
+        self.label = config.label
         self.baseline: dict[str, float] = {}
-        train_labels, test_labels = (_labels_of(source, config.label) for source in (train, test))
-        train_index = _subset(len(train), config.train_samples, seed, "train")
-        test_index = _subset(len(test), config.test_samples, seed, "test")
+        needs_labels = any(evaluator.needs_labels for evaluator in self.evaluators)
+        train_labels, test_labels = (labels_of(s, config.label) if needs_labels else None for s in (train, test))
+        train_index = subset(len(train), config.train_samples, seed, "train")
+        test_index = subset(len(test), config.test_samples, seed, "test")
         render = partial(
             EvaluationData, size=image_size, mean=mean, std=std, batch_size=config.batch_size, num_workers=num_workers
         )
-        self._train = _Relabelled(render(train, train_index), train_labels)
-        self._test = _Relabelled(render(test, test_index), test_labels)
-        self._shared = {"image_size": list(image_size), "label": config.label, "subset_seed": seed}
+        data = Labelled(train, train_index, train_labels, render), Labelled(test, test_index, test_labels, render)
+        settings = {"device": device, "autocast": autocast, "cache": cache, "progress": progress}
+        self.subject = partial(Subject, train=data[0], test=data[1], **settings)
+        self._shared = {"image_size": list(image_size), "label": self.label}
 
     def __call__(self, encoder: ViT, *, step: int | None = None) -> Sequence[ProbeScore]:
         """The scores of the encoder as it is; in a process group every rank calls this.
@@ -110,11 +120,17 @@ class OnlineProbe:
             step: optimizer steps that the encoder has been trained for. At 0 the scores become the baseline of
                 all later calls. None scores a finished network.
         """
-        subject = Subject(encoder, self._train, self._test, device=self.device, autocast=self.autocast)
+        subject = self.subject(encoder)
         scores = [score for evaluator in self.evaluators for score in evaluator(subject)]
         if step == 0:
             self.baseline = {score.name: score.value for score in scores}
-        return [ProbeScore(s.name, s.value, self.baseline.get(s.name), {**s.protocol, **self._shared}) for s in scores]
+        return [self.beside_baseline(score) for score in scores]
+
+    def beside_baseline(self, score: Score) -> ProbeScore:
+        """A score of one of the evaluators with all that defines it, and the baseline of the same name."""
+        known = {field.name: getattr(score, field.name) for field in fields(Score)}
+        known["protocol"] = {**score.protocol, **self._shared}
+        return ProbeScore(**known, baseline=self.baseline.get(score.name))
 
     def state_dict(self) -> dict[str, float]:
         """The baseline, which a resumed run can't measure again."""
@@ -122,38 +138,3 @@ class OnlineProbe:
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
         self.baseline = dict(state)
-
-
-class _Relabelled:
-    """Batches of ``data`` with labels of the chosen set."""
-
-    def __init__(self, data: EvaluationData, labels: Int[Tensor, "n"]) -> None:
-        self.data, self.labels = data, labels
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        for images, _, index in self.data:
-            yield images, self.labels[index], index
-
-
-def _subset(available: int, wanted: int, seed: int, split: str) -> Int[Tensor, "n"]:
-    """Sorted sample ids, the same for equal seeds; all of them when 0 or more than there are were asked for."""
-    if wanted in (0, available) or wanted > available:
-        return torch.arange(available)
-    return torch.randperm(available, generator=generator_for(seed, "probe", split))[:wanted].sort().values
-
-
-def _labels_of(source: Source, name: str | None) -> Int[Tensor, "n"]:
-    known = source.label_sets
-    if not known:
-        raise ValueError(
-            f"the {source.split.value} split of {type(source).__name__} has no labels; set probe.protocols=[]"
-        )
-    if name is None:
-        return next(iter(known.values()))
-    if name not in known:
-        near = nearest(name, known)
-        hint = f" Did you mean {near!r}?" if near else ""
-        raise ValueError(
-            f"probe.label={name!r} is no label set of {type(source).__name__}.{hint} Known: {', '.join(known)}"
-        )
-    return known[name]

@@ -7,8 +7,9 @@ import torch.multiprocessing as mp
 from torch.distributed.fsdp import fully_shard
 from torch.nn.functional import layer_norm
 
-from ssl_zoo.eval.features import Pooling, extract
+from ssl_zoo.eval.features import Pooling, extract, feature_dim
 from ssl_zoo.nn import ViT, ViTConfig
+from ssl_zoo.nn.blocks import NormPosition
 
 
 def encoder(**settings) -> ViT:
@@ -17,8 +18,8 @@ def encoder(**settings) -> ViT:
         sizes = {"image_size": 16, "patch_size": 4, "embed_dim": 48, "depth": 5, "num_heads": 3, "class_token": True}
         net = ViT(ViTConfig(**{**sizes, **settings}))
         with torch.no_grad():  # a norm that does something to the tokens
-            net.norm.weight.uniform_(0.5, 2)
-            net.norm.bias.uniform_(-1, 1)
+            for parameter, limits in zip(net.norm.parameters(), ((0.5, 2), (-1, 1)), strict=False):
+                parameter.uniform_(*limits)
         return net
 
 
@@ -74,8 +75,30 @@ def test_last4_concatenates_the_last_four_blocks_shallow_to_deep(final_norm):
         if final_norm:
             layers = [layer_norm(layer, (48,), net.norm.weight, net.norm.bias, net.norm.eps) for layer in layers]
     expected = torch.cat([layer[:, 1:].mean(dim=1) for layer in layers], dim=1)
-    values = extract(net, batches(4), pooling=Pooling.average_last4, final_norm=final_norm).values
+    values = extract(net, batches(4), pooling=Pooling.average, num_layers=4, final_norm=final_norm).values
     assert torch.allclose(values, expected, atol=1e-5)
+
+
+def test_class_tokens_of_the_last_blocks_precede_the_average_of_the_last():
+    net = encoder(num_registers=1).eval()
+    with torch.no_grad():
+        layers = [net.norm(layer) for layer in net(batches()[0][0], layers=[3, 4])]
+    expected = torch.cat([layers[0][:, 0], layers[1][:, 0], layers[1][:, 2:].mean(dim=1)], dim=1)
+    values = extract(net, batches(4), pooling=Pooling.class_token_and_average, num_layers=2).values
+    assert values.shape[1] == feature_dim(net, Pooling.class_token_and_average, 2)
+    assert torch.allclose(values, expected, atol=1e-5)
+
+
+def test_more_layers_than_blocks_are_refused_with_their_number():
+    with pytest.raises(ValueError, match="num_layers=6, but the encoder has 5 blocks"):
+        extract(encoder(), batches(), pooling=Pooling.average, num_layers=6)
+
+
+def test_blocks_that_normalise_their_outputs_need_no_final_norm():
+    net = encoder(norm_position=NormPosition.post).eval()
+    with torch.no_grad():
+        expected = torch.cat([layer[:, 1:].mean(dim=1) for layer in net(batches()[0][0], layers=[3, 4])], dim=1)
+    assert torch.allclose(extract(net, batches(4), pooling=Pooling.average, num_layers=2).values, expected, atol=1e-5)
 
 
 def test_without_final_norm_the_last_block_is_taken_as_it_is():
@@ -124,7 +147,7 @@ def test_features_are_float32_under_autocast():
     ("net", "data", "pooling", "message"),
     [
         (encoder(class_token=False), batches(), Pooling.class_token, "no class token; use pooling=average"),
-        (encoder(depth=3), batches(), Pooling.average_last4, "3 blocks"),
+        (encoder(class_token=False, num_registers=1), batches(), Pooling.class_token_and_average, "no class token"),
         (encoder(), [], Pooling.average, "no image"),
     ],
 )
@@ -134,7 +157,7 @@ def test_impossible_requests_are_refused(net, data, pooling, message):
 
 
 CASES = {"6 batches": (22, False), "fewer batches than ranks": (3, False), "5 batches, sharded": (17, True)}
-POOLINGS = Pooling.average, Pooling.average_last4
+FEATURES = {"pooling": Pooling.average}, {"pooling": Pooling.class_token_and_average, "num_layers": 4}
 
 
 def _extract_on_rank(rank: int, world_size: int, folder: str) -> None:
@@ -147,7 +170,7 @@ def _extract_on_rank(rank: int, world_size: int, folder: str) -> None:
             for block in net.blocks:
                 fully_shard(block, mesh=mesh)
             fully_shard(net, mesh=mesh)
-        features = [extract(net, batches(num_images), pooling=pooling) for pooling in POOLINGS]
+        features = [extract(net, batches(num_images), **settings) for settings in FEATURES]
         if shard:  # a sharded encoder must still train afterwards
             net(batches()[0][0]).square().mean().backward()
         torch.save([(f.values, f.labels, f.index) for f in features], f"{folder}/{case} {rank}.pt")
@@ -164,8 +187,8 @@ def two_processes(tmp_path_factory):
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_return_the_features_of_one(two_processes, case):
     num_images, shard = CASES[case]
-    for rank, (position, pooling) in itertools.product(range(2), enumerate(POOLINGS)):
+    for rank, (position, settings) in itertools.product(range(2), enumerate(FEATURES)):
         values, labels, index = torch.load(two_processes / f"{case} {rank}.pt")[position]
-        alone = extract(encoder(), batches(num_images), pooling=pooling)
+        alone = extract(encoder(), batches(num_images), **settings)
         assert torch.equal(labels, alone.labels) and torch.equal(index, alone.index)
         assert torch.allclose(values, alone.values, atol=1e-6) if shard else torch.equal(values, alone.values)

@@ -1,58 +1,16 @@
 import dataclasses
 import json
-from collections.abc import Mapping
 
 import pytest
 import torch
 from omegaconf import OmegaConf
-from torch import Tensor
+from tiny_probes import encoder, probe
 
-from ssl_zoo.data.sources.base import Source, SourceConfig, Split
-from ssl_zoo.eval import EVALUATORS, Evaluator, EvaluatorConfig, OnlineProbe, ProbeConfig, Score, extract
+from ssl_zoo.eval import EVALUATORS, Evaluator, EvaluatorConfig, ProbeConfig, Score, extract
 from ssl_zoo.eval.features import Pooling
+from ssl_zoo.eval.health import HealthConfig
 from ssl_zoo.eval.knn import KNNConfig, knn_predictions
-from ssl_zoo.nn import ViT, ViTConfig
 from ssl_zoo.registry import UnknownName
-
-
-class Stripes(Source):
-    """Noise with a bright band whose height is the class ``band``; ``parity`` labels the same images otherwise."""
-
-    image_size = (16, 16)
-    num_classes = 4
-
-    def __init__(self, config: SourceConfig, split: Split, labelled: bool = True) -> None:
-        super().__init__(config, split)
-        self.labelled = labelled
-
-    def __len__(self) -> int:
-        return 120 if self.split is Split.train else 60
-
-    def image(self, index: int) -> Tensor:
-        generator = torch.Generator().manual_seed(2 * index + (self.split is Split.test))
-        image = torch.randint(160, (3, 16, 16), generator=generator, dtype=torch.uint8)
-        image[:, 4 * (index % 4) : 4 * (index % 4) + 4] += 90
-        return image
-
-    def sample_name(self, index: int) -> str:
-        return f"stripes/{index}"
-
-    @property
-    def label_sets(self) -> Mapping[str, Tensor]:
-        index = torch.arange(len(self))
-        return {"band": index % 4, "parity": index // 4 % 2} if self.labelled else {}
-
-
-def encoder(seed: int = 0) -> ViT:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return ViT(ViTConfig(image_size=16, patch_size=4, embed_dim=48, depth=2, num_heads=3, drop_path=0.5))
-
-
-def probe(seed: int = 0, labelled: bool = True, **settings) -> OnlineProbe:
-    config = ProbeConfig(**{"train_samples": 80, "test_samples": 40, "knn": KNNConfig(k=[1, 5]), **settings})
-    splits = [Stripes(SourceConfig(), split, labelled) for split in Split]
-    return OnlineProbe(config, *splits, image_size=(16, 16), mean=[0.5] * 3, std=[0.25] * 3, seed=seed)
 
 
 def values(scores) -> dict[str, float]:
@@ -72,7 +30,8 @@ def test_a_probe_during_training_equals_one_of_the_saved_weights_exactly():
 def test_scores_are_those_of_the_evaluator_on_the_chosen_images():
     checked = probe(train_samples=0, test_samples=0)
     net = encoder()
-    train, test = (extract(net, data, pooling=Pooling.average) for data in (checked._train, checked._test))
+    subject = checked.subject(net)
+    train, test = (extract(net, data, pooling=Pooling.average) for data in (subject.train, subject.test))
     assert torch.equal(train.index, torch.arange(120)) and torch.equal(test.labels, torch.arange(60) % 4)
     (predicted,) = knn_predictions(train, test, KNNConfig(k=[5]))
     assert values(checked(net))["knn5"] == (predicted == test.labels).double().mean().item()
@@ -102,7 +61,7 @@ def test_scores_of_step_0_stand_beside_all_later_ones_also_after_a_resume():
 
 def test_subsets_depend_on_the_seed_alone():
     def chosen(seed: int, **settings) -> list[int]:
-        return torch.cat([index for _, _, index in probe(seed, **settings)._train]).tolist()
+        return torch.cat([index for _, _, index in probe(seed, **settings).subject(encoder()).train]).tolist()
 
     assert chosen(0) == chosen(0, batch_size=7) == sorted(set(chosen(0)))
     assert len(chosen(0)) == 80 and chosen(0) != chosen(1)
@@ -111,7 +70,9 @@ def test_subsets_depend_on_the_seed_alone():
 
 def test_the_label_set_can_be_chosen():
     first = probe(label="parity")
-    labels, index = (torch.cat(parts) for parts in zip(*((y, i) for _, y, i in first._test), strict=True))
+    labels, index = (
+        torch.cat(parts) for parts in zip(*((y, i) for _, y, i in first.subject(encoder()).test), strict=True)
+    )
     assert torch.equal(labels, index // 4 % 2)
     assert values(first(encoder())) != values(probe()(encoder()))
 
@@ -148,8 +109,8 @@ def test_an_evaluator_from_outside_can_be_a_protocol(monkeypatch):
     @EVALUATORS.register("width", WidthConfig)
     class Width(Evaluator):
         def __call__(self, subject):
-            train, test = subject.features(self.config)
-            return [Score("width", self.config.factor * train.values.shape[1], self.protocol(train, test))]
+            train, _ = subject.features(self.config)
+            return [Score("width", self.config.factor * train.values.shape[1], self.protocol(subject))]
 
     assert values(probe(protocols=["width"])(encoder())) == {"width": 96.0}
 
@@ -167,6 +128,31 @@ def test_an_evaluator_from_outside_can_be_a_protocol(monkeypatch):
 def test_mistakes_are_refused_at_construction(settings, error, message):
     with pytest.raises(error, match=message):
         probe(**settings)
+
+
+def test_evaluators_that_need_no_labels_take_unlabelled_images():
+    scores = values(probe(labelled=False, protocols=["health"], health=HealthConfig(lidar_images=4))(encoder()))
+    assert scores.keys() == {"rankme", "alpha_req", "feature_std", "mean_cosine", "lidar"}
+
+
+def test_the_split_hash_tells_images_and_labels_apart():
+    def hashes(**settings) -> tuple[str, str]:
+        protocol = probe(**settings)(encoder())[0].protocol
+        return protocol["train_hash"], protocol["test_hash"]
+
+    plain = hashes()
+    assert plain == hashes(seed=0) and plain[0] != plain[1]
+    for other in (hashes(seed=1), hashes(label="parity")):
+        assert other[0] != plain[0] and other[1] != plain[1]
+    assert hashes(train_samples=70)[1] == plain[1]
+
+
+def test_features_of_fewer_layers_are_columns_of_those_of_more():
+    subject = probe().subject(encoder())
+    deep, _ = subject.features(EvaluatorConfig(num_layers=2))
+    shallow, _ = subject.features(EvaluatorConfig(num_layers=1))
+    alone, _ = probe().subject(encoder()).features(EvaluatorConfig(num_layers=1))
+    assert torch.equal(shallow.values, deep.values[:, 48:]) and torch.equal(shallow.values, alone.values)
 
 
 def test_the_config_is_a_structured_config_with_a_meaning_for_every_key():

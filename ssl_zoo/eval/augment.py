@@ -1,0 +1,29 @@
+"""Random crops and flips of a batch of tensors, each image its own, on the device that holds them."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+
+def random_views(
+    images: Float[Tensor, "B 3 H W"], crop_scale: Sequence[float], generator: torch.Generator
+) -> Float[Tensor, "B 3 H W"]:
+    """A random crop of each image at its old size, flipped with probability 1/2.
+
+    Crops keep the image's aspect, are resampled bilinearly, and lie within the image.
+
+    Args:
+        crop_scale: area as a fraction of the image, [low, high].
+        generator: on the CPU.
+    """
+    draws = torch.rand(len(images), 4, generator=generator)
+    side = (crop_scale[0] + (crop_scale[1] - crop_scale[0]) * draws[:, 0]).sqrt()
+    flip = torch.where(draws[:, 1] < 0.5, -1.0, 1.0)
+    centre = (1 - side)[:, None] * (2 * draws[:, 2:] - 1)
+    boxes = torch.zeros(len(images), 2, 3)
+    boxes[:, 0, 0], boxes[:, 1, 1], boxes[:, :, 2] = side * flip, side, centre
+    grid = F.affine_grid(boxes.to(images.device), list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid.to(images.dtype), padding_mode="reflection", align_corners=False)

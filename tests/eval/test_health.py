@@ -1,0 +1,96 @@
+import math
+
+import numpy
+import pytest
+import torch
+from tiny_probes import encoder, probe
+
+from ssl_zoo.eval.health import HealthConfig, alpha_req, feature_std, lidar, mean_cosine, rankme
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def power_law(alpha: float, num_images: int = 4000, dim: int = 40) -> torch.Tensor:
+    """Features whose covariance has exactly the eigenvalues i^-alpha."""
+    basis = torch.linalg.qr(normal(num_images, dim) - normal(num_images, dim).mean(0)).Q
+    basis = torch.linalg.qr(basis - basis.mean(0)).Q
+    return basis * torch.arange(1, dim + 1, dtype=torch.float64) ** (-alpha / 2)
+
+
+def test_rankme_is_the_formula_on_singular_values():
+    values = normal(300, 20) * torch.logspace(0, -3, 20).double()
+    singular = numpy.linalg.svd(values.numpy(), compute_uv=False)
+    share = singular / singular.sum() + 1e-7
+    assert rankme(values) == pytest.approx(math.exp(-(share * numpy.log(share)).sum()), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("values", "rank"),
+    [
+        (torch.ones(50, 8), 1.0),
+        (normal(100, 1) * torch.ones(1, 8), 1.0),
+        (torch.linalg.qr(normal(100, 8)).Q, 8.0),
+        (torch.cat([torch.linalg.qr(normal(100, 3)).Q, torch.zeros(100, 5).double()], dim=1), 3.0),
+    ],
+)
+def test_rankme_counts_directions(values, rank):
+    assert rankme(values) == pytest.approx(rank, abs=1e-3)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0, 2.5])
+def test_alpha_req_finds_the_exponent_of_a_power_law(alpha):
+    assert alpha_req(power_law(alpha)) == pytest.approx(alpha, abs=1e-6)
+
+
+def test_alpha_req_equals_a_fit_to_the_eigenvalues_of_the_covariance():
+    values = normal(500, 12) @ normal(12, 12, seed=1)
+    spectrum = numpy.sort(numpy.linalg.eigvalsh(numpy.cov(values.numpy().T)))[::-1]
+    slope, _ = numpy.polyfit(numpy.log(numpy.arange(1, 13)), numpy.log(spectrum), 1)
+    assert alpha_req(values) == pytest.approx(-slope, rel=1e-6)
+
+
+def test_a_single_direction_has_no_finite_exponent():
+    assert alpha_req(torch.ones(50, 8)) == alpha_req(normal(50, 1) * torch.ones(1, 8)) == math.inf
+
+
+def test_lidar_counts_directions_that_tell_images_apart():
+    images = torch.zeros(200, 1, 10, dtype=torch.float64)
+    images[..., :3] = torch.linalg.qr(normal(200, 3) - normal(200, 3).mean(0)).Q[:, None] * 50
+    views = images + 0.1 * normal(200, 6, 10, seed=1)
+    assert lidar(views) == pytest.approx(3, abs=0.1)
+    assert lidar(torch.ones(20, 4, 10)) == 1.0
+
+
+def test_collapsed_features_have_no_deviation_and_cosine_one():
+    same = torch.ones(30, 8) * torch.arange(1, 31)[:, None]
+    assert feature_std(same) == pytest.approx(0, abs=1e-7) and mean_cosine(same) == pytest.approx(1)
+    spread = normal(2000, 64)
+    assert feature_std(spread) == pytest.approx(1, abs=0.02) and mean_cosine(spread) == pytest.approx(0, abs=0.01)
+
+
+def test_mean_cosine_is_over_pairs_of_different_images():
+    values = normal(20, 5)
+    unit = torch.nn.functional.normalize(values, dim=1)
+    pairs = [float(unit[i] @ unit[j]) for i in range(20) for j in range(20) if i != j]
+    assert mean_cosine(values) == pytest.approx(sum(pairs) / len(pairs))
+
+
+def test_a_dead_encoder_is_told_from_a_random_one():
+    health = HealthConfig(lidar_images=20, lidar_views=3)
+    alive = {s.name: s.value for s in probe(protocols=["health"], health=health)(encoder())}
+    net = encoder()
+    for parameter in net.norm.parameters():
+        torch.nn.init.ones_(parameter)
+    torch.nn.init.zeros_(net.norm.weight)
+    dead = {s.name: s.value for s in probe(protocols=["health"], health=health)(net)}
+    assert dead["rankme"] == pytest.approx(1, abs=1e-3) and alive["rankme"] > 1.5
+    assert dead["mean_cosine"] == pytest.approx(1) and alive["mean_cosine"] < 0.999
+    assert dead["lidar"] == pytest.approx(1, abs=1e-3) and alive["lidar"] > 1.5
+    assert "alpha_req" in alive and "alpha_req" not in dead  # no finite number, hence none in a JSON file
+
+
+def test_impossible_settings_name_their_key():
+    with pytest.raises(ValueError, match=r"health\.lidar_images=1"):
+        HealthConfig(lidar_images=1)

@@ -1,0 +1,153 @@
+"""Evaluation of a trained run as its user asks for it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ssl_zoo.tools import eval_net, train_net
+from ssl_zoo.tools.train_net import main as train
+
+ROOT = Path(train_net.__file__).resolve().parents[1]
+DEMO = str(ROOT / "configs" / "ijepa" / "demo.yaml")
+TINY = [
+    *("backbone.embed_dim=48", "backbone.depth=2", "backbone.num_heads=4", "backbone.image_size=32"),
+    *("backbone.patch_size=4", "data.image_size=32", "data.num_train=128", "data.num_test=64"),
+    *("method.predictor_dim=32", "method.predictor_depth=1", "method.predictor_heads=4", "masks.min_patches=4"),
+    *("trainer.images_per_step=16", "trainer.num_steps=4", "trainer.checkpoint_every=2"),
+    *("monitor.tensorboard=false", "monitor.pictures_every=0", "probe.every_steps=2", "probe.protocols=[knn,logistic]"),
+    *("probe.train_samples=96", "probe.test_samples=48", "probe.knn.k=[5]"),
+]
+SUBSET = ["probe.train_samples=96", "probe.test_samples=48"]
+QUICK = [
+    *("probe.linear.epochs=2", "probe.attentive.epochs=2", "probe.finetune.epochs=2", "probe.finetune.batch_size=32"),
+    *("probe.low_shot.images_per_class=2", "probe.health.lidar_images=16", "probe.health.lidar_views=2"),
+]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    run = tmp_path_factory.mktemp("run")
+    assert train(["--config", DEMO, *TINY, f"output_dir={run}"]) == 0
+    return run
+
+
+def records(folder: Path) -> dict[str, dict]:
+    """The JSON files of a folder by evaluator and label."""
+    read = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    return {f"{r['evaluator']} {r['scores'][0]['protocol']['label']}": r for r in read}
+
+
+@pytest.mark.parametrize("step", [2, 4])
+def test_a_score_is_exactly_that_of_the_running_training_on_the_same_images(run, tmp_path, step) -> None:
+    arguments = ["--run", str(run), "--checkpoint", str(step), "--protocol", "knn", "logistic", *SUBSET]
+    assert eval_net.main([*arguments, "--out", str(tmp_path)]) == 0
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    [online] = [line for line in lines if line["step"] == step and "logistic" in line]
+    scores = [score for record in records(tmp_path).values() for score in record["scores"]]
+    names = ("knn5", "logistic")
+    assert {score["name"]: score["value"] for score in scores} == {name: online[name] for name in names}
+    assert {score["name"]: score["random_init"] for score in scores} == {n: online[f"{n}_random_init"] for n in names}
+
+
+def test_a_training_with_every_probe_is_bit_equal_to_one_without(run, tmp_path) -> None:
+    probes = "probe.protocols=[knn,linear,logistic,low_shot,attentive,finetune,health]"
+    asked = ["--config", DEMO, *TINY, *QUICK, probes, "probe.every_steps=1", f"output_dir={tmp_path}/all"]
+    assert train(asked) == 0
+    assert train(["--config", DEMO, *TINY, "probe.protocols=[]", f"output_dir={tmp_path}/none"]) == 0
+    weights = [tmp_path / name / "checkpoints" / "step_00000004" / "method.safetensors" for name in ("all", "none")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    assert '"rankme"' in (tmp_path / "all" / "metrics.jsonl").read_text()
+
+
+def test_all_protocols_and_label_sets_make_one_table_and_a_file_each(run, tmp_path, capsys) -> None:
+    protocols = ["knn", "linear", "logistic", "low_shot", "attentive", "finetune", "health"]
+    arguments = ["--run", str(run), "--protocol", *protocols, *QUICK, "--label", "count", "distance"]
+    assert eval_net.main([*arguments, "--out", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert all(word in shown for word in ("random init", "trained", "knn5", "low_shot", "rankme", "count", "distance"))
+    written = records(tmp_path)
+    assert written.keys() == {f"{name} {label}" for name in protocols for label in ("count", "distance")}
+    for record in written.values():
+        assert record["step"] == 4 and record["seconds"] > 0 and record["environment"]["python"]
+        for score in record["scores"]:
+            protocol = score["protocol"]
+            assert score["random_init"] is not None and len(score["protocol_hash"]) == 12
+            assert (protocol["version"], protocol["train"], protocol["test"]) == (1, 128, 64)
+            assert protocol["train_hash"] != protocol["test_hash"]
+    assert written["low_shot count"]["scores"][0]["spread"] > 0
+
+
+def test_a_second_call_reads_the_features_of_the_first(run, tmp_path, monkeypatch) -> None:
+    arguments = ["--run", str(run), "--protocol", "knn", "--out", str(tmp_path)]
+    assert eval_net.main(arguments) == 0
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
+    assert len(list((tmp_path / "features").iterdir())) == 4  # train and test, trained and random
+    monkeypatch.setattr("ssl_zoo.eval.base.extract", None)
+    assert eval_net.main(arguments) == 0
+    assert {path: path.read_bytes() for path in (tmp_path / "features").iterdir()}.items() <= before.items()
+
+
+def test_a_file_of_weights_gets_the_scores_of_the_run_it_is_from(run, tmp_path) -> None:
+    config = str(run / "config.yaml")
+    method = load_file(run / "checkpoints" / "step_00000004" / "method.safetensors")
+    prefix = next(name for name in method if name.endswith("pos_embed") and "target" in name).removesuffix("pos_embed")
+    save_file(method, tmp_path / "all.safetensors")
+    bare = {name.removeprefix(prefix): tensor for name, tensor in method.items() if name.startswith(prefix)}
+    save_file(bare, tmp_path / "bare.safetensors")
+    asked = ["--config", config, "--protocol", "knn", "--no-cache", "--no-baseline"]
+    assert eval_net.main(["--weights", str(tmp_path / "bare.safetensors"), *asked]) == 0
+    whole = ["--weights", str(tmp_path / "all.safetensors"), "--prefix", prefix]
+    assert eval_net.main([*whole, *asked, "--out", str(tmp_path / "whole")]) == 0
+    assert eval_net.main(["--run", str(run), *asked[2:], "--out", str(tmp_path / "run")]) == 0
+    found = [records(tmp_path / folder)["knn None"] for folder in ("eval/bare", "whole", "run")]
+    assert found[0]["scores"] == found[1]["scores"] == found[2]["scores"]
+    assert found[0]["scores"][0]["random_init"] is None and found[0]["step"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--protocol", "knm"], "Did you mean 'knn'"),
+        (["--protocol", "knn", "--label", "counts"], "Did you mean 'count'"),
+        (["--protocol", "knn", "--checkpoint", "3"], "has last, best and the steps 2, 4"),
+        (["--protocol", "knn", "probe.knn.k=[500]"], "knn.k=[500] on 128 train images"),
+        (["--protocol", "linear", "probe.linear.pooling=class_token"], "no class token"),
+        (["--protocol", "linear", "probe.linear.num_layers=3"], "the encoder has 2 blocks"),
+        (["--protocol", "knn", "probe.knm.k=[5]"], "probe.knm"),
+        (["--protocol", "logistic", "probe.train_samples=1"], "two are needed"),
+    ],
+)
+def test_bad_input_gives_one_line_and_a_nonzero_code(run, tmp_path, capsys, arguments, message) -> None:
+    assert eval_net.main(["--run", str(run), *arguments, "--out", str(tmp_path), "--no-baseline"]) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and message in line
+
+
+def test_weights_of_another_network_or_format_are_refused(run, tmp_path, capsys) -> None:
+    asked = ["--config", str(run / "config.yaml"), "--protocol", "knn", "--no-cache"]
+    save_file({"blocks.0.weight": torch.zeros(2)}, tmp_path / "other.safetensors")
+    torch.save({"a": 1}, tmp_path / "weights.pth")
+    for file, message in (("other.safetensors", "is of another model"), ("weights.pth", "no safetensors file")):
+        assert eval_net.main(["--weights", str(tmp_path / file), *asked]) == 1
+        assert message in capsys.readouterr().err
+    assert eval_net.main(["--weights", str(tmp_path / "nowhere"), *asked]) == 1
+    assert "there is no file" in capsys.readouterr().err
+
+
+def test_images_without_labels_have_no_accuracy_but_health(run, tmp_path, capsys) -> None:
+    from PIL import Image
+
+    folder = tmp_path / "flat"
+    folder.mkdir()
+    for number in range(40):
+        noise = torch.randint(256, (32, 32, 3), generator=torch.Generator().manual_seed(number), dtype=torch.uint8)
+        Image.fromarray(noise.numpy()).save(folder / f"{number}.png")
+    data = ["data=imagefolder", f"data.path={folder}", "data.test_fraction=0.5"]
+    asked = ["--run", str(run), *data, "--out", str(tmp_path)]
+    assert eval_net.main([*asked, "--protocol", "knn"]) == 1
+    assert "has no labels" in capsys.readouterr().err
+    assert eval_net.main([*asked, "--protocol", "health", "probe.health.lidar_images=4"]) == 0
+    assert "rankme" in capsys.readouterr().out

@@ -1,0 +1,51 @@
+"""Tiny labelled images, an encoder for them, and the probe that looks at it."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ssl_zoo.data.sources.base import Source, SourceConfig, Split
+from ssl_zoo.eval import KNNConfig, OnlineProbe, ProbeConfig
+from ssl_zoo.eval.cache import FeatureCache
+from ssl_zoo.nn import ViT, ViTConfig
+
+
+class Stripes(Source):
+    """Noise with a bright band whose height is the class ``band``; ``parity`` labels the same images otherwise."""
+
+    image_size = (16, 16)
+    num_classes = 4
+
+    def __init__(self, config: SourceConfig, split: Split, labelled: bool = True) -> None:
+        super().__init__(config, split)
+        self.labelled = labelled
+
+    def __len__(self) -> int:
+        return 120 if self.split is Split.train else 60
+
+    def image(self, index: int) -> Tensor:
+        generator = torch.Generator().manual_seed(2 * index + (self.split is Split.test))
+        image = torch.randint(160, (3, 16, 16), generator=generator, dtype=torch.uint8)
+        image[:, 4 * (index % 4) : 4 * (index % 4) + 4] += 90
+        return image
+
+    def sample_name(self, index: int) -> str:
+        return f"stripes/{index}"
+
+    @property
+    def label_sets(self) -> Mapping[str, Tensor]:
+        index = torch.arange(len(self))
+        return {"band": index % 4, "parity": index // 4 % 2} if self.labelled else {}
+
+
+def encoder(seed: int = 0) -> ViT:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return ViT(ViTConfig(image_size=16, patch_size=4, embed_dim=48, depth=2, num_heads=3, drop_path=0.5))
+
+
+def probe(seed: int = 0, labelled: bool = True, cache: FeatureCache | None = None, **settings) -> OnlineProbe:
+    config = ProbeConfig(**{"train_samples": 80, "test_samples": 40, "knn": KNNConfig(k=[1, 5]), **settings})
+    splits = [Stripes(SourceConfig(), split, labelled) for split in Split]
+    return OnlineProbe(config, *splits, image_size=(16, 16), mean=[0.5] * 3, std=[0.25] * 3, seed=seed, cache=cache)
