@@ -1,6 +1,9 @@
 """Evaluation of a trained run as its user asks for it."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -105,6 +108,19 @@ def test_a_file_of_weights_gets_the_scores_of_the_run_it_is_from(run, tmp_path) 
     found = [records(tmp_path / folder)["knn None"] for folder in ("eval/bare", "whole", "run")]
     assert found[0]["scores"] == found[1]["scores"] == found[2]["scores"]
     assert found[0]["scores"][0]["random_init"] is None and found[0]["step"] is None
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_extraction_and_give_the_scores_of_one(run, tmp_path) -> None:
+    asked = ["--run", str(run), "--protocol", "knn", "linear", "logistic", "attentive", *QUICK]
+    assert eval_net.main([*asked, "--out", str(tmp_path / "one")]) == 0
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--"]
+    command = [*launcher, str(ROOT / "tools" / "eval_net.py"), *asked, "--out", str(tmp_path / "two")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, check=True, timeout=300, env=environment, capture_output=True)
+    one, two = records(tmp_path / "one"), records(tmp_path / "two")
+    assert [record["scores"] for record in one.values()] == [record["scores"] for record in two.values()]
+    assert {record["environment"]["world_size"] for record in two.values()} == {2}
 
 
 @pytest.mark.parametrize(
