@@ -188,7 +188,8 @@ def test_metrics_hold_what_the_design_promises(tmp_path: Path) -> None:
     tiny_trainer(tmp_path, num_steps=1).train()
     record = json.loads((tmp_path / "metrics.jsonl").read_text())
     promised = "step epoch loss lr weight_decay momentum grad_norm images_per_second data_wait samples memory_bytes"
-    assert set(promised.split()) | {"context_tokens", "target_tokens", "target_std", "prediction_std"} == set(record)
+    of_method = "context_tokens target_tokens target_std target_cosine prediction_std prediction_cosine"
+    assert {*promised.split(), *of_method.split()} == set(record)
 
 
 def test_data_and_trainer_agree_on_the_batch() -> None:
