@@ -15,7 +15,7 @@ from ssl_zoo.nn import ViT, cosine_between_images, mean_std, take
 from ssl_zoo.registry import setting
 from ssl_zoo.targets import MaskTeacher, Target, Teacher
 
-MEASURED_IMAGES = 32  # of a micro-batch, for the metrics of every step: some hundred pairs at a patch tell enough
+MEASURED_IMAGES = 16  # of a micro-batch, for the metrics of every step: a hundred pairs at a patch tell enough
 
 
 @dataclass
