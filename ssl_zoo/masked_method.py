@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from ssl_zoo.data.batch import Batch, ViewConfig, ViewSpec
 from ssl_zoo.masks import Masks, Pairing, draw_masks
 from ssl_zoo.method import Method, MethodConfig, Output, Progress
-from ssl_zoo.nn import ViT, take
+from ssl_zoo.nn import ViT, cosine_between_images, mean_std, take
 from ssl_zoo.registry import setting
 from ssl_zoo.targets import MaskTeacher, Target, Teacher
+
+MEASURED_IMAGES = 16  # of a micro-batch, for the metrics of every step: a hundred pairs at a patch tell enough
 
 
 @dataclass
@@ -54,13 +56,23 @@ class MaskedMethod(Method):
     ) -> Float[Tensor, ""]:
         """Distance between both, in float32."""
 
-    @staticmethod
     @torch.no_grad()
-    def metrics(predictions: Tensor, targets: Tensor, masks: Masks) -> Mapping[str, Float[Tensor, ""]]:
-        # A collapse shows as a standard deviation over tokens that falls to zero while the loss looks excellent.
+    def metrics(
+        self,
+        predictions: Float[Tensor, "B C pairs T target"],
+        targets: Float[Tensor, "B M T target"],
+        masks: Masks,
+    ) -> Mapping[str, Float[Tensor, ""]]:
+        """Diversity of predictions and targets, of the first context of some images, and numbers of patches."""
+        some = slice(0, MEASURED_IMAGES)
+        patches, targets = (masks.paired(values)[some, 0].flatten(1, 2) for values in (masks.targets, targets))
+        predictions = predictions.detach()[some, 0].flatten(1, 2).float()
+        num_patches = self.encoder.num_patches
         return {
-            "target_std": targets.flatten(0, -2).std(dim=0).mean(),
-            "prediction_std": predictions.detach().float().flatten(0, -2).std(dim=0).mean(),
+            "target_std": mean_std(targets),
+            "target_cosine": cosine_between_images(targets, patches, num_patches),
+            "prediction_std": mean_std(predictions),
+            "prediction_cosine": cosine_between_images(predictions, patches, num_patches),
             "context_tokens": torch.full((), float(masks.context.shape[-1]), device=targets.device),
             "target_tokens": torch.full((), float(masks.targets.shape[-1]), device=targets.device),
         }
@@ -111,11 +123,12 @@ class ReplacingMethod(MaskedMethod):
         images, masks = batch.views[0], batch.masks[0]
         num_patches = self.encoder.num_patches
         hidden = masks.all_hidden(num_patches)
-        targets = self.target(images, masks.everywhere(num_patches))[:, 0]
+        everywhere = masks.everywhere(num_patches)
+        targets = self.target(images, everywhere)
         predictions = self.predict_all(images, hidden).float()
-        errors = self.errors(predictions, targets).mean(dim=-1)
+        errors = self.errors(predictions, targets[:, 0]).mean(dim=-1)
         loss = (errors * hidden).sum() / hidden.sum()
-        metrics = self.metrics(predictions, targets, masks)
+        metrics = self.metrics(predictions[:, None, None], targets, everywhere)
         return Output(loss, {**metrics, "target_tokens": hidden.sum() / len(images)})
 
     def predict(self, images: Float[Tensor, "B 3 H W"], masks: Masks) -> Float[Tensor, "B 1 M T target"]:

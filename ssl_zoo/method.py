@@ -64,7 +64,8 @@ class Output:
 
     Attributes:
         loss: float32 mean over the images of the local (micro-)batch; the only tensor that is differentiated.
-        metrics: detached scalars on the device; nobody reads their value between log steps.
+        metrics: detached scalars on the device; nobody reads their value between log steps. The collapse alarm knows
+            ``target_cosine``, ``target_std``, ``teacher_entropy`` and ``prototype_entropy`` (``nn/diversity.py``).
     """
 
     loss: Float[Tensor, ""]

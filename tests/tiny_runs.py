@@ -10,13 +10,14 @@ from torch import Tensor
 
 from ssl_zoo.data.loader import LoaderConfig, TrainingData
 from ssl_zoo.data.sources import Source, SourceConfig, Split
+from ssl_zoo.engine.alarm import CollapseAlarm
 from ssl_zoo.engine.build import build_generators, build_views
 from ssl_zoo.engine.distributed import Processes
 from ssl_zoo.engine.hooks import Checkpointer
 from ssl_zoo.engine.metrics import JsonLines, Metrics
 from ssl_zoo.engine.optim import AdamWConfig
 from ssl_zoo.engine.settings import TrainerConfig
-from ssl_zoo.engine.trainer import Hook, Trainer
+from ssl_zoo.engine.trainer import Hook, StepResult, Trainer
 from ssl_zoo.masks import MASKS
 from ssl_zoo.method import Method
 from ssl_zoo.seeding import generator_for
@@ -45,13 +46,27 @@ class Noise(Source):
         return f"noise {index}"
 
 
-def tiny_data(method: Method, ranks: Processes, images_per_step: int, source: Source | None = None) -> TrainingData:
+class StopAfter(Hook):
+    """Stops a run as a signal would."""
+
+    name = "stop_after"
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def after_step(self, trainer: Trainer, result: StepResult) -> None:
+        trainer.stop = trainer.step == self.step
+
+
+def tiny_data(
+    method: Method, ranks: Processes, images_per_step: int, source: Source | None = None, masks: str = "multiblock"
+) -> TrainingData:
     views = build_views(method.config, TINY_BACKBONE)
-    masks = MASKS.config_of("multiblock")(**TINY_MASKS["multiblock"])
+    mask_config = MASKS.config_of(masks)(**TINY_MASKS.get(masks, {}))
     return TrainingData(
         source or Noise(),
         views,
-        build_generators(views, masks, TINY_BACKBONE),
+        build_generators(views, mask_config, TINY_BACKBONE),
         seed=0,
         images_per_step=images_per_step,
         rank=ranks.rank,
@@ -66,6 +81,9 @@ ALONE = Processes(0, 1, torch.device("cpu"))
 def tiny_trainer(
     run: Path,
     *,
+    method: Method | None = None,
+    masks: str = "multiblock",
+    alarm: CollapseAlarm | None = None,
     hooks: Sequence[Hook] = (),
     ranks: Processes = ALONE,
     source: Source | None = None,
@@ -74,17 +92,17 @@ def tiny_trainer(
 ) -> Trainer:
     """A trainer with metrics (every step) and checkpoints in ``run``; ``hooks`` stand before the checkpointer."""
     config = TrainerConfig(**{"images_per_step": 8, "num_steps": 6, "checkpoint_every": 3, **settings})
-    method = tiny_method("ijepa")
+    method = method or tiny_method("ijepa")
     writers = [JsonLines(run / "metrics.jsonl")] if ranks.is_main else []
     checkpointer = Checkpointer(run, config, {"method": "ijepa", "config": {}})
     return Trainer(
         method,
-        tiny_data(method, ranks, config.images_per_step, source),
+        tiny_data(method, ranks, config.images_per_step, source, masks),
         ranks,
         optim=optim or AdamWConfig(warmup_epochs=0.2),
         config=config,
         seed=0,
-        hooks=[Metrics(1, writers), *hooks, checkpointer],
+        hooks=[Metrics(1, writers, alarm), *([alarm] if alarm else []), *hooks, checkpointer],
     )
 
 

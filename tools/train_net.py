@@ -17,6 +17,7 @@ from ssl_zoo.config import Composed, compose, describe, recipe_text
 from ssl_zoo.data.loader import LoaderError
 from ssl_zoo.data.sources import SOURCES, Split
 from ssl_zoo.engine import hooks
+from ssl_zoo.engine.alarm import Collapse, CollapseAlarm
 from ssl_zoo.engine.build import build_data
 from ssl_zoo.engine.device import autocast, resolve_precision
 from ssl_zoo.engine.distributed import Processes, processes
@@ -51,7 +52,8 @@ def train(composed: Composed, resume: str, console: Console, ranks: Processes) -
     tensorboard = TensorBoard(run.tensorboard, recipe_text(composed)) if config.monitor.tensorboard else None
     writers = [JsonLines(run.metrics), ProgressBar(console, live=config.monitor.progress_bar)]
     writers += [tensorboard] if tensorboard else []
-    metrics = Metrics(config.monitor.log_every, writers if ranks.is_main else [])
+    alarm = CollapseAlarm(config.monitor.alarm)
+    metrics = Metrics(config.monitor.log_every, writers if ranks.is_main else [], alarm)
     evaluation = hooks.Evaluation(probe, metrics, config.probe)
     manifest = {"method": composed.choices["method"], "config": run.config}
     checkpointer = hooks.Checkpointer(run.path, config.trainer, manifest)
@@ -60,6 +62,7 @@ def train(composed: Composed, resume: str, console: Console, ranks: Processes) -
         hooks.OffendingBatch(run.path),
         hooks.CorruptSamples(run.corrupt_samples, config.loader.max_corrupt_fraction),
         metrics,
+        alarm,
         evaluation,
         hooks.Pictures(run.figures, config.monitor.pictures_every, tensorboard),
         checkpointer,
@@ -103,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             with processes(composed.config.trainer.device) as ranks:
                 train(composed, arguments.resume, console, ranks)
-    except (ValueError, LookupError, OSError, LoaderError, NonFiniteLoss) as error:
+    except (ValueError, LookupError, OSError, LoaderError, NonFiniteLoss, Collapse) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from ssl_zoo.engine.alarm import CollapseAlarm
 from ssl_zoo.engine.trainer import Hook, StepResult, Trainer
 from ssl_zoo.io import write_atomic
 
@@ -86,12 +87,15 @@ class Metrics(Hook):
     """Builds the record of every ``log_every``-th step and of the last, and gives it to the writers.
 
     The only place where training values are read from the device: one transfer a record.
+
+    Args:
+        alarm: gets every record before it is written, and adds what it thinks of it.
     """
 
     name = "metrics"
 
-    def __init__(self, every: int, writers: Sequence[Writer]) -> None:
-        self.every, self.writers = every, writers
+    def __init__(self, every: int, writers: Sequence[Writer], alarm: CollapseAlarm | None = None) -> None:
+        self.every, self.writers, self.alarm = every, writers, alarm
         self._open: list[Writer] = []
         self._samples = ""  # chained over all steps, so that equal values prove equal histories
 
@@ -131,7 +135,7 @@ class Metrics(Hook):
         loss, grad_norm, *metrics = trainer.processes.mean(torch.stack([v.float() for v in local])).tolist()
         seconds = time.perf_counter() - self._started
         images = (trainer.step - self._started_step) * trainer.plan.images_per_step
-        return {
+        record = {
             "step": trainer.step,
             "epoch": round(trainer.epoch, 4),
             "loss": loss,
@@ -145,6 +149,7 @@ class Metrics(Hook):
             "memory_bytes": peak_memory(trainer.device),
             "samples": self._samples,
         }
+        return record | self.alarm.examine(trainer, record) if self.alarm else record
 
     def _log(self, record: Record) -> None:
         for writer in self._open:

@@ -49,6 +49,39 @@ class TrainerConfig:
             raise ValueError(f"trainer.epochs={self.epochs}: needs a positive number")
 
 
+class AlarmPolicy(Enum):
+    """What happens when a run collapses."""
+
+    none = "none"
+    warn = "warn"
+    stop = "stop"
+
+
+@dataclass
+class AlarmConfig:
+    """When a run counts as collapsed."""
+
+    policy: AlarmPolicy = setting(
+        AlarmPolicy.warn, "warn says so, stop ends the run with an error after saving it, none does not look"
+    )
+    patience: int = setting(5, "records in a row with a metric beyond its limit before the alarm goes off")
+    max_cosine: float = setting(
+        0.99, "limit of target_cosine, the similarity of different images' targets at the same patch; random nets: 0.95"
+    )
+    min_std: float = setting(0.001, "limit of target_std, for targets of zeros, to which nothing is similar")
+    max_entropy: float = setting(0.99, "limit of teacher_entropy; 1 = uniform distributions, a loss of ln K")
+    min_prototype_entropy: float = setting(0.05, "limit of prototype_entropy; 0 = one prototype for all images")
+
+    def __post_init__(self) -> None:
+        if self.patience < 1:
+            raise ValueError(f"monitor.alarm.patience={self.patience}: needs at least 1")
+        for key in ("max_cosine", "max_entropy", "min_prototype_entropy"):
+            if not 0 <= getattr(self, key) <= 1:
+                raise ValueError(f"monitor.alarm.{key}={getattr(self, key)}: needs a value in 0..1")
+        if self.min_std < 0:
+            raise ValueError(f"monitor.alarm.min_std={self.min_std} must not be negative")
+
+
 @dataclass
 class MonitorConfig:
     """What is reported while a run goes on."""
@@ -57,6 +90,7 @@ class MonitorConfig:
     pictures_every: int = setting(1000, "steps between pictures in figures/ and TensorBoard; 0 draws none")
     tensorboard: bool = setting(True, "write TensorBoard event files")
     progress_bar: bool = setting(True, "a live bar on a terminal; plain lines otherwise")
+    alarm: AlarmConfig = setting(AlarmConfig(), "warning or stop when all images get the same targets")
 
     def __post_init__(self) -> None:
         if self.log_every < 1:

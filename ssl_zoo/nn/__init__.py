@@ -3,6 +3,7 @@
 from ssl_zoo.nn.backbone import BACKBONES, BackboneConfig
 from ssl_zoo.nn.blocks import NormPosition, Tap, set_fused_attention
 from ssl_zoo.nn.convolutions import ConvolutionalDecoder
+from ssl_zoo.nn.diversity import cosine_between_images, mean_std, normalized_entropy
 from ssl_zoo.nn.initialization import Initialization
 from ssl_zoo.nn.pos_embed import SincosLayout, interpolate_positions, sincos_positions
 from ssl_zoo.nn.tokens import mean_per_patch, patchify, scatter_back, take, unpatchify
@@ -21,8 +22,11 @@ __all__ = [
     "Tap",
     "ViT",
     "ViTConfig",
+    "cosine_between_images",
     "interpolate_positions",
     "mean_per_patch",
+    "mean_std",
+    "normalized_entropy",
     "patchify",
     "scatter_back",
     "set_fused_attention",

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -54,6 +55,7 @@ class TargetConfig:
 class Target(nn.Module, ABC):
     """What a masked method predicts for each target patch; computed without gradient."""
 
+    learned: ClassVar[bool] = True  # made by a network, so that it may collapse; False for what the data alone decide
     dim: int  # width of one patch's target
 
     @abstractmethod

@@ -25,6 +25,8 @@ class PixelsConfig(TargetConfig):
 class Pixels(Target):
     """The pixels of each target patch in (y, x, colour) order, normalised per patch on request."""
 
+    learned = False
+
     def __init__(self, config: PixelsConfig, encoder: ViT) -> None:
         super().__init__()
         self.config, self.patch_size, self.grid = config, encoder.patch_size, encoder.grid

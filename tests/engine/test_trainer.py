@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_methods import tiny_method
-from tiny_runs import ALONE, Noise, checkpointer_of, tiny_data, tiny_trainer
+from tiny_runs import ALONE, Noise, StopAfter, checkpointer_of, tiny_data, tiny_trainer
 
 from ssl_zoo.data.batch import Batch, Corrupt
 from ssl_zoo.engine.checkpoint import list_checkpoints, read_checkpoint
@@ -18,18 +18,6 @@ from ssl_zoo.engine.settings import TrainerConfig
 from ssl_zoo.engine.trainer import BatchPlan, Hook, NonFiniteLoss, StepResult, Trainer, run_length
 
 TIMING = {"images_per_second", "data_wait", "memory_bytes"}
-
-
-class StopAfter(Hook):
-    """Stops a run as a signal would."""
-
-    name = "stop_after"
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def after_step(self, trainer: Trainer, result: StepResult) -> None:
-        trainer.stop = trainer.step == self.step
 
 
 def records(run: Path) -> list[dict]:
@@ -188,7 +176,8 @@ def test_metrics_hold_what_the_design_promises(tmp_path: Path) -> None:
     tiny_trainer(tmp_path, num_steps=1).train()
     record = json.loads((tmp_path / "metrics.jsonl").read_text())
     promised = "step epoch loss lr weight_decay momentum grad_norm images_per_second data_wait samples memory_bytes"
-    assert set(promised.split()) | {"context_tokens", "target_tokens", "target_std", "prediction_std"} == set(record)
+    of_method = "context_tokens target_tokens target_std target_cosine prediction_std prediction_cosine"
+    assert {*promised.split(), *of_method.split()} == set(record)
 
 
 def test_data_and_trainer_agree_on_the_batch() -> None:

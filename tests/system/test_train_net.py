@@ -241,6 +241,18 @@ def test_a_checkpoint_of_other_settings_names_them(tmp_path: Path, capsys: pytes
     assert "backbone.depth: 2 there, 1 here" in error and "seed: 0 there, 3 here" in error
 
 
+def test_a_collapse_stops_the_run_with_its_reason_and_the_run_can_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    limits = ["monitor.alarm.patience=2", "monitor.alarm.max_cosine=0", "trainer.num_steps=3"]
+    assert run_main(f"output_dir={tmp_path}", *limits, "monitor.alarm.policy=stop") == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: collapse at step 2: ") and "monitor.alarm.policy=warn" in error
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step_00000002"]
+    assert run_main(f"output_dir={tmp_path}", *limits) == 0
+    assert records(tmp_path)[-1]["step"] == 3
+
+
 def test_settings_that_change_no_number_may_change_on_resume(tmp_path: Path) -> None:
     assert run_main(f"output_dir={tmp_path}", "trainer.num_steps=2") == 0
     assert run_main(f"output_dir={tmp_path}", "trainer.num_steps=2", "trainer.keep_checkpoints=9") == 0
