@@ -40,6 +40,19 @@ def test_instance_normalisation_leaves_each_feature_without_mean_over_the_image(
     torch.testing.assert_close(normalized.var(1, correction=0), torch.ones(4, 48), atol=1e-3, rtol=1e-3)
 
 
+def test_the_average_leaves_the_integer_index_of_the_bias_table_alone() -> None:
+    backbone = replace(TINY_BACKBONE, relative_position_bias=True, class_token=True)
+    target = AveragedTeacherConfig(num_blocks=1, momentum=0.9999, final_momentum=0.9999)
+    method = build_method(METHODS.config_of("data2vec")(), backbone, target, seed=0)
+    index = method.encoder.rel_pos_bias.relative_position_index
+    truncated = (0.9999 * index + (1 - 0.9999) * index).long()  # as the reference averages it
+    [average] = method.averages()
+    for _ in range(1000):
+        average.update(0.5)
+    assert torch.equal(method.target.encoder.rel_pos_bias.relative_position_index, index)
+    assert not torch.equal(truncated, index)
+
+
 def test_loss_is_the_mean_over_all_hidden_patches_of_a_ragged_batch() -> None:
     method = tiny_method("data2vec")
     batch = tiny_batch(method, "data2vec")
