@@ -18,6 +18,7 @@ from ssl_zoo.method import METHODS, Batch, Output, Progress, Target, ViT
 from ssl_zoo.nn import ConvolutionalDecoder, scatter_back, take
 from ssl_zoo.registry import setting
 from ssl_zoo.seeding import generator_for
+from ssl_zoo.targets import Pixels
 
 NOISE_STD = 0.01  # of the tokens that stand for hidden patches
 
@@ -67,6 +68,12 @@ class Data2vec2(MaskedMethod):
             raise ValueError(
                 f"method.class_loss_weight={config.class_loss_weight} needs backbone.class_token=true: the class token "
                 "is what it trains"
+            )
+        if config.class_loss_weight and (isinstance(self.target, Pixels) or self.target.dim != encoder.embed_dim):
+            raise ValueError(
+                f"method.class_loss_weight={config.class_loss_weight} compares the class token with the mean of an "
+                "image's target features, which these targets don't have: choose targets=averaged_teacher, or set "
+                "method.class_loss_weight=0"
             )
         if encoder.embed_dim % config.decoder_groups:
             raise ValueError(

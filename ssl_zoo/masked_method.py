@@ -77,6 +77,12 @@ class MaskedMethod(Method):
             "target_tokens": torch.full((), float(masks.targets.shape[-1]), device=targets.device),
         }
 
+    def check_masks(self, masks: Masks | None) -> None:
+        if masks is None:
+            raise ValueError(
+                f"{type(self).__name__} predicts what masks hide: choose some, e.g. masks={self.default_masks}"
+            )
+
     def evaluated(self) -> ViT:
         return self.target.evaluated(self.encoder)
 
@@ -129,7 +135,9 @@ class ReplacingMethod(MaskedMethod):
         errors = self.errors(predictions, targets[:, 0]).mean(dim=-1)
         loss = (errors * hidden).sum() / hidden.sum()
         metrics = self.metrics(predictions[:, None, None], targets, everywhere)
-        return Output(loss, {**metrics, "target_tokens": hidden.sum() / len(images)})
+        # As this method uses the masks: what is not hidden is seen, also where that is more than ``context``.
+        seen = {"context_tokens": (~hidden).sum() / len(images), "target_tokens": hidden.sum() / len(images)}
+        return Output(loss, {**metrics, **seen})
 
     def predict(self, images: Float[Tensor, "B 3 H W"], masks: Masks) -> Float[Tensor, "B 1 M T target"]:
         hidden = masks.all_hidden(self.encoder.num_patches)
@@ -141,7 +149,8 @@ class ReplacingMethod(MaskedMethod):
     def weight(self, batch: Batch) -> Float[Tensor, ""]:
         return batch.masks[0].all_hidden(self.encoder.num_patches).sum().float()
 
-    def check_masks(self, masks: Masks) -> None:
+    def check_masks(self, masks: Masks | None) -> None:
+        super().check_masks(masks)
         if masks.pairing is Pairing.zip and masks.context.shape[1] > 1:
             raise ValueError(
                 f"{type(self).__name__} replaces the hidden patches of one mask per image, but these masks are "

@@ -122,11 +122,11 @@ class Method(nn.Module, ABC):
         """
         return None
 
-    def check_masks(self, masks: Masks) -> None:
-        """Refuse masks of a kind that this method has no use for, before a run starts.
+    def check_masks(self, masks: Masks | None) -> None:
+        """Refuse masks of a kind that this method has no use for, before a run starts; called once per view.
 
         Args:
-            masks: of one image, as the run's generator draws them.
+            masks: of one image, as the run's generator draws them; None for a view that gets none.
 
         Raises:
             ValueError: with the reason and what to change.

@@ -267,9 +267,9 @@ def _not_a_leaf(name: str, value: Any, node: DictConfig) -> str:
 def _carried_over(recipes: Sequence[Recipe], switched: set[str], own: DictConfig, chosen: DictConfig) -> list[Recipe]:
     """The recipes without those values of a section that don't fit the option which the command line chose instead.
 
-    A value that equals the default of the recipe's own option came with that option and goes with it. A key that both
-    options inherit from the same dataclass means the same in both and keeps its value (``backbone.image_size``). Any
-    other value is left out, which is told.
+    A key that both options inherit from the same dataclass means the same in both and keeps its value
+    (``backbone.image_size``), unless that is the default of the recipe's own option: it came with that option and goes
+    with it. All other values no longer apply and are left out, which is told section by section.
 
     Args:
         switched: sections of which another option was chosen.
@@ -283,14 +283,18 @@ def _carried_over(recipes: Sequence[Recipe], switched: set[str], own: DictConfig
     carried = []
     for layer in recipes:
         kept: dict[str, Any] = {}
+        left_out: dict[str, list[str]] = {}
         for name, value in leaves(layer.values, after):
             group = name.partition(".")[0]
-            if group in switched and before.get(name) == after.get(name):
-                continue
-            if group in switched and not _is_shared(name, own, chosen):
-                _LOG.warning("%s: %s=%s is left out: another %s was chosen", layer.path, name, written(value), group)
-                continue
-            kept[name] = value
+            if group not in switched or name == group:  # an empty section
+                kept[name] = value
+            elif not _is_shared(name, own, chosen):
+                left_out.setdefault(group, []).append(f"{name}={written(value)}")
+            elif before.get(name) != after.get(name):
+                kept[name] = value
+        for group, keys in left_out.items():
+            kind = REGISTRIES[group].kind
+            _LOG.warning("%s: left out, since another %s was chosen: %s", layer.path, kind, ", ".join(keys))
         carried.append(dataclasses.replace(layer, values=kept))
     return carried
 

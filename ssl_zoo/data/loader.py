@@ -104,9 +104,9 @@ class TrainingData:
             for view, masks in enumerate(self.mask_generators)
         )
 
-    def sample_masks(self) -> Sequence[Masks]:
-        """Masks of one image per masked view, of the kind that all batches have."""
-        return [m(1, generator_for(self.seed, "sample")) for m in self.mask_generators if m is not None]
+    def sample_masks(self) -> Sequence[Masks | None]:
+        """Masks of one image per view, of the kind that all batches have; None for a view without."""
+        return [None if m is None else m(1, generator_for(self.seed, "sample")) for m in self.mask_generators]
 
     def fingerprint(self, step: int) -> bytes:
         """Digest of the planned sample ids and the masks of the global batch of a step."""

@@ -49,8 +49,7 @@ class Plan:
         method = build_method(config.method, config.backbone, config.targets, seed=config.seed, device="meta")
         generators = build_generators(views, config.masks, config.backbone)
         for generator in generators:
-            if generator is not None:
-                method.check_masks(generator(1, generator_for("plan")))
+            method.check_masks(None if generator is None else generator(1, generator_for("plan")))
         return cls(
             method,
             views,

@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 
 import torch
 from jaxtyping import Bool
@@ -23,7 +24,7 @@ from ssl_zoo.interop.golden import (
 )
 from ssl_zoo.interop.official import BEIT_ENCODER, NameMap, load_official, split_data2vec, to_official
 from ssl_zoo.masks import Masks
-from ssl_zoo.method import Batch, Progress, build_method
+from ssl_zoo.method import Batch, Ema, Progress, build_method
 from ssl_zoo.methods.data2vec import Data2vec, Data2vecConfig
 from ssl_zoo.nn import Positions, ViTConfig, set_fused_attention
 from ssl_zoo.targets import AveragedTeacherConfig
@@ -46,8 +47,7 @@ def verify(fixture: Fixture) -> list[Finding]:
     _load(fixture, method)
     own = _Own(method)
     _train(fixture, method, own, comparison)
-    # The index table is a buffer: equal in all three places, or the average has rounded it.
-    encoders = {"student": method.encoder, "teacher": method.evaluated()}
+    encoders = {"student": method.encoder, "teacher": method.target.encoder}
     for network, weights in (("student", own.trained), ("teacher", own.averaged)):
         computed = to_official(encoders[network], BEIT_ENCODER) | weights
         comparison.add_weights(f"final.{network}", computed, computed, FINAL_WEIGHTS)
@@ -76,7 +76,6 @@ def _method(fixture: Fixture) -> Data2vec:
     layers = fixture.config.get("target_layers")
     if not isinstance(layers, list) or not layers or layers != list(range(layers[0], depth)):
         raise FixtureError(f"{fixture.path}: config.target_layers={layers!r}: needs the last blocks of {depth}")
-    momentum = fixture.number("ema")
     with blame(fixture, "config"):
         method = build_method(
             Data2vecConfig(smooth_l1_beta=fixture.number("l1_beta")),
@@ -91,10 +90,10 @@ def _method(fixture: Fixture) -> Data2vec:
                 positions=Positions.none,
                 relative_position_bias=True,
                 key_bias=False,
-                layer_scale=0.1,
+                layer_scale=0.1 if "init.student.blocks.0.gamma_1" in fixture.tensors else None,
                 class_token=True,
             ),
-            AveragedTeacherConfig(num_blocks=len(layers), momentum=momentum, final_momentum=momentum),
+            AveragedTeacherConfig(num_blocks=len(layers)),
             seed=0,  # every weight is replaced
         )
     set_fused_attention(method, False)
@@ -104,7 +103,7 @@ def _method(fixture: Fixture) -> Data2vec:
 def _load(fixture: Fixture, method: Data2vec) -> None:
     encoder, own = split_data2vec(fixture.group("init.student."))
     with blame(fixture, "init.student"):
-        for network in (method.encoder, method.evaluated()):  # the teacher starts as an exact copy
+        for network in (method.encoder, method.target.encoder):  # the teacher starts as an exact copy
             load_official(network, encoder, BEIT_ENCODER)
         head = {name.removeprefix("lm_head."): tensor for name, tensor in own.items() if name != "mask_token"}
         load_official(method.head, head, NameMap())
@@ -122,7 +121,7 @@ def _train(fixture: Fixture, method: Data2vec, own: _Own, comparison: Comparison
     [average] = method.averages()
     for step in range(fixture.count("steps")):
         batch, hidden = _batch(fixture, step, method)
-        learning_rate, decay = _cosine(fixture, "lr", step), fixture.number("wd")
+        learning_rate, decay = _learning_rate(fixture, step), _weight_decay(fixture, step)
         for group in optimization.optimizer.param_groups:
             group["lr"], group["weight_decay"] = learning_rate, decay if group["decay"] else 0.0
         with outputs(targets=method.target, predictions=method.head) as seen:
@@ -134,7 +133,8 @@ def _train(fixture: Fixture, method: Data2vec, own: _Own, comparison: Comparison
         grad_norm = optimization.clip()
         optimization.optimizer.step()
         optimization.optimizer.zero_grad()
-        momentum = average.update(step / num_steps)
+        momentum = _momentum(fixture, step)
+        _average(average, momentum)
         own.update(momentum)
         values = (loss.item(), grad_norm.item(), learning_rate, decay, momentum)
         for key, value in zip(history, values, strict=True):
@@ -147,26 +147,55 @@ def _train(fixture: Fixture, method: Data2vec, own: _Own, comparison: Comparison
 
 
 def _optimization(fixture: Fixture, method: Data2vec, num_steps: int) -> Optimization:
-    if fixture.number("wd") != fixture.number("wd_end") or fixture.number("ema_start_at") != 0:
-        raise FixtureError(f"{fixture.path}: this verifier knows constant weight decay and momentum alone")
     text = fixture.config.get("optimizer", "AdamW betas (0.9, 0.999) eps 1e-8")
     match = _OPTIMIZER.fullmatch(text) if isinstance(text, str) else None
     if match is None:
         raise FixtureError(f"{fixture.path}: config.optimizer={text!r} is not known")
     *betas, eps = (float(number) for number in match.groups())
     with blame(fixture, "config"):
-        config = AdamWConfig(betas=betas, eps=eps, clip_norm=fixture.number("clip"), warmup_epochs=0)
+        limit = None if fixture.config.get("clip") is None else fixture.number("clip")
+        config = AdamWConfig(betas=betas, eps=eps, clip_norm=limit, warmup_epochs=0)
     schedules = RateSchedules(config, num_steps=num_steps, steps_per_epoch=fixture.count("steps_per_epoch"))
     return Optimization(config, method.param_groups(), schedules)
 
 
-def _cosine(fixture: Fixture, key: str, step: int) -> float:
+def _learning_rate(fixture: Fixture, step: int) -> float:
     """BEiT's schedule: a rise that reaches its end one step before the cosine begins there."""
-    base, final, per_epoch = fixture.number(key), fixture.number(f"min_{key}"), fixture.count("steps_per_epoch")
+    base, per_epoch = fixture.number("lr"), fixture.count("steps_per_epoch")
     warmup, total = int(fixture.number("warmup_epochs") * per_epoch), fixture.count("epochs") * per_epoch
     if step < warmup:
         return base * step / max(1, warmup - 1)
-    return final + (base - final) / 2 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
+    return _cosine(base, fixture.number("min_lr"), (step - warmup) / (total - warmup))
+
+
+def _weight_decay(fixture: Fixture, step: int) -> float:
+    total = fixture.count("epochs") * fixture.count("steps_per_epoch")
+    return _cosine(fixture.number("wd"), fixture.number("wd_end"), step / total)
+
+
+def _cosine(first: float, last: float, fraction: float) -> float:
+    return last + (first - last) / 2 * (1 + math.cos(math.pi * fraction))
+
+
+def _momentum(fixture: Fixture, step: int) -> float:
+    """Linear from ``ema_init`` to ``ema`` over ``ema_start_at`` steps; ``ema`` itself from the next epoch on."""
+    last, start_at, per_epoch = fixture.number("ema"), fixture.number("ema_start_at"), fixture.count("steps_per_epoch")
+    if step // per_epoch * per_epoch >= start_at:
+        return last
+    first, annealed = fixture.number("ema_init"), min(step, math.ceil(start_at) - 1)
+    return first + annealed * (last - first) / start_at
+
+
+def _average(average: Ema, momentum: float) -> None:
+    """The engine's average, and then the index table as the reference averages it too.
+
+    Differs from ours: with unlucky momenta the rounded product falls below the whole number that it should be, and is
+    truncated, so that the reference's teacher reads wrong rows of its bias table.
+    """
+    index = average.average.rel_pos_bias.relative_position_index
+    before = index.clone()
+    replace(average, momentum=lambda _: momentum).update(0.0)
+    index.copy_(momentum * before + (1.0 - momentum) * average.online.rel_pos_bias.relative_position_index)
 
 
 def _batch(fixture: Fixture, step: int, method: Data2vec) -> tuple[Batch, Bool[Tensor, "B N"]]:
@@ -186,7 +215,7 @@ def _batch(fixture: Fixture, step: int, method: Data2vec) -> tuple[Batch, Bool[T
 def _compare_forward(
     comparison: Comparison, method: Data2vec, batch: Batch, hidden: Bool[Tensor, "B N"], seen: dict[str, Tensor]
 ) -> None:
-    teacher = method.evaluated()
+    teacher = method.target.encoder
     with torch.no_grad():
         blocks = teacher(batch.views[0], layers=range(len(teacher.blocks)))
     for number, block in enumerate(blocks):

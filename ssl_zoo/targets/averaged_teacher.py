@@ -19,7 +19,10 @@ from ssl_zoo.targets.teacher import Normalization, Teacher, TeacherConfig
 class AveragedTeacherConfig(TeacherConfig):
     """Defaults: data2vec 1.0, ViT-B/16 (facebookresearch/data2vec_vision, beit/README.md)."""
 
-    num_blocks: int = setting(6, "the last so many blocks are averaged; the encoder's final norm is not used")
+    num_blocks: int | None = setting(
+        None,
+        "the last so many blocks are averaged, without the encoder's final norm; null: half of its blocks, at most 6",
+    )
     tap: Tap = setting(Tap.block, "block averages the blocks' outputs, ffn those of their MLP branches (data2vec 2.0)")
     momentum: float = setting(0.9998, "EMA momentum at the start of the run")
     final_momentum: float = setting(0.9998, "EMA momentum at its end")
@@ -30,7 +33,7 @@ class AveragedTeacherConfig(TeacherConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.num_blocks < 1:
+        if self.num_blocks is not None and self.num_blocks < 1:
             raise ValueError(f"targets.num_blocks={self.num_blocks}: needs at least 1")
 
 
@@ -42,12 +45,15 @@ class AveragedTeacher(Teacher):
 
     def __init__(self, config: AveragedTeacherConfig, encoder: ViT) -> None:
         depth = len(encoder.blocks)
-        if config.num_blocks > depth:
-            raise ValueError(f"targets.num_blocks={config.num_blocks}: the encoder has {depth} blocks (backbone.depth)")
+        # The reference's 6 of 12 and of 24 blocks; a shallower encoder has as many late ones in proportion.
+        num_blocks = config.num_blocks or min(6, -(-depth // 2))
+        if num_blocks > depth:
+            raise ValueError(f"targets.num_blocks={num_blocks}: the encoder has {depth} blocks (backbone.depth)")
         super().__init__(config, encoder)
+        self.num_blocks = num_blocks
 
     def _features(self, images: Float[Tensor, "B 3 H W"], keep: Int[Tensor, "B M T"] | None) -> Float[Tensor, "B *N D"]:
-        layers: Sequence[int] = range(-self.config.num_blocks, 0)
+        layers: Sequence[int] = range(-self.num_blocks, 0)
         outputs = self.encoder(images, keep=keep, layers=layers, tap=self.config.tap)
         return torch.stack([self._normalized(self._patches(output)) for output in outputs]).mean(dim=0)
 

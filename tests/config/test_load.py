@@ -67,7 +67,7 @@ def test_another_option_keeps_shared_keys_and_tells_which_values_it_leaves_out(r
         config = load_config(recipe, ["targets=pixels", "backbone=vit_small"])
     assert config.targets == PixelsConfig()
     assert (config.backbone.image_size, config.backbone.embed_dim) == (96, 384)
-    assert "targets.momentum=0.5 is left out" in caplog.text
+    assert "left out, since another target was chosen: targets.momentum=0.5" in caplog.text
 
 
 def test_interpolations_resolve(recipe):

@@ -10,8 +10,9 @@ import torch
 from ssl_zoo.config import compose, load_config
 from ssl_zoo.config.schema import sections
 from ssl_zoo.engine.optim import RateSchedules
+from ssl_zoo.engine.plan import Plan
 from ssl_zoo.masks import MASKS
-from ssl_zoo.method import build_method
+from ssl_zoo.method import METHODS, build_method
 from ssl_zoo.nn import Initialization
 from ssl_zoo.registry import REGISTRIES
 from ssl_zoo.targets import PixelsConfig, TeacherConfig
@@ -97,10 +98,26 @@ def test_another_method_on_a_recipe_brings_its_masks_and_targets_and_keeps_the_v
     config = load_config(recipe, ["method=mae"])
     assert isinstance(config.masks, MASKS.config_of("random")) and isinstance(config.targets, PixelsConfig)
     assert config.method.view.crop_scale == [0.35, 1.0]
-    told = [record.getMessage() for record in caplog.records]
-    assert any("method.predictor_dim=96 is left out" in line for line in told)
+    [told] = [record.getMessage() for record in caplog.records if "another method" in record.getMessage()]
+    assert told.endswith("left out, since another method was chosen: method.predictor_dim=96, method.predictor_depth=2")
     other = load_config(recipe, ["method=mae", "targets=teacher"])
     assert isinstance(other.targets, TeacherConfig)
+
+
+def test_another_method_lists_also_the_keys_that_the_recipe_sets_to_their_defaults(caplog) -> None:
+    load_config(ROOT / "data2vec2" / "vitb16.yaml", ["method=mae"])
+    [told] = [record.getMessage() for record in caplog.records if "another method" in record.getMessage()]
+    left_out = ["decoder_dim=768", "decoder_depth=6", "decoder_kernel=3", "class_loss_weight=2.56"]
+    assert told.endswith(", ".join(f"method.{key}" for key in left_out))
+
+
+@pytest.mark.parametrize("recipe", ["ijepa", "mae", "data2vec", "data2vec2"])
+@pytest.mark.parametrize("name", ["demo", "cifar10_vitt4"])
+def test_each_small_recipe_serves_the_other_methods_too(recipe: str, name: str) -> None:
+    for method in METHODS.names():
+        # The reference's least target of I-JEPA is larger than a block on these grids.
+        overrides = ["masks.min_patches=3"] if method == "ijepa" else []
+        Plan.of(load_config(ROOT / recipe / f"{name}.yaml", [f"method={method}", *overrides]))
 
 
 def test_data2vec_recipes_have_the_reference_values_and_sizes() -> None:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from tiny_methods import PROGRESS, TINY_BACKBONE, tiny_batch, tiny_method
 
+from ssl_zoo.data.batch import Batch
 from ssl_zoo.masks import MASKS, Masks, Pairing
 from ssl_zoo.method import METHODS, Method, build_method
 from ssl_zoo.targets import AveragedTeacherConfig, MaskTeacher, PixelsConfig
@@ -37,6 +38,19 @@ def test_instance_normalisation_leaves_each_feature_without_mean_over_the_image(
     normalized = method.target._normalized(tokens)
     assert normalized.mean(1).abs().max() < 1e-5
     torch.testing.assert_close(normalized.var(1, correction=0), torch.ones(4, 48), atol=1e-3, rtol=1e-3)
+
+
+def test_the_average_leaves_the_integer_index_of_the_bias_table_alone() -> None:
+    backbone = replace(TINY_BACKBONE, relative_position_bias=True, class_token=True)
+    target = AveragedTeacherConfig(num_blocks=1, momentum=0.9999, final_momentum=0.9999)
+    method = build_method(METHODS.config_of("data2vec")(), backbone, target, seed=0)
+    index = method.encoder.rel_pos_bias.relative_position_index
+    truncated = (0.9999 * index + (1 - 0.9999) * index).long()  # as the reference averages it
+    [average] = method.averages()
+    for _ in range(1000):
+        average.update(0.5)
+    assert torch.equal(method.target.encoder.rel_pos_bias.relative_position_index, index)
+    assert not torch.equal(truncated, index)
 
 
 def test_loss_is_the_mean_over_all_hidden_patches_of_a_ragged_batch() -> None:
@@ -103,6 +117,24 @@ def test_other_masks_and_pixels_work(name: str, generator: str) -> None:
 def test_more_blocks_than_the_encoder_has_are_refused() -> None:
     with pytest.raises(ValueError, match=r"targets.num_blocks=9: the encoder has 2 blocks"):
         build_method(METHODS.config_of("data2vec")(), TINY_BACKBONE, AveragedTeacherConfig(num_blocks=9), seed=0)
+
+
+@pytest.mark.parametrize(("depth", "averaged"), [(1, 1), (4, 2), (6, 3), (12, 6), (24, 6)])
+def test_half_of_the_blocks_and_at_most_six_are_averaged_unless_told_otherwise(depth: int, averaged: int) -> None:
+    backbone = replace(TINY_BACKBONE, depth=depth)
+    method = build_method(METHODS.config_of("data2vec")(), backbone, AveragedTeacherConfig(), seed=0)
+    images = torch.randn(1, 3, 16, 16)
+    outputs = method.evaluated()(images, layers=range(-averaged, 0))
+    expected = F.layer_norm(torch.stack([F.layer_norm(o, (48,)) for o in outputs]).mean(0), (48,))
+    unused = torch.zeros(1, 1, 1, dtype=torch.long)
+    targets = method.target(images, Masks(unused, unused).everywhere(16))[:, 0]
+    torch.testing.assert_close(targets, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_metrics_count_what_replacing_sees_and_not_the_context_of_the_masks() -> None:
+    masks = Masks(torch.tensor([[[5]]]), torch.tensor([[[0, 1], [1, 2]]]))
+    metrics = tiny_method("data2vec")(Batch((torch.randn(1, 3, 16, 16),), (masks,)), PROGRESS).metrics
+    assert (metrics["context_tokens"], metrics["target_tokens"]) == (13, 3)
 
 
 def test_data2vec2_runs_its_teacher_once_and_its_loss_is_the_mean_of_its_masks() -> None:

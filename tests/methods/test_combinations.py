@@ -1,0 +1,86 @@
+"""Any masked method with any target and any masks: it learns, or the build says why not."""
+
+import dataclasses
+
+import pytest
+import torch
+from tiny_methods import PROGRESS, TINY_BACKBONE, TINY_MASKS, TINY_METHOD, TINY_TARGETS
+
+from ssl_zoo.data.batch import Batch
+from ssl_zoo.engine.optim import AdamWConfig, Optimization, RateSchedules
+from ssl_zoo.masked_method import MaskedMethod, ReplacingMethod
+from ssl_zoo.masks import MASKS, Masks
+from ssl_zoo.method import METHODS, Method, build_method
+from ssl_zoo.seeding import generator_for
+from ssl_zoo.targets import TARGETS, MaskTeacher
+
+NAMES = [name for name in METHODS.names() if issubclass(METHODS.get(name), MaskedMethod)]
+IMAGES = torch.randn(8, 3, 16, 16, generator=generator_for("combinations"))
+
+
+def masks_of(name: str) -> Masks:
+    settings = {"cells": {"cell_patches": 2}, **TINY_MASKS}
+    return MASKS.build(MASKS.config_of(name)(**settings.get(name, {})), (4, 4))(8, generator_for("combinations", name))
+
+
+def built(name: str, target: str, **settings: object) -> Method:
+    config = METHODS.config_of(name)(**TINY_METHOD.get(name, {}))
+    target_config = TARGETS.config_of(target)(**{**TINY_TARGETS.get(target, {}), **settings})
+    return build_method(config, TINY_BACKBONE, target_config, seed=0)
+
+
+def losses(method: Method, masks: Masks, num_steps: int = 15) -> list[float]:
+    config = AdamWConfig(warmup_epochs=0, learning_rate=6e-3)
+    schedules = RateSchedules(config, num_steps=num_steps, steps_per_epoch=num_steps)
+    optimization = Optimization(config, method.param_groups(), schedules)
+    values = []
+    for step in range(num_steps):
+        optimization.set_rates(step)
+        loss = method(Batch((IMAGES,), (masks,)), PROGRESS).loss
+        loss.backward()
+        optimization.optimizer.step()
+        optimization.optimizer.zero_grad(set_to_none=True)
+        values.append(loss.item())
+    return values
+
+
+@pytest.mark.parametrize("generator", MASKS.names())
+@pytest.mark.parametrize("target", TARGETS.names())
+@pytest.mark.parametrize("name", NAMES)
+def test_every_combination_learns_or_is_refused_before_the_first_step(name: str, target: str, generator: str) -> None:
+    method, masks = built(name, target), masks_of(generator)
+    if isinstance(method, ReplacingMethod) and generator == "inverse_block":
+        with pytest.raises(ValueError, match=r"set masks\.num_masks=1 or choose other masks"):
+            method.check_masks(masks)
+        return
+    method.check_masks(masks)
+    values = losses(method, masks)
+    assert values[-1] < 0.97 * values[0]
+
+
+@pytest.mark.parametrize("target", ["teacher", "averaged_teacher"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_teacher_that_sees_target_blocks_alone_serves_where_no_whole_image_is_needed(name: str, target: str) -> None:
+    if METHODS.get(name).default_targets == "averaged_teacher":
+        with pytest.raises(ValueError, match=r"targets\.mask=output"):
+            built(name, target, mask=MaskTeacher.input)
+    else:
+        values = losses(built(name, target, mask=MaskTeacher.input), masks_of("multiblock"))
+        assert values[-1] < 0.97 * values[0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_without_masks_or_targets_the_build_says_what_to_choose(name: str) -> None:
+    method = built(name, "pixels")
+    with pytest.raises(ValueError, match=f"choose some, e.g. masks={method.default_masks}"):
+        method.check_masks(None)
+    with pytest.raises(ValueError, match="choose targets="):
+        build_method(method.config, TINY_BACKBONE, None, seed=0)
+
+
+@pytest.mark.parametrize("embed_dim", [48, 64])  # as wide as the 48 numbers of a patch, and not
+def test_a_class_loss_without_target_features_is_refused(embed_dim: int) -> None:
+    config = METHODS.config_of("data2vec2")(decoder_dim=32, decoder_groups=4, class_loss_weight=0.5)
+    backbone = dataclasses.replace(TINY_BACKBONE, embed_dim=embed_dim, class_token=True)
+    with pytest.raises(ValueError, match=r"choose targets=averaged_teacher, or set method\.class_loss_weight=0"):
+        build_method(config, backbone, TARGETS.config_of("pixels")(), seed=0)
