@@ -54,6 +54,9 @@ class Data2vec(ReplacingMethod):
         initialize(self.head, encoder.config.initialization)
         initialize_token(self.mask_token, encoder.config.initialization)
 
+    def evaluated(self) -> ViT:
+        return self.encoder  # the reference fine-tunes the student, not its average
+
     def param_groups(self) -> Sequence[ParamGroup]:
         """As the reference, which spares the class token of weight decay beside all vectors."""
         decay, no_decay = super().param_groups()

@@ -89,6 +89,9 @@ class Data2vec2(MaskedMethod):
             grid=encoder.grid,
         )
 
+    def evaluated(self) -> ViT:
+        return self.encoder  # the reference fine-tunes the student, not its average
+
     def forward(self, batch: Batch, progress: Progress) -> Output:
         images, masks = batch.views[0], batch.masks[0]
         features = self.target(images, masks.everywhere(self.encoder.num_patches))[:, 0]

@@ -23,7 +23,7 @@ from ssl_zoo.engine.build import build_views
 from ssl_zoo.engine.device import autocast, prepare_method, resolve_precision
 from ssl_zoo.engine.distributed import Processes, processes
 from ssl_zoo.engine.run_directory import environment
-from ssl_zoo.engine.trained import TrainedMethod, open_run, open_weights
+from ssl_zoo.engine.trained import TrainedMethod, choose_network, open_run, open_weights
 from ssl_zoo.eval.cache import FeatureCache
 from ssl_zoo.eval.offline import ExtractionProgress, evaluate, table
 from ssl_zoo.eval.online import OnlineProbe
@@ -45,12 +45,17 @@ def run(arguments: argparse.Namespace, config: Config, trained: TrainedMethod, o
         cache = FeatureCache(out / "features", identity)
 
     def ready(method: Method) -> ViT:
-        return prepare_method(method, config.trainer, ranks.device, precision).evaluated()
+        return choose_network(prepare_method(method, config.trainer, ranks.device, precision), arguments.network)
 
     encoder, initial = ready(trained.method), None
     if not arguments.no_baseline:
         initial = ready(build_method(config.method, config.backbone, config.targets, seed=config.seed))
-    facts = {"weights": str(trained.checkpoint), "step": trained.step, "environment": environment(ranks, precision)}
+    facts = {
+        "weights": str(trained.checkpoint),
+        "network": arguments.network,
+        "step": trained.step,
+        "environment": environment(ranks, precision),
+    }
     sources, results, files = [SOURCES.build(data, split) for split in (Split.train, Split.test)], [], []
     with ExtractionProgress(console) as progress:
         for label in arguments.label or [config.probe.label]:
@@ -82,6 +87,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--config", metavar="RECIPE", help="recipe that --weights belong to")
     parser.add_argument("--prefix", default="", help="take the tensors of --weights whose names begin like this")
     parser.add_argument("--checkpoint", default="last", help="of --run: last (default), best or the number of a step")
+    parser.add_argument(
+        "--network",
+        choices=["evaluated", "encoder", "target_encoder"],
+        default="evaluated",
+        help="default: what the method hands to its users, I-JEPA its target encoder",
+    )
     parser.add_argument("--protocol", nargs="+", required=True, metavar="NAME", help="evaluators; key=value may follow")
     parser.add_argument("--label", nargs="+", metavar="NAME", help="label sets of the data; default: its first")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: the folder eval of the run, or beside FILE")
@@ -108,7 +119,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with processes(config.trainer.device) as ranks:
             if arguments.run:
                 trained = open_run(arguments.run, config, arguments.checkpoint)
-                out = arguments.out or arguments.run / "eval" / trained.checkpoint.name
+                part = "" if arguments.network == "evaluated" else f"_{arguments.network}"
+                out = arguments.out or arguments.run / "eval" / f"{trained.checkpoint.name}{part}"
             else:
                 trained = open_weights(arguments.weights, config, arguments.prefix)
                 out = arguments.out or arguments.weights.parent / "eval" / arguments.weights.stem

@@ -18,6 +18,7 @@ from ssl_zoo.engine.checkpoint import (
     restore,
 )
 from ssl_zoo.method import Method, build_method
+from ssl_zoo.nn import ViT
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,28 @@ def open_weights(file: Path, config: RunConfig, prefix: str = "") -> TrainedMeth
     chosen = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     load_tensors(method.evaluated(), chosen, str(file))
     return TrainedMethod(method, file, None)
+
+
+def choose_network(method: Method, name: str) -> ViT:
+    """One of a method's encoders.
+
+    Args:
+        name: ``evaluated`` as the method decides, ``encoder`` as it is trained, ``target_encoder`` its average.
+
+    Raises:
+        ValueError: the method averages no copy of its encoder.
+    """
+    if name == "evaluated":
+        return method.evaluated()
+    if name == "encoder":
+        return method.encoder
+    average = next((ema.average for ema in method.averages() if ema.online is method.encoder), None)
+    if average is None:
+        raise ValueError(
+            f"--network {name}: {type(method).__name__} with these targets averages no copy of its encoder; "
+            "take --network encoder"
+        )
+    return average
 
 
 def find_checkpoint(run: Path, wanted: str) -> Path:

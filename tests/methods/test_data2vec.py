@@ -16,7 +16,7 @@ from ssl_zoo.targets.teacher import Normalization
 
 def averaged(method: Method, images: torch.Tensor) -> torch.Tensor:
     """LN of the mean of the LN'd outputs of both blocks, from the formula."""
-    outputs = method.evaluated()(images, layers=[0, 1])
+    outputs = method.target.encoder(images, layers=[0, 1])
     return F.layer_norm(torch.stack([F.layer_norm(o, o.shape[-1:]) for o in outputs]).mean(0), (48,))
 
 
@@ -27,7 +27,7 @@ def test_target_is_the_normed_mean_of_normed_blocks_and_ignores_the_final_norm()
     before = method.target(images, everywhere)[:, 0]
     torch.testing.assert_close(before, averaged(method, images), atol=1e-5, rtol=1e-5)
     with torch.no_grad():
-        method.evaluated().norm.weight.mul_(3).add_(1)
+        method.target.encoder.norm.weight.mul_(3).add_(1)
     assert torch.equal(method.target(images, everywhere)[:, 0], before)
 
 
@@ -114,6 +114,12 @@ def test_other_masks_and_pixels_work(name: str, generator: str) -> None:
         assert loss.isfinite()
 
 
+@pytest.mark.parametrize("name", ["data2vec", "data2vec2"])
+def test_the_student_is_evaluated(name: str) -> None:
+    method = tiny_method(name)
+    assert method.evaluated() is method.encoder is not method.target.encoder
+
+
 def test_more_blocks_than_the_encoder_has_are_refused() -> None:
     with pytest.raises(ValueError, match=r"targets.num_blocks=9: the encoder has 2 blocks"):
         build_method(METHODS.config_of("data2vec")(), TINY_BACKBONE, AveragedTeacherConfig(num_blocks=9), seed=0)
@@ -124,7 +130,7 @@ def test_half_of_the_blocks_and_at_most_six_are_averaged_unless_told_otherwise(d
     backbone = replace(TINY_BACKBONE, depth=depth)
     method = build_method(METHODS.config_of("data2vec")(), backbone, AveragedTeacherConfig(), seed=0)
     images = torch.randn(1, 3, 16, 16)
-    outputs = method.evaluated()(images, layers=range(-averaged, 0))
+    outputs = method.target.encoder(images, layers=range(-averaged, 0))
     expected = F.layer_norm(torch.stack([F.layer_norm(o, (48,)) for o in outputs]).mean(0), (48,))
     unused = torch.zeros(1, 1, 1, dtype=torch.long)
     targets = method.target(images, Masks(unused, unused).everywhere(16))[:, 0]
@@ -141,7 +147,7 @@ def test_data2vec2_runs_its_teacher_once_and_its_loss_is_the_mean_of_its_masks()
     method = tiny_method("data2vec2")
     batch = tiny_batch(method, "data2vec2")
     calls = []
-    method.evaluated().register_forward_hook(lambda *_: calls.append(1))
+    method.target.encoder.register_forward_hook(lambda *_: calls.append(1))
     together = method(batch, PROGRESS).loss
     assert len(calls) == 1
     masks = batch.masks[0]

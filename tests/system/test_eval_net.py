@@ -110,6 +110,24 @@ def test_a_file_of_weights_gets_the_scores_of_the_run_it_is_from(run, tmp_path) 
     assert found[0]["scores"][0]["random_init"] is None and found[0]["step"] is None
 
 
+def test_either_encoder_of_a_method_can_be_evaluated(run, tmp_path, capsys) -> None:
+    found = {}
+    for name in ("evaluated", "target_encoder", "encoder"):
+        asked = ["--run", str(run), "--protocol", "health", *QUICK, "--no-baseline", "--out", str(tmp_path / name)]
+        assert eval_net.main([*asked, "--network", name]) == 0
+        found[name] = records(tmp_path / name)["health None"]
+    assert found["evaluated"]["scores"] == found["target_encoder"]["scores"] != found["encoder"]["scores"]
+    assert found["encoder"]["network"] == "encoder"
+
+
+def test_a_method_without_an_average_has_no_target_encoder(run, tmp_path, capsys) -> None:
+    asked = ["--config", DEMO.replace("ijepa", "mae"), *TINY[:6], f"output_dir={tmp_path}", "probe.protocols=[]"]
+    tiny = ["trainer.images_per_step=16", "trainer.num_steps=1", "monitor.tensorboard=false", "method.decoder_dim=32"]
+    assert train([*asked, *tiny, "method.decoder_heads=4", "method.decoder_depth=1"]) == 0
+    assert eval_net.main(["--run", str(tmp_path), "--protocol", "knn", "--network", "target_encoder"]) == 1
+    assert "averages no copy of its encoder; take --network encoder" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_two_processes_share_the_extraction_and_give_the_scores_of_one(run, tmp_path) -> None:
     asked = ["--run", str(run), "--protocol", "knn", "linear", "logistic", "attentive", *QUICK]
