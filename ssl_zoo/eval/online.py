@@ -93,7 +93,11 @@ class OnlineProbe:
             EVALUATORS.get(name)(config.evaluator_config(name)) for name in config.protocols
         ]
         self.baseline: dict[str, float] = {}
-        train_labels, test_labels = (_labels_of(source, config.label) for source in (train, test))
+        # Without a protocol nobody asks for labels, so unlabelled images do.
+        train_labels, test_labels = (
+            _labels_of(source, config.label) if self.evaluators else torch.empty(0, dtype=torch.int64)
+            for source in (train, test)
+        )
         train_index = _subset(len(train), config.train_samples, seed, "train")
         test_index = _subset(len(test), config.test_samples, seed, "test")
         render = partial(
