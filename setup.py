@@ -28,6 +28,7 @@ setup(
         "console_scripts": [
             "ssl-zoo-train = ssl_zoo.tools.train_net:main",
             "ssl-zoo-benchmark = ssl_zoo.tools.benchmark:main",
+            "ssl-zoo-make-shards = ssl_zoo.tools.make_shards:main",
             "ssl-zoo-list = ssl_zoo.tools.list:main",
             "ssl-zoo-verify-golden = ssl_zoo.tools.verify_golden:main",
             "ssl-zoo-visualize = ssl_zoo.tools.visualize:main",
@@ -44,6 +45,7 @@ setup(
         "fvcore>=0.1.5.post20221221",
         "iopath>=0.1.10",
         "webdataset>=1.0",
+        "braceexpand>=0.1.7",
         "simplejpeg>=1.7",
         "pillow>=10.0",
         "tensorboard>=2.16",
