@@ -67,6 +67,11 @@ class Index:
         start = int(self.name_stop[sample - 1]) if sample else 0
         return self.names[start : int(self.name_stop[sample])].numpy().tobytes()
 
+    def all_names(self) -> list[bytes]:
+        """``name`` of every sample."""
+        names, stops = self.names.numpy().tobytes(), self.name_stop.tolist()
+        return [names[start:stop] for start, stop in zip([0, *stops], stops, strict=False)]
+
     def to_bytes(self) -> bytes:
         columns = {name: getattr(self, name) for name in ("shard", "offset", "size", "name_stop", "names")}
         return save(columns | {_LABELS + name: values for name, values in self.labels.items()})

@@ -39,6 +39,8 @@ class Member:
 def readable(name: bytes) -> str:
     """A name from an archive as text for messages and logs, on one line whatever it holds."""
     text = name.decode("utf-8", "backslashreplace")
+    if text.isprintable():
+        return text
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 

@@ -50,6 +50,7 @@ class Job:
         placement: the samples in the order in which they are stored: a fixed shuffle, so that every shard is a fair
             sample of the data and reading them one after the other still mixes classes.
         bounds: shard k holds rows bounds[k] .. bounds[k+1] of the placement.
+        plan: digest of the above, by which a later run knows whether shards that it finds are its own.
     """
 
     source: Source
@@ -59,6 +60,7 @@ class Job:
     keys: Sequence[str]
     placement: Sequence[int]
     bounds: Sequence[int]
+    plan: str
 
     @classmethod
     def of(cls, source: Source, folder: Path, *, shard_bytes: int, resize_short: int | None) -> "Job":
@@ -67,28 +69,19 @@ class Job:
         probed = torch.linspace(0, num_samples - 1, min(num_samples, _PROBED)).round().long().tolist()
         mean_bytes = sum(_stored_bytes(source, sample, label_sets, resize_short) for sample in probed) / len(probed)
         num_shards = min(num_samples, max(1, -(-int(num_samples * mean_bytes) // shard_bytes)))
-        return cls(
-            source,
-            folder,
-            resize_short,
-            label_sets,
-            unique_keys(source.sample_name(sample) for sample in range(num_samples)),
-            torch.randperm(num_samples, generator=generator_for("shards", num_samples)).tolist(),
-            [number * num_samples // num_shards for number in range(num_shards + 1)],
-        )
+        keys = unique_keys(source.sample_name(sample) for sample in range(num_samples))
+        placement = torch.randperm(num_samples, generator=generator_for("shards", num_samples)).tolist()
+        bounds = [number * num_samples // num_shards for number in range(num_shards + 1)]
+        plan = hashlib.sha256(json.dumps([resize_short, bounds, keys]).encode())
+        for name, labels in label_sets.items():
+            plan.update(name.encode() + labels.numpy().tobytes())
+        return cls(source, folder, resize_short, label_sets, keys, placement, bounds, plan.hexdigest())
 
     def name(self, number: int) -> str:
         return f"shard-{number:05}.tar"
 
     def samples(self, number: int) -> Sequence[int]:
         return self.placement[self.bounds[number] : self.bounds[number + 1]]
-
-    def plan(self) -> str:
-        """Digest by which a later run knows whether shards that it finds are its own."""
-        digest = hashlib.sha256(json.dumps([self.resize_short, list(self.bounds), list(self.keys)]).encode())
-        for name, labels in self.label_sets.items():
-            digest.update(name.encode() + labels.numpy().tobytes())
-        return digest.hexdigest()
 
 
 def make_shards(
@@ -147,7 +140,7 @@ def _only_writer(folder: Path) -> Iterator[None]:
 
 def _finished(job: Job) -> dict[int, ShardInfo]:
     """Shards of this job that an earlier call left whole."""
-    plan, known = job.plan(), {}
+    known: dict[int, tuple[str, ShardInfo]] = {}
     if (job.folder / MANIFEST_NAME).exists():
         manifest = read_manifest(str(job.folder / MANIFEST_NAME))
         known = {number: (manifest.plan, shard) for number, shard in enumerate(manifest.shards)}
@@ -155,7 +148,7 @@ def _finished(job: Job) -> dict[int, ShardInfo]:
         if _note(job, number).exists():
             note = json.loads(_note(job, number).read_bytes())
             known[number] = (note.pop("plan"), shard_info(note))
-    if any(found != plan for found, _ in known.values()):
+    if any(plan != job.plan for plan, _ in known.values()):
         raise ValueError(
             f"{job.folder} holds shards of another source or of other options; choose another folder, or delete it"
         )
@@ -229,7 +222,7 @@ def _write(job: Job, number: int) -> ShardInfo:
     fsync_path(job.folder)
     info = FileInfo(final.name, final.stat().st_size, hashing.digest.hexdigest())
     shard = ShardInfo.of(info, len(job.samples(number)) - len(left_out), left_out)
-    write_atomic(_note(job, number), json.dumps({"plan": job.plan(), **asdict(shard)}))
+    write_atomic(_note(job, number), json.dumps({"plan": job.plan, **asdict(shard)}))
     return shard
 
 
@@ -260,7 +253,7 @@ def _manifest(job: Job, name: str, shards: Sequence[ShardInfo]) -> Manifest:
     source = job.source
     return Manifest(
         source=name,
-        plan=job.plan(),
+        plan=job.plan,
         shards=tuple(shards),
         index=file_info(job.folder / INDEX_NAME),
         image_size=source.image_size if job.resize_short is None else None,

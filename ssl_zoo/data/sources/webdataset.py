@@ -75,6 +75,9 @@ class WebDataset(Source):
             raise ValueError(f"data.path={config.path} leaves no image for the {split.value} split")
         if is_divided and split is Split.test:
             _check_classes(self.manifest, open_shards(config.path, cache).manifest)
+        # As arrays, an element of which costs a tenth of a tensor's.
+        shard, offset, size = (getattr(self._index, column)[self._rows] for column in ("shard", "offset", "size"))
+        self._shard, self._offset, self._size = shard.numpy(), offset.numpy(), size.numpy()
         self.image_size = self.manifest.image_size
         default = next(iter(self.manifest.label_sets.values()), None)
         self.num_classes, self.classes = (default.num_classes, default.classes) if default else (0, ())
@@ -88,7 +91,7 @@ class WebDataset(Source):
 
     def image(self, index: int) -> UInt8[Tensor, "3 H W"]:
         name, limits = self.sample_name(index), self.config.limits
-        size = int(self._index.size[self._rows[index]])
+        size = int(self._size[index])
         if size > limits.max_bytes:
             raise CorruptImage(name, f"{size} bytes are more than data.max_image_bytes={limits.max_bytes}")
         image = decode(self.encoded(index), name, limits)
@@ -97,22 +100,21 @@ class WebDataset(Source):
         return image
 
     def encoded(self, index: int) -> bytes:
-        row = int(self._rows[index])
-        path, size = self._path(int(self._index.shard[row])), int(self._index.size[row])
+        path = self._path(int(self._shard[index]))
         try:
-            with open(path, "rb", buffering=0) as file:  # opened per read: processes never share an offset
-                return os.pread(file.fileno(), size, int(self._index.offset[row]))
+            with open(path, "rb", buffering=0) as file:  # opened per read, so that thousands of shards need no handles
+                return os.pread(file.fileno(), int(self._size[index]), int(self._offset[index]))
         except OSError as error:
             raise ValueError(f"{path} can't be read: {error}") from error
 
     def sample_name(self, index: int) -> str:
-        row = int(self._rows[index])
-        return f"{self.manifest.shards[int(self._index.shard[row])].name}/{readable(self._index.name(row))}"
+        name = self._index.name(int(self._rows[index]))
+        return f"{self.manifest.shards[self._shard[index]].name}/{readable(name)}"
 
     def epoch_order(self, seed: int, epoch: int) -> Int[Tensor, "n"]:
         if self.config.shuffle is Shuffle.full:
             return order.shuffled(seed, epoch, len(self))
-        shard, offset = self._index.shard[self._rows], self._index.offset[self._rows]
+        shard, offset = torch.from_numpy(self._shard), torch.from_numpy(self._offset)
         return windowed(shard, offset, self.config.shuffle_window, generator_for(seed, "order", epoch))
 
     @property
@@ -150,8 +152,9 @@ def _rows(index: Index, shards: Shards, share: tuple[Split, float] | None) -> In
         return rows
     split, test_fraction = share
     # Named without the shard, so that the same images in other shards are held out.
-    names = (index.name(row).decode("utf-8", "surrogateescape") for row in rows.tolist())
-    return rows[torch.tensor([held_out(name, test_fraction) is split for name in names], dtype=torch.bool)]
+    names = index.all_names()
+    owners = (held_out(names[row].decode("utf-8", "surrogateescape"), test_fraction) for row in rows.tolist())
+    return rows[torch.tensor([owner is split for owner in owners], dtype=torch.bool)]
 
 
 def _check_classes(test: Manifest, train: Manifest) -> None:
