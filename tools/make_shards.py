@@ -29,12 +29,12 @@ from ssl_zoo.registry import discover
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="+", metavar="SRC | data=NAME ... | OUT", help="see above; OUT comes last")
-    parser.add_argument("--shard-size", type=_bytes, default="256MB", help="about how large shards are (256MB)")
-    parser.add_argument("--resize-short", type=_pixels, default="none", help="pixels; larger images are made smaller")
+    parser.add_argument("--shard-size", metavar="256MB", type=_bytes, default="256MB", help="about, of one shard")
+    parser.add_argument("--resize-short", metavar="PIXELS", type=_pixels, help="make larger images smaller, or none")
     parser.add_argument("--split", choices=[split.value for split in Split], help="with data=NAME: only this one")
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes (default: cores)")
+    parser.add_argument("--workers", metavar="N", type=int, default=len(os.sched_getaffinity(0)), help="or all cores")
     parser.add_argument("--index", action="store_true", help="describe shards that exist already")
-    parser.add_argument("--labels", nargs="+", default=[], metavar="KEY", help="with --index: labels in each .json")
+    parser.add_argument("--label", action="append", default=[], metavar="KEY", help="with --index: an integer in .json")
     parser.add_argument("--check", action="store_true", help="verify OUT; with a source, after writing it")
     parser.add_argument("--plugin", action="append", default=[], help="module or file that registers parts; repeatable")
     arguments = parser.parse_intermixed_args(argv)
@@ -66,7 +66,7 @@ def _make(arguments: argparse.Namespace) -> list[Path]:
     """Write what was asked for; the folders of the sets that there are now."""
     out, sets = Path(arguments.out), {}
     if arguments.index:
-        index_shards(arguments.sources, out, label_keys=arguments.labels, tell=print)
+        index_shards(arguments.sources, out, label_keys=arguments.label, tell=print)
     elif arguments.sources:
         sets[out] = Path(arguments.sources[0]).name, partial(AllImages, arguments.sources[0])
     elif arguments.overrides:

@@ -23,7 +23,7 @@ _MAX_LABEL = 1 << 24
 _LABELS = "labels."  # prefix of label sets among the tensors
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """A sample of a shard: the member with its image, and its labels."""
 

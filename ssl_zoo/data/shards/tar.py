@@ -27,7 +27,7 @@ class RefusedArchive(ValueError):
     """An archive that is damaged or holds what no shard of images needs."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Member:
     """A regular file: its name and where its bytes lie."""
 
