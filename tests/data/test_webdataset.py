@@ -21,6 +21,7 @@ from shard_archives import jpeg, write_images, write_tar
 from ssl_zoo.data import order
 from ssl_zoo.data.batch import ViewConfig, ViewSpec
 from ssl_zoo.data.loader import EvaluationData, LoaderConfig, TrainingData
+from ssl_zoo.data.shards import place
 from ssl_zoo.data.shards.adopt import index_shards
 from ssl_zoo.data.shards.inputs import AllImages
 from ssl_zoo.data.shards.manifest import file_info, read_manifest
@@ -213,6 +214,13 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
             self.send_response(302)
             self.send_header("Location", self.server.redirects[self.path])
             self.end_headers()
+        elif self.path in self.server.cut:
+            self.server.cut.remove(self.path)
+            data = Path(self.directory, self.path[1:]).read_bytes()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data[: len(data) // 2])
         else:
             super().do_GET()
 
@@ -220,7 +228,7 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
 @contextmanager
 def _served(folder):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, directory=str(folder))) as server:
-        server.asked, server.redirects = [], {}
+        server.asked, server.redirects, server.cut = [], {}, []
         server.address = f"http://127.0.0.1:{server.server_port}"
         thread = threading.Thread(target=partial(server.serve_forever, poll_interval=0.01))
         thread.start()
@@ -245,6 +253,29 @@ def test_remote_shards_are_copied_once_when_first_read(tmp_path):
         assert server.asked[asked:] == ["/manifest.json"]
     expected = [_data(local).batch(step) for step in range(5)]
     assert all(torch.equal(a.views[0], b.views[0]) for a, b in zip(batches, expected, strict=True))
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_a_connection_that_breaks_is_tried_again_and_not_for_ever(tmp_path, monkeypatch, is_known):
+    monkeypatch.setattr(place, "_PAUSE_S", 0.001)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    local = _source(_uneven(tmp_path / "data"))
+    with _served(tmp_path / "data") as server:
+
+        def read():
+            if is_known:
+                return _source(server.address).image(0)
+            index_shards([f"{server.address}/s-000.tar"], tmp_path / "here")
+            return _source(tmp_path / "here").image(0)
+
+        server.cut = ["/s-000.tar"] * 3
+        with pytest.raises(
+            ValueError, match=r"s-000\.tar can't be copied: OSError: the connection ended \d+ bytes early"
+        ):
+            read()
+        assert server.cut == [] and not [p for p in (tmp_path / "cache").rglob("*.t??") if p.suffix != ".lock"]
+        server.cut = ["/s-000.tar"] * 2
+        assert torch.equal(read(), local.image(0))
 
 
 def test_a_remote_shard_with_another_content_is_refused_and_not_kept(tmp_path):

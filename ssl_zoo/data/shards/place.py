@@ -20,7 +20,8 @@ from ssl_zoo.io import PATHS, fsync_path
 
 _RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)")
 _MAX_SHARDS = 1_000_000
-_ATTEMPTS = 3  # to copy a shard; a server may be busy
+_ATTEMPTS = 3  # to copy a shard; a server may be busy, a connection may break
+_PAUSE_S = 2.0  # after the first attempt, and twice as long after each further one
 _CHUNK_BYTES = 1 << 20
 MAX_SHARD_BYTES = 1 << 40  # of a shard that no manifest describes
 
@@ -72,7 +73,7 @@ class Shards:
         if not path.is_file():
             with file_lock(str(path)):  # processes of all ranks may want it at once
                 if not path.is_file():
-                    _download(place, self.cache, partial(_compare, file), file.bytes)
+                    _download(place, self.cache, partial(_compare, file), file.bytes, file.bytes)
         return path
 
 
@@ -133,7 +134,7 @@ def fetch(place: str, cache: Path) -> tuple[Path, FileInfo]:
             raise ValueError(f"there is no shard {path}")
         return path, file_info(path)
     found: list[FileInfo] = []
-    path = _download(place, cache, found.append, MAX_SHARD_BYTES)
+    path = _download(place, cache, found.append, 1, MAX_SHARD_BYTES)
     return path, found[0]
 
 
@@ -160,12 +161,12 @@ def _cached_name(place: str, sha256: str) -> str:
     return f"{sha256[:16]}-{Path(_without_query(place)).name}"
 
 
-def _download(place: str, folder: Path, check: Callable[[FileInfo], None], max_bytes: int) -> Path:
+def _download(place: str, folder: Path, check: Callable[[FileInfo], None], min_bytes: int, max_bytes: int) -> Path:
     """Copy a remote file into the cache; it appears there only when it is whole and passes the check."""
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".{uuid.uuid4().hex}.tmp"
     try:
-        file = _patiently(place, temporary, max_bytes)
+        file = _patiently(place, temporary, min_bytes, max_bytes)
         check(file)
         path = folder / _cached_name(place, file.sha256)
         os.replace(temporary, path)
@@ -175,19 +176,19 @@ def _download(place: str, folder: Path, check: Callable[[FileInfo], None], max_b
         temporary.unlink(missing_ok=True)
 
 
-def _patiently(place: str, target: Path, max_bytes: int) -> FileInfo:
+def _patiently(place: str, target: Path, min_bytes: int, max_bytes: int) -> FileInfo:
     for attempt in range(1, _ATTEMPTS + 1):
         try:
-            return _receive(place, target, max_bytes)
+            return _receive(place, target, min_bytes, max_bytes)
         except (OSError, http.client.HTTPException) as error:
             final = isinstance(error, urllib.error.HTTPError) and 400 <= error.code < 500
             if attempt == _ATTEMPTS or final:
                 raise ValueError(f"{_without_query(place)} can't be copied: {type(error).__name__}: {error}") from error
-            time.sleep(2.0**attempt)
+            time.sleep(_PAUSE_S * 2 ** (attempt - 1))
     raise AssertionError("the last attempt returns or raises")
 
 
-def _receive(place: str, target: Path, max_bytes: int) -> FileInfo:
+def _receive(place: str, target: Path, min_bytes: int, max_bytes: int) -> FileInfo:
     """One attempt; reads at most one byte more than ``max_bytes``, by which a longer file is noticed."""
     digest, received = hashlib.sha256(), 0
     with PATHS.open(place, "rb") as remote, open(target, "wb") as local:
@@ -197,6 +198,9 @@ def _receive(place: str, target: Path, max_bytes: int) -> FileInfo:
             local.write(chunk)
         local.flush()
         os.fsync(local.fileno())
+        missing = max(min_bytes - received, getattr(remote, "length", None) or 0)  # http counts down what is to come
+        if missing > 0 and received <= max_bytes:
+            raise OSError(f"the connection ended {missing} bytes early")
     return FileInfo(place, received, digest.hexdigest())
 
 
