@@ -7,6 +7,7 @@ mistake can be told with its key, its place and the nearest valid spelling.
 
 import dataclasses
 import functools
+import importlib.resources
 import inspect
 import logging
 from collections.abc import Mapping, Sequence
@@ -124,6 +125,21 @@ def compose(recipe: str | Path, overrides: Sequence[str] = ()) -> Composed:
     if not values.output_dir:
         values.output_dir = f"runs/{path.parent.name}/{path.stem}"
     return Composed(path, choices, options, defaults, values)
+
+
+def compose_section(section: str, overrides: Sequence[str]) -> Any:
+    """One section's dataclass from overrides alone, ``section=OPTION`` among them, for tools that need no recipe.
+
+    Raises:
+        ConfigError: whatever is wrong with the overrides, or no option was chosen.
+    """
+    composed = compose(Path(str(importlib.resources.files("ssl_zoo.configs"))) / f"{ROOT_RECIPE}.yaml", overrides)
+    if OmegaConf.is_missing(composed.values, section):
+        raise ConfigError(_missing(section, composed))
+    try:
+        return OmegaConf.to_object(composed.resolved[section])
+    except ValueError as error:  # of a __post_init__
+        raise ConfigError(str(error)) from error
 
 
 def recipe_text(composed: Composed) -> str:

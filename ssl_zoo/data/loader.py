@@ -7,6 +7,7 @@ neither the number of ranks nor that of worker processes changes what an image l
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -95,7 +96,7 @@ class TrainingData:
 
     def indices(self, step: int) -> Int[Tensor, "G"]:
         """Planned sample ids of the global batch."""
-        return order.indices(self.seed, step, self.images_per_step, len(self.source))
+        return order.indices(self.seed, step, self.images_per_step, len(self.source), self.source.epoch_order)
 
     def masks(self, step: int) -> tuple[Masks | None, ...]:
         """Masks of the global batch, one entry per view."""
@@ -164,14 +165,16 @@ class TrainingData:
         self, planned: Int[Tensor, "B"]
     ) -> tuple[Int[Tensor, "B"], UInt8[Tensor, "B 3 H W"] | list[UInt8[Tensor, "3 _ _"]], tuple[Corrupt, ...]]:
         """Sample ids, images, and what had to be replaced."""
-        if self.source.image_size is not None:
-            return planned, self.source.images(planned), ()
+        equal = self.source.image_size is not None
+        if equal:
+            with suppress(CorruptImage):  # which one it is, is found out one by one
+                return planned, self.source.images(planned), ()
         used, images, corrupt = [], [], []
         for index in planned.tolist():
             index, image = self._decodable(index, corrupt)
             used.append(index)
             images.append(image)
-        return torch.tensor(used), images, tuple(corrupt)
+        return torch.tensor(used), torch.stack(images) if equal else images, tuple(corrupt)
 
     def _decodable(self, index: int, corrupt: list[Corrupt]) -> tuple[int, UInt8[Tensor, "3 H W"]]:
         """The sample, or the nearest following one that can be decoded: no draw, so the same in every process."""
@@ -250,7 +253,8 @@ class EvaluationData:
     def _batch(self, number: int) -> Batch:
         index = self.indices[number * self.batch_size : (number + 1) * self.batch_size]
         if self.source.image_size == self.size:
-            return Batch((self.source.images(index),), index=index)
+            with suppress(CorruptImage):
+                return Batch((self.source.images(index),), index=index)
         kept, views, corrupt = [], [torch.empty(0, 3, *self.size, dtype=torch.uint8)], []
         for sample in index.tolist():
             try:

@@ -28,6 +28,7 @@ _FREE_KEYS = (
     "probe.",
     "data.root",
     "data.path",
+    "data.cache",
     "trainer.device",
     "trainer.checkpoint_every",
     "trainer.keep_checkpoints",

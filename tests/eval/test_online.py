@@ -115,6 +115,10 @@ def test_an_evaluator_from_outside_can_be_a_protocol(monkeypatch):
     assert values(probe(protocols=["width"])(encoder())) == {"width": 96.0}
 
 
+def test_unlabelled_images_train_without_protocols():
+    assert probe(labelled=False, protocols=[])(encoder()) == []
+
+
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [

@@ -6,7 +6,9 @@ from ssl_zoo.data.sources import (  # noqa: F401  (they register)
     fashion_mnist,
     imagefolder,
     imagenet1k,
+    mixture,
     scenes,
+    webdataset,
 )
 from ssl_zoo.data.sources.base import SOURCES, CorruptImage, Source, SourceConfig, Split
 

@@ -1,7 +1,7 @@
 """What every data source offers, and the contract it keeps."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
+from ssl_zoo.data import order
 from ssl_zoo.data.decode import CorruptImage
 from ssl_zoo.registry import Registry
 
@@ -43,6 +44,7 @@ class Source(ABC):
 
     image_size: tuple[int, int] | None = None  # (height, width) where all images share it; ``images`` works then
     num_classes: int = 0  # of the default labelling; 0 without labels
+    classes: Sequence[str] = ()  # their names; empty where nobody knows any
 
     def __init__(self, config: SourceConfig, split: Split) -> None:
         self.config, self.split = config, split
@@ -59,8 +61,20 @@ class Source(ABC):
         """
 
     def images(self, indices: Int[Tensor, "B"]) -> UInt8[Tensor, "B 3 H W"]:
-        """Several images at once; only where ``image_size`` is set and no image can be corrupt."""
+        """Several images at once; only where ``image_size`` is set.
+
+        Raises:
+            CorruptImage: if one of them can't be decoded.
+        """
         return torch.stack([self.image(int(index)) for index in indices])
+
+    def encoded(self, index: int) -> bytes | None:
+        """The image file as it is stored; None where there are only pixels."""
+        return None
+
+    def epoch_order(self, seed: int, epoch: int) -> Int[Tensor, "n"]:
+        """The order in which training visits the samples of an epoch, a pure function of its arguments."""
+        return order.shuffled(seed, epoch, len(self))
 
     @classmethod
     def expected_size(cls, config: SourceConfig) -> int | None:

@@ -42,6 +42,7 @@ class Cifar10(Source):
 
     image_size = (_SIZE, _SIZE)
     num_classes = len(CLASSES)
+    classes = CLASSES
 
     def __init__(self, config: Cifar10Config, split: Split) -> None:
         super().__init__(config, split)

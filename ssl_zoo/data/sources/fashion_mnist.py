@@ -37,6 +37,7 @@ class FashionMnist(Source):
 
     image_size = (_SIZE, _SIZE)
     num_classes = len(CLASSES)
+    classes = CLASSES
 
     def __init__(self, config: FashionMnistConfig, split: Split) -> None:
         super().__init__(config, split)

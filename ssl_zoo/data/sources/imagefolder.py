@@ -17,22 +17,33 @@ _TEST_FOLDERS = ("test", "val", "valid", "validation")  # the first one that exi
 
 
 @dataclass
-class FilesConfig(SourceConfig):
-    """Limits on image files and archives, checked before anything is decoded."""
+class LimitedConfig(SourceConfig):
+    """Limits on image files, checked before anything is decoded."""
 
     max_image_bytes: int = setting(64 << 20, "larger image files count as corrupt")
     max_image_pixels: int = setting(64_000_000, "images with more pixels count as corrupt; checked before decoding")
     min_image_side: int = setting(8, "images with a shorter side of fewer pixels count as corrupt")
-    max_unpacked_bytes: int = setting(MAX_UNPACKED_BYTES, "largest content of a .tar.gz, which is unpacked into memory")
 
     def __post_init__(self) -> None:
-        for key in ("max_image_bytes", "max_image_pixels", "min_image_side", "max_unpacked_bytes"):
+        for key in ("max_image_bytes", "max_image_pixels", "min_image_side"):
             if getattr(self, key) < 1:
                 raise ValueError(f"data.{key}={getattr(self, key)} must be at least 1")
 
     @property
     def limits(self) -> DecodeLimits:
         return DecodeLimits(self.max_image_bytes, self.max_image_pixels, self.min_image_side)
+
+
+@dataclass
+class FilesConfig(LimitedConfig):
+    """Limits on image files and on archives of them."""
+
+    max_unpacked_bytes: int = setting(MAX_UNPACKED_BYTES, "largest content of a .tar.gz, which is unpacked into memory")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_unpacked_bytes < 1:
+            raise ValueError(f"data.max_unpacked_bytes={self.max_unpacked_bytes} must be at least 1")
 
 
 @dataclass
@@ -59,6 +70,9 @@ class FilesSource(Source):
     def image(self, index: int) -> UInt8[Tensor, "3 H W"]:
         return decode(self._files.read(index), self.sample_name(index), self._limits)
 
+    def encoded(self, index: int) -> bytes:
+        return self._files.read(index)
+
     def sample_name(self, index: int) -> str:
         return self._files.names[index]
 
@@ -76,7 +90,7 @@ class ImageFolder(FilesSource):
         if not config.path:
             raise ValueError("data=imagefolder needs data.path=FOLDER or data.path=ARCHIVE.tar")
         files = open_files(config.path, max_unpacked_bytes=config.max_unpacked_bytes)
-        inner = _without_wrapper(files.names)
+        inner = without_wrapper(files.names)
         in_split, names = _split(inner, config.test_fraction)
         used = [name for name, owner in zip(names, in_split, strict=True) if owner is not None]
         chosen = [position for position, owner in enumerate(in_split) if owner is split]
@@ -96,7 +110,7 @@ class ImageFolder(FilesSource):
         return {"class": torch.tensor(self._labels)} if self.classes else {}
 
 
-def _without_wrapper(names: list[str]) -> list[str]:
+def without_wrapper(names: list[str]) -> list[str]:
     """The names without folders that hold nothing but one folder, as archives often have at their top."""
     names = [name.removeprefix("./") for name in names]
     while True:
@@ -111,12 +125,13 @@ def _split(names: list[str], test_fraction: float) -> tuple[list[Split | None], 
     tops = {name.partition("/")[0] for name in names if "/" in name}
     test = next((folder for folder in _TEST_FOLDERS if folder in tops), None)
     if "train" not in tops or test is None:
-        return [_held_out(name, test_fraction) for name in names], names
+        return [held_out(name, test_fraction) for name in names], names
     owner = {"train": Split.train, test: Split.test}
     split = [owner.get(name.partition("/")[0]) for name in names]
     return split, [name.partition("/")[2] for name in names]
 
 
-def _held_out(name: str, test_fraction: float) -> Split:
+def held_out(name: str, test_fraction: float) -> Split:
+    """The split of a sample where nobody divided the data: a hash of its name decides."""
     digest = hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=8).digest()
     return Split.test if int.from_bytes(digest, "little") / 2**64 < test_fraction else Split.train

@@ -1,0 +1,196 @@
+"""Where every sample lies: found once in the headers of the shards, kept beside the manifest."""
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+
+import safetensors
+import torch
+from jaxtyping import Int, UInt8
+from safetensors.torch import load, save
+from torch import Tensor
+
+from ssl_zoo.data.shards.manifest import LeftOut
+from ssl_zoo.data.shards.tar import Member, RefusedArchive, members, readable
+
+IMAGE_TYPES = ("jpg", "jpeg", "png", "webp", "bmp")
+MEMBER_TYPES = (*IMAGE_TYPES, "cls", "json", "txt")  # nothing that could hold code or unpack to more than it is
+_MAX_CLS_BYTES, _MAX_JSON_BYTES = 32, 1 << 20
+_MAX_LABEL = 1 << 24
+_LABELS = "labels."  # prefix of label sets among the tensors
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A sample of a shard: the member with its image, and its labels."""
+
+    key: bytes
+    image: Member
+    labels: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Index:
+    """Samples under ids 0..n-1 as columns, so that a million of them take some dozen bytes each."""
+
+    shard: Int[Tensor, "n"]
+    offset: Int[Tensor, "n"]  # of the image, in bytes
+    size: Int[Tensor, "n"]  # of the image, in bytes
+    name_stop: Int[Tensor, "n"]  # where names end in ``names``; each begins where the one before it ends
+    names: UInt8[Tensor, "bytes"]  # of the members, one after the other
+    labels: Mapping[str, Int[Tensor, "n"]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, entries: Sequence[tuple[int, Entry]], label_sets: Iterable[str]) -> "Index":
+        """Columns from pairs of a shard's number and an entry of it."""
+        names = [entry.image.name for _, entry in entries]
+        return cls(
+            shard=torch.tensor([number for number, _ in entries], dtype=torch.int64),
+            offset=torch.tensor([entry.image.offset for _, entry in entries], dtype=torch.int64),
+            size=torch.tensor([entry.image.size for _, entry in entries], dtype=torch.int64),
+            name_stop=torch.tensor([len(name) for name in names], dtype=torch.int64).cumsum(0),
+            names=torch.frombuffer(bytearray(b"".join(names) or b"\0"), dtype=torch.uint8),
+            labels={
+                name: torch.tensor([entry.labels[name] for _, entry in entries], dtype=torch.int64)
+                for name in label_sets
+            },
+        )
+
+    def __len__(self) -> int:
+        return len(self.shard)
+
+    def name(self, sample: int) -> bytes:
+        """The image's name in its shard."""
+        start = int(self.name_stop[sample - 1]) if sample else 0
+        return self.names[start : int(self.name_stop[sample])].numpy().tobytes()
+
+    def all_names(self) -> list[bytes]:
+        """``name`` of every sample."""
+        names, stops = self.names.numpy().tobytes(), self.name_stop.tolist()
+        return [names[start:stop] for start, stop in zip([0, *stops], stops, strict=False)]
+
+    def to_bytes(self) -> bytes:
+        columns = {name: getattr(self, name) for name in ("shard", "offset", "size", "name_stop", "names")}
+        return save(columns | {_LABELS + name: values for name, values in self.labels.items()})
+
+    @classmethod
+    def from_bytes(cls, data: bytes, shard_bytes: Sequence[int]) -> "Index":
+        """The index with every place checked against the sizes of the shards.
+
+        Raises:
+            ValueError: it is damaged or is that of other shards.
+        """
+        try:
+            columns = load(data)
+            labels = {n.removeprefix(_LABELS): columns.pop(n) for n in list(columns) if n.startswith(_LABELS)}
+            index = cls(**columns, labels=labels)
+        except (safetensors.SafetensorError, TypeError, ValueError) as error:
+            raise ValueError(f"it is no index of shards: {error}") from error
+        columns = [index.shard, index.offset, index.size, index.name_stop, *labels.values()]
+        if any(column.dtype != torch.int64 or column.shape != index.shard.shape for column in columns):
+            raise ValueError("its columns have other types or lengths than an index has")
+        lengths = torch.tensor(shard_bytes, dtype=torch.int64)
+        if len(index) and not (
+            index.names.dtype == torch.uint8
+            and index.names.dim() == 1
+            and min(int(column.min()) for column in columns) >= 0
+            and int(index.shard.max()) < len(lengths)
+            and bool((index.offset <= lengths[index.shard] - index.size).all())
+            and bool((index.name_stop.diff() >= 0).all())
+            and int(index.name_stop[-1]) <= len(index.names)
+        ):
+            raise ValueError("it points outside of the shards")
+        return index
+
+
+def scan(path: Path, label_keys: Sequence[str] = ()) -> tuple[list[Entry], list[LeftOut]]:
+    """The samples of a shard, and those that can't be used.
+
+    As in webdataset, members that follow each other and share their name up to the first dot of the file's name make a
+    sample. ``<key>.cls`` is its label ``class``, a whole number as text.
+
+    Args:
+        label_keys: integers in ``<key>.json`` that are labels as well.
+
+    Raises:
+        RefusedArchive: damaged, or with a member that no shard of images needs, which is named.
+    """
+    entries, left_out, seen = [], [], set()
+    with open(path, "rb", buffering=0) as file:
+        for key, group in groupby(members(path), key=lambda member: _split(member.name, path)[0]):
+            files: dict[str, Member] = {}
+            reason = "its key is in the shard twice" if key in seen else None
+            seen.add(key)
+            for member in group:
+                kind = _split(member.name, path)[1]
+                reason = reason or (f"it has two members .{kind}" if kind in files else None)
+                files.setdefault(kind, member)
+            if _is_hidden(key):
+                continue
+            try:
+                if reason:
+                    raise ValueError(reason)
+                entries.append(_entry(key, files, label_keys, file.fileno()))
+            except ValueError as error:
+                left_out.append(LeftOut(f"{path.name}/{readable(key)}", str(error)))
+    return entries, left_out
+
+
+def _entry(key: bytes, files: Mapping[str, Member], label_keys: Sequence[str], file: int) -> Entry:
+    image = next((files[kind] for kind in files if kind in IMAGE_TYPES), None)
+    if image is None:
+        raise ValueError(f"it has no image (.{', .'.join(IMAGE_TYPES)})")
+    return Entry(key, image, _labels(files, label_keys, file))
+
+
+def _split(name: bytes, path: Path) -> tuple[bytes, str]:
+    """Key and type of a member; the type may have several parts, as in ``a/7.left.jpg``."""
+    folder, _, base = name.rpartition(b"/")
+    stem, _, kind = base.partition(b".")
+    kind = kind.decode("ascii", "replace").lower()
+    if kind.rpartition(".")[2] not in MEMBER_TYPES:
+        raise RefusedArchive(
+            f"{path}: {readable(name)} is of a type that is not read here. Shards may hold ."
+            f"{', .'.join(MEMBER_TYPES)}; pickles and compressed members are never opened: write shards without them"
+        )
+    return (folder + b"/" if folder else b"") + stem, kind
+
+
+def _is_hidden(key: bytes) -> bool:
+    """Whether only file systems put it there, as macOS does with ``._name.jpg``."""
+    return key.rpartition(b"/")[2] == b"" or key.startswith(b"__MACOSX/")
+
+
+def _labels(files: Mapping[str, Member], label_keys: Sequence[str], file: int) -> dict[str, int]:
+    found: dict[str, object] = {}
+    if "cls" in files:
+        if files["cls"].size > _MAX_CLS_BYTES:
+            raise ValueError(f"its .cls has {files['cls'].size} bytes, more than {_MAX_CLS_BYTES}")
+        text = os.pread(file, files["cls"].size, files["cls"].offset).strip()
+        if not text.isdigit():
+            raise ValueError(f"its .cls is no whole number: {readable(text)!r}")
+        found["class"] = int(text)
+    if label_keys:
+        document = _document(files, file)
+        found |= {key: document.get(key) for key in label_keys}
+    for key, value in found.items():
+        if type(value) is not int or not 0 <= value < _MAX_LABEL:
+            raise ValueError(f"its label {key} is {str(value)[:40]!r}, no whole number from 0 to {_MAX_LABEL - 1}")
+    return found
+
+
+def _document(files: Mapping[str, Member], file: int) -> dict[str, object]:
+    if "json" not in files:
+        raise ValueError("it has no .json with labels")
+    if files["json"].size > _MAX_JSON_BYTES:
+        raise ValueError(f"its .json has {files['json'].size} bytes, more than {_MAX_JSON_BYTES}")
+    try:
+        document = json.loads(os.pread(file, files["json"].size, files["json"].offset))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"its .json is broken: {error}") from error
+    if not isinstance(document, dict):
+        raise ValueError("its .json is no object")
+    return document

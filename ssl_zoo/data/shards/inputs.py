@@ -1,0 +1,112 @@
+"""What shards are made from: the samples of any source, as the files that a shard holds."""
+
+import io
+import json
+from collections.abc import Iterable, Mapping
+
+import numpy
+import simplejpeg
+import torch
+from jaxtyping import Int, UInt8
+from PIL import Image
+from torch import Tensor
+
+from ssl_zoo.data.files import open_files
+from ssl_zoo.data.resample import resize_crop
+from ssl_zoo.data.sources.base import Source, Split
+from ssl_zoo.data.sources.imagefolder import FilesSource, ImageFolderConfig, without_wrapper
+
+_JPEG_QUALITY = 95  # of resized photographs, without subsampling of colours
+
+
+class AllImages(FilesSource):
+    """Every image of a folder or archive, undivided; where all lie in folders, the topmost folder is the class."""
+
+    def __init__(self, path: str) -> None:
+        config = ImageFolderConfig(path=path)
+        super().__init__(config, Split.train, open_files(path, max_unpacked_bytes=config.max_unpacked_bytes))
+        names = without_wrapper(self._files.names)
+        tops = [name.partition("/")[0] for name in names] if all("/" in name for name in names) else []
+        self.classes = sorted(set(tops))
+        self.num_classes = len(self.classes)
+        number = {name: label for label, name in enumerate(self.classes)}
+        self._labels = torch.tensor([number[top] for top in tops])
+
+    @property
+    def label_sets(self) -> Mapping[str, Int[Tensor, "n"]]:
+        return {"class": self._labels} if self.classes else {}
+
+
+def unique_keys(names: Iterable[str]) -> list[str]:
+    """A key for every sample: its name without the ending, as webdataset's convention wants it.
+
+    A dot in the name of a file would end the key there, folders like ``__x__`` are skipped by webdataset, and a name
+    from an archive may point anywhere.
+    """
+    keys: dict[str, None] = {}
+    for number, name in enumerate(names):
+        folder, _, base = name.rpartition("/")
+        parts = [part.strip("_") or "_" for part in folder.split("/") if part not in ("", ".", "..")]
+        stem = "/".join([*parts, (base.rpartition(".")[0] or base).replace(".", "_").lstrip("_") or "_"])
+        key = stem
+        while key in keys:  # cat.jpg beside cat.png
+            key = f"{key}-{number}"
+        keys[key] = None
+    return list(keys)
+
+
+def members_of(
+    source: Source, sample: int, label_sets: Mapping[str, Int[Tensor, "n"]], resize_short: int | None
+) -> dict[str, bytes]:
+    """The files of a sample by their endings: the image, ``cls`` with the default label, ``json`` with several.
+
+    Raises:
+        CorruptImage: there is no usable image.
+    """
+    members = dict([_image(source, sample, resize_short)])
+    labels = {name: int(values[sample]) for name, values in label_sets.items()}
+    if labels:
+        members["cls"] = str(next(iter(labels.values()))).encode()
+    if len(labels) > 1:
+        members["json"] = json.dumps(labels).encode()
+    return members
+
+
+def _image(source: Source, sample: int, resize_short: int | None) -> tuple[str, bytes]:
+    """The stored file where it can be kept, otherwise the pixels: JPEG where the original was lossy, else PNG."""
+    data = source.encoded(sample)
+    kind = None if data is None else _kind(data)
+    if kind is not None and resize_short is None:
+        return kind, data
+    image = source.image(sample)
+    short = min(image.shape[1:])
+    if resize_short is None or short <= resize_short:
+        return (kind, data) if kind is not None else ("png", _png(image))
+    size = tuple(max(1, round(side * resize_short / short)) for side in image.shape[1:])
+    image = resize_crop(image, (0, 0, *image.shape[1:]), size, "bicubic")
+    return ("jpg", _jpeg(image)) if kind in ("jpg", "webp") else ("png", _png(image))
+
+
+def _kind(data: bytes) -> str | None:
+    """The ending of an image that shards may hold, by its first bytes; None for any other."""
+    if data[:3] == b"\xff\xd8\xff":
+        return "jpg"
+    if data[:8] == b"\x89PNG\r\n\x1a\n":
+        return "png"
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "webp"
+    return "bmp" if data[:2] == b"BM" else None
+
+
+def _jpeg(image: UInt8[Tensor, "3 H W"]) -> bytes:
+    return simplejpeg.encode_jpeg(_interleaved(image), _JPEG_QUALITY, colorspace="RGB", colorsubsampling="444")
+
+
+def _png(image: UInt8[Tensor, "3 H W"]) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(_interleaved(image)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _interleaved(image: UInt8[Tensor, "3 H W"]) -> numpy.ndarray:
+    return image.permute(1, 2, 0).contiguous().numpy()

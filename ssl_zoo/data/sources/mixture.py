@@ -1,0 +1,145 @@
+"""Several sources as one."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Int, UInt8
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from torch import Tensor
+
+from ssl_zoo.data import order
+from ssl_zoo.data.sources.base import SOURCES, Source, SourceConfig, Split
+from ssl_zoo.registry import nearest, setting
+from ssl_zoo.seeding import seed_for
+
+
+@dataclass
+class PartConfig:
+    """One source of a mixture."""
+
+    source: str = setting("", "name of a data source")
+    weight: float | None = setting(None, "share of the samples of an epoch, relative to the others; null: its size")
+    settings: dict[str, Any] = setting({}, "keys of that source")
+
+    def config(self) -> SourceConfig:
+        """The source's own config.
+
+        Raises:
+            LookupError, ValueError: no such source, or a key or value that it does not take.
+        """
+        schema = OmegaConf.structured(SOURCES.config_of(self.source))
+        for key, value in self.settings.items():
+            if key not in schema:
+                near = nearest(str(key), schema)
+                hint = f"; did you mean {near}?" if near else ""
+                raise ValueError(f"data.parts: {self.source} has no key {key}{hint} Keys: {', '.join(schema)}")
+            try:
+                schema[key] = value
+            except OmegaConfBaseException as error:
+                raise ValueError(f"data.parts: {self.source}: {key}={value}: {str(error).splitlines()[0]}") from error
+        return OmegaConf.to_object(schema)
+
+
+@dataclass
+class MixtureConfig(SourceConfig):
+    parts: list[PartConfig] = setting([], "[{source: NAME, weight: 2, settings: {path: ...}}, ...]")
+
+    def __post_init__(self) -> None:
+        for part in self.parts:
+            part.config()
+        weights = [part.weight for part in self.parts if part.weight is not None]
+        if weights and (len(weights) < len(self.parts) or not all(0 < weight < float("inf") for weight in weights)):
+            raise ValueError(f"data.parts: give every part a weight above 0, or none; the weights are {weights}")
+
+
+@SOURCES.register("mixture", MixtureConfig)
+class Mixture(Source):
+    """Several sources as one, in proportion to their sizes or to given weights.
+
+    Ids number the samples of the first part, then those of the second, and so on. Without weights an epoch has every
+    sample once. With weights it has as many samples, divided among the parts by weight; each part goes through its own
+    epochs without a gap, in its own order, so that over time each of its samples comes equally often.
+    """
+
+    def __init__(self, config: MixtureConfig, split: Split) -> None:
+        super().__init__(config, split)
+        if not config.parts:
+            raise ValueError("data=mixture needs data.parts=[{source: NAME, settings: {...}}, ...]")
+        self.parts: list[Source] = [SOURCES.build(part.config(), split) for part in config.parts]
+        self._sizes = torch.tensor([len(part) for part in self.parts])
+        self._stops = self._sizes.cumsum(0)
+        self._quotas = _quotas([part.weight for part in config.parts], self._sizes)
+        image_sizes = {part.image_size for part in self.parts}
+        self.image_size = image_sizes.pop() if len(image_sizes) == 1 else None
+        # Numbers of classes mean the same in all parts only if the names do.
+        first, *others = self.parts
+        self._is_labelled = bool(first.classes) and all(tuple(part.classes) == tuple(first.classes) for part in others)
+        self.classes = tuple(first.classes) if self._is_labelled else tuple(part.source for part in config.parts)
+        self.num_classes = len(self.classes)
+
+    @classmethod
+    def expected_size(cls, config: MixtureConfig) -> int | None:
+        sizes = [SOURCES.get(part.source).expected_size(part.config()) for part in config.parts]
+        return None if None in sizes else sum(sizes)
+
+    def __len__(self) -> int:
+        return int(self._stops[-1])
+
+    def image(self, index: int) -> UInt8[Tensor, "3 H W"]:
+        part, inner = self._locate(index)
+        return part.image(inner)
+
+    def images(self, indices: Int[Tensor, "B"]) -> UInt8[Tensor, "B 3 H W"]:
+        images = torch.empty(len(indices), 3, *self.image_size, dtype=torch.uint8)
+        owner = torch.bucketize(indices, self._stops, right=True)
+        for number in owner.unique().tolist():
+            rows = owner == number
+            images[rows] = self.parts[number].images(indices[rows] - self._start(number))
+        return images
+
+    def encoded(self, index: int) -> bytes | None:
+        part, inner = self._locate(index)
+        return part.encoded(inner)
+
+    def sample_name(self, index: int) -> str:
+        part, inner = self._locate(index)
+        return part.sample_name(inner)
+
+    @property
+    def label_sets(self) -> Mapping[str, Int[Tensor, "n"]]:
+        """The labels of the parts where they name the same classes; otherwise which part a sample is from."""
+        if self._is_labelled:
+            return {"class": torch.cat([part.labels for part in self.parts])}
+        return {"source": torch.arange(len(self.parts)).repeat_interleave(self._sizes)}
+
+    def epoch_order(self, seed: int, epoch: int) -> Int[Tensor, "n"]:
+        owner = torch.arange(len(self.parts)).repeat_interleave(self._quotas)[order.shuffled(seed, epoch, len(self))]
+        ids = torch.empty(len(self), dtype=torch.int64)
+        for number, part in enumerate(self.parts):
+            quota = int(self._quotas[number])
+            inner = order.indices(seed_for(seed, "mixture", number), epoch, quota, len(part), part.epoch_order)
+            ids[owner == number] = inner + self._start(number)
+        return ids
+
+    def _locate(self, index: int) -> tuple[Source, int]:
+        number = int(torch.bucketize(torch.tensor(index), self._stops, right=True))
+        return self.parts[number], index - self._start(number)
+
+    def _start(self, number: int) -> int:
+        return int(self._stops[number - 1]) if number else 0
+
+
+def _quotas(weights: list[float | None], sizes: Int[Tensor, "parts"]) -> Int[Tensor, "parts"]:
+    """How many samples of an epoch each part gives; at least one, and as many as there are samples together."""
+    total = int(sizes.sum())
+    if weights[0] is None:
+        return sizes
+    share = torch.tensor(weights, dtype=torch.float64)
+    stops = (share.cumsum(0) / share.sum() * total).round().long()
+    quotas = stops.diff(prepend=torch.zeros(1, dtype=torch.int64))
+    if int(quotas.min()) < 1:
+        raise ValueError(f"data.parts: with the weights {weights} a part gives none of the {total} samples of an epoch")
+    return quotas

@@ -1,0 +1,165 @@
+"""Shards of images in webdataset's format, read by place: any sample at any time, from a folder or an address."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+import torch
+from jaxtyping import Int, UInt8
+from torch import Tensor
+
+from ssl_zoo.data import order
+from ssl_zoo.data.decode import CorruptImage, decode
+from ssl_zoo.data.shards.index import Index
+from ssl_zoo.data.shards.manifest import Manifest
+from ssl_zoo.data.shards.place import Shards, default_cache, open_shards
+from ssl_zoo.data.shards.shuffle import windowed
+from ssl_zoo.data.shards.tar import readable
+from ssl_zoo.data.sources.base import SOURCES, Source, Split
+from ssl_zoo.data.sources.imagefolder import LimitedConfig, held_out
+from ssl_zoo.io import PATHS
+from ssl_zoo.registry import setting
+from ssl_zoo.seeding import generator_for
+
+
+class Shuffle(Enum):
+    """Which order an epoch has."""
+
+    full = "full"
+    shards = "shards"
+
+
+@dataclass
+class WebDatasetConfig(LimitedConfig):
+    path: str = setting(
+        "", "folder or address with manifest.json, the manifest, or shards: FOLDER/shard-{000..123}.tar"
+    )
+    test_path: str | None = setting(None, "the same for the test split; null holds out a part of path")
+    test_fraction: float = setting(0.1, "part held out as the test split where there is no test_path")
+    shuffle: Shuffle = setting(Shuffle.full, "full: any order; shards: shard by shard, which slow disks like better")
+    shuffle_window: int = setting(10_000, "samples over which shuffle=shards mixes neighbours; costs no memory")
+    cache: str | None = setting(None, "folder for copies of remote shards; null: ssl_zoo/shards in the user's cache")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.test_fraction < 1:
+            raise ValueError(f"data.test_fraction={self.test_fraction} must lie between 0 and 1")
+        if self.shuffle_window < 1:
+            raise ValueError(f"data.shuffle_window={self.shuffle_window} must be at least 1 sample")
+
+
+@SOURCES.register("webdataset", WebDatasetConfig)
+class WebDataset(Source):
+    """Shards of images in webdataset's format with a manifest, local or remote (tools/make_shards.py makes them).
+
+    The index beside the manifest says where every sample lies, so that shards are read like a folder: order, resume and
+    the division among ranks and workers are those of every other source. Remote shards are copied into a cache when
+    they are first read, and checked there. Tar headers are not read in training, and nothing is ever unpickled or run.
+    """
+
+    def __init__(self, config: WebDatasetConfig, split: Split) -> None:
+        super().__init__(config, split)
+        if not config.path:
+            raise ValueError(
+                "data=webdataset needs data.path=FOLDER with shards, see python tools/make_shards.py --help"
+            )
+        cache = Path(config.cache).expanduser() if config.cache else default_cache()
+        is_divided = config.test_path is not None
+        self._shards = open_shards(config.test_path if is_divided and split is Split.test else config.path, cache)
+        self.manifest = self._shards.manifest
+        self._index = _read_index(self._shards)
+        self._rows = _rows(self._index, self._shards, None if is_divided else (split, config.test_fraction))
+        if len(self._rows) == 0:
+            raise ValueError(f"data.path={config.path} leaves no image for the {split.value} split")
+        if is_divided and split is Split.test:
+            _check_classes(self.manifest, open_shards(config.path, cache).manifest)
+        # As arrays, an element of which costs a tenth of a tensor's.
+        shard, offset, size = (getattr(self._index, column)[self._rows] for column in ("shard", "offset", "size"))
+        self._shard, self._offset, self._size = shard.numpy(), offset.numpy(), size.numpy()
+        self.image_size = self.manifest.image_size
+        default = next(iter(self.manifest.label_sets.values()), None)
+        self.num_classes, self.classes = (default.num_classes, default.classes) if default else (0, ())
+        self._paths: dict[int, Path] = {}
+        for number in self._shards.numbers:  # all that a missing or truncated file can be told by without reading it
+            if not PATHS.is_remote(self._shards.place(self.manifest.shards[number])):
+                self._path(number)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def image(self, index: int) -> UInt8[Tensor, "3 H W"]:
+        name, limits = self.sample_name(index), self.config.limits
+        size = int(self._size[index])
+        if size > limits.max_bytes:
+            raise CorruptImage(name, f"{size} bytes are more than data.max_image_bytes={limits.max_bytes}")
+        image = decode(self.encoded(index), name, limits)
+        if self.image_size is not None and image.shape[1:] != self.image_size:
+            raise CorruptImage(name, f"{tuple(image.shape[1:])} pixels; the manifest says {self.image_size}")
+        return image
+
+    def encoded(self, index: int) -> bytes:
+        path = self._path(int(self._shard[index]))
+        try:
+            with open(path, "rb", buffering=0) as file:  # opened per read, so that thousands of shards need no handles
+                return os.pread(file.fileno(), int(self._size[index]), int(self._offset[index]))
+        except OSError as error:
+            raise ValueError(f"{path} can't be read: {error}") from error
+
+    def sample_name(self, index: int) -> str:
+        name = self._index.name(int(self._rows[index]))
+        return f"{self.manifest.shards[self._shard[index]].name}/{readable(name)}"
+
+    def epoch_order(self, seed: int, epoch: int) -> Int[Tensor, "n"]:
+        if self.config.shuffle is Shuffle.full:
+            return order.shuffled(seed, epoch, len(self))
+        shard, offset = torch.from_numpy(self._shard), torch.from_numpy(self._offset)
+        return windowed(shard, offset, self.config.shuffle_window, generator_for(seed, "order", epoch))
+
+    @property
+    def label_sets(self) -> Mapping[str, Int[Tensor, "n"]]:
+        return {name: self._index.labels[name][self._rows] for name in self.manifest.label_sets}
+
+    def _path(self, number: int) -> Path:
+        if number not in self._paths:
+            self._paths[number] = self._shards.local(self.manifest.shards[number])
+        return self._paths[number]
+
+
+def _read_index(shards: Shards) -> Index:
+    manifest = shards.manifest
+    path = shards.local(manifest.index)
+    try:
+        index = Index.from_bytes(path.read_bytes(), [shard.bytes for shard in manifest.shards])
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    counts = index.shard.bincount(minlength=len(manifest.shards)).tolist()
+    if counts != [shard.samples for shard in manifest.shards] or set(index.labels) != set(manifest.label_sets):
+        raise ValueError(f"{path} has other samples or labels than the manifest in {shards.base}")
+    for name, labels in index.labels.items():
+        if len(labels) and int(labels.max()) >= manifest.label_sets[name].num_classes:
+            raise ValueError(f"{path}: a label of {name} is not below the manifest's number of classes")
+    return index
+
+
+def _rows(index: Index, shards: Shards, share: tuple[Split, float] | None) -> Int[Tensor, "n"]:
+    """Rows of the index that belong to the chosen shards and to the split, where it has a share of all samples."""
+    used = torch.zeros(len(shards.manifest.shards), dtype=torch.bool)
+    used[list(shards.numbers)] = True
+    rows = used[index.shard].nonzero()[:, 0]
+    if share is None:
+        return rows
+    split, test_fraction = share
+    # Named without the shard, so that the same images in other shards are held out.
+    names = index.all_names()
+    owners = (held_out(names[row].decode("utf-8", "surrogateescape"), test_fraction) for row in rows.tolist())
+    return rows[torch.tensor([owner is split for owner in owners], dtype=torch.bool)]
+
+
+def _check_classes(test: Manifest, train: Manifest) -> None:
+    for name in set(test.label_sets) & set(train.label_sets):
+        ours, theirs = test.label_sets[name].classes, train.label_sets[name].classes
+        if ours and theirs and ours != theirs:
+            odd = ", ".join(sorted(set(ours) ^ set(theirs))[:3]) or "their order"
+            raise ValueError(f"data.path and data.test_path number other classes under {name!r}; they differ in {odd}")
