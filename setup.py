@@ -28,6 +28,7 @@ setup(
         "console_scripts": [
             "ssl-zoo-train = ssl_zoo.tools.train_net:main",
             "ssl-zoo-benchmark = ssl_zoo.tools.benchmark:main",
+            "ssl-zoo-compare = ssl_zoo.tools.compare:main",
             "ssl-zoo-list = ssl_zoo.tools.list:main",
             "ssl-zoo-verify-golden = ssl_zoo.tools.verify_golden:main",
             "ssl-zoo-visualize = ssl_zoo.tools.visualize:main",
@@ -54,6 +55,7 @@ setup(
         "matplotlib>=3.8",
     ],
     extras_require={
+        "slurm": ["submitit>=1.5"],
         "test": [
             "pytest>=8.0",
             "pytest-timeout>=2.3",
