@@ -95,8 +95,14 @@ class Row:
     def score(self, column: str) -> Summary | None:
         return Summary.of(record.score(column) for record in self.records)
 
-    def baselines(self, columns: Sequence[str]) -> Mapping[str, Summary | None]:
-        return {column: Summary.of(record.baseline(column) for record in self.records) for column in columns}
+    def baselines(self, columns: Sequence[str]) -> dict[tuple[int, str], float]:
+        """Scores of the networks before their first step, by seed and column."""
+        return {
+            (attempt.seed, column): score
+            for attempt in self.counted
+            for column in columns
+            if attempt.record is not None and (score := attempt.record.baseline(column)) is not None
+        }
 
     def flops(self, record: RunRecord) -> float:
         """That a run of this row has taken so far."""
@@ -130,16 +136,25 @@ class Comparison:
 
     @property
     def baselines(self) -> Sequence[Baseline]:
-        """One for all rows if their networks start alike, else one per row."""
-        at_start: dict[tuple[int, str], set[float | None]] = {}
+        """One for all rows whose networks start alike: no two of their runs of one seed have another score at first."""
+        groups: list[tuple[list[str], dict[tuple[int, str], float]]] = []
         for row in self.rows:
-            for attempt in row.counted:
-                for column in self.columns if attempt.record is not None else ():
-                    at_start.setdefault((attempt.seed, column), set()).add(attempt.record.baseline(column))
-        if all(len(values) == 1 for values in at_start.values()):
-            pooled = {c: Summary.of(v for (_, of), [v] in at_start.items() if of == c) for c in self.columns}
-            return [Baseline("random init", pooled)]
-        return [Baseline(f"random init of {row.title}", row.baselines(self.columns)) for row in self.rows]
+            at_start = row.baselines(self.columns)
+            for titles, known in groups:
+                if all(known.get(key, value) == value for key, value in at_start.items()):
+                    titles.append(row.title)
+                    known |= at_start
+                    break
+            else:
+                groups.append(([row.title], at_start))
+        groups = [(titles, known) for titles, known in groups if known]
+        return [
+            Baseline(
+                "random init" if len(groups) == 1 else f"random init of {', '.join(titles)}",
+                {column: Summary.of(v for (_, name), v in known.items() if name == column) for column in self.columns},
+            )
+            for titles, known in groups
+        ]
 
 
 def compare_study(

@@ -28,6 +28,7 @@ def slurm_start(folder: Path, options: Sequence[str], cluster: str = "slurm") ->
         import submitit
     except ImportError as error:
         raise ValueError("--slurm needs submitit: pip install 'ssl-zoo[slurm]'") from error
+    os.environ |= import_path()  # Slurm hands it to the jobs, which import this module
     given = dict(option.partition("=")[::2] for option in options)
     parameters = {key: int(value) if value.isdecimal() else value for key, value in given.items()}
     try:

@@ -55,7 +55,7 @@ def test_a_failure_is_shown_the_others_are_trained_and_equal_runs_are_reused(tmp
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_an_interrupted_study_goes_on_where_it_was(tmp_path: Path, number: signal.Signals) -> None:
     study, out = write_study(tmp_path / "long.yaml"), tmp_path / "out"
-    long = ["trainer.num_steps=400", "trainer.checkpoint_every=400", "probe.every_steps=0"]
+    long = ["trainer.num_steps=120", "trainer.checkpoint_every=120", "probe.every_steps=0"]
     process = start(study, out, *long)
     deadline = time.monotonic() + 400
     while process.poll() is None and time.monotonic() < deadline:
@@ -68,8 +68,8 @@ def test_an_interrupted_study_goes_on_where_it_was(tmp_path: Path, number: signa
     [run] = out.glob("runs/*-seed0-*")
     [checkpoint] = list_checkpoints(run)
     step = int(checkpoint.name.removeprefix("step_"))
-    assert 3 <= step < 400
-    assert f"at step {step} of 400" in (out / "long" / "report.md").read_text()
+    assert 3 <= step < 120
+    assert f"at step {step} of 120" in (out / "long" / "report.md").read_text()
     output = finish(start(study, out, *long), 0)
     assert f"goes on from step {step}" in output
     assert "2 of 2 runs are finished." in (out / "long" / "report.md").read_text()
