@@ -30,6 +30,7 @@ setup(
             "ssl-zoo-eval = ssl_zoo.tools.eval_net:main",
             "ssl-zoo-benchmark = ssl_zoo.tools.benchmark:main",
             "ssl-zoo-make-shards = ssl_zoo.tools.make_shards:main",
+            "ssl-zoo-compare = ssl_zoo.tools.compare:main",
             "ssl-zoo-list = ssl_zoo.tools.list:main",
             "ssl-zoo-verify-golden = ssl_zoo.tools.verify_golden:main",
             "ssl-zoo-visualize = ssl_zoo.tools.visualize:main",
@@ -57,6 +58,7 @@ setup(
         "matplotlib>=3.8",
     ],
     extras_require={
+        "slurm": ["submitit>=1.5"],
         "test": [
             "pytest>=8.0",
             "pytest-timeout>=2.3",

@@ -27,11 +27,13 @@ MAY_IMPORT = {
     "benchmark": ("data", "engine", "masks", "method", "methods", "nn"),
     "methods": ("method", "masked_method", "nn", "masks", "targets", "data.batch"),
     "config": ("data", "engine", "eval", "masks", "method", "nn", "targets"),
+    # Trainings are processes of their own: it starts the training tool by its name and imports it not.
+    "study": ("config", "engine", "eval"),
     "interop": ("data.batch", "engine", "masks", "method", "methods", "nn", "targets"),
     "configs": (),
     "tools": (
         *("benchmark", "config", "configs", "data", "engine", "eval"),
-        *("interop", "masks", "method", "methods", "nn", "targets"),
+        *("interop", "masks", "method", "methods", "nn", "study", "targets"),
     ),
 }
 GRAFTS = ("methods", "configs", "tools")  # beside the package in a checkout, inside it when installed

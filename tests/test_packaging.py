@@ -135,7 +135,7 @@ def test_installed_commands_run_from_the_root_directory(installed):
     by_script = run(installed.root / "bin" / "ssl-zoo-list", "methods")
     assert "ijepa" in by_module
     assert by_script == by_module
-    for command in ("ssl-zoo-train", "ssl-zoo-make-shards", "ssl-zoo-verify-golden"):
+    for command in ("ssl-zoo-train", "ssl-zoo-eval", "ssl-zoo-compare", "ssl-zoo-make-shards", "ssl-zoo-verify-golden"):
         assert "usage" in run(installed.root / "bin" / command, "--help").lower()
 
 

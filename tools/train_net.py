@@ -71,7 +71,8 @@ def train(composed: Composed, resume: str, console: Console, ranks: Processes) -
     if checkpoint is not None:
         checkpointer.resume(trainer, checkpoint)
     if ranks.is_main:
-        run.write_start(recipe_text(composed), environment(ranks, trainer.precision))
+        length = {"num_steps": trainer.num_steps, "images_per_step": config.trainer.images_per_step}
+        run.write_start(recipe_text(composed), {**environment(ranks, trainer.precision), **length})
     trainer.train()
     if ranks.is_main:
         report(console, run, trainer, evaluation)

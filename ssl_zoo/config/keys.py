@@ -90,6 +90,8 @@ def _words(hint: Any) -> str:
         return " or ".join([*map(_words, inner), "null"])
     if get_origin(hint) is list:
         return f"list of {_words(get_args(hint)[0])}s"
+    if get_origin(hint) is dict:
+        return f"names, each with a {_words(get_args(hint)[1])}"
     if isinstance(hint, type) and issubclass(hint, Enum):
         return "one of " + ", ".join(hint.__members__)
     return _WORDS.get(hint, getattr(hint, "__name__", str(hint)))

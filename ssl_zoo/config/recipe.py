@@ -61,15 +61,13 @@ def read_recipe(path: Path) -> list[Recipe]:
         ConfigError: no such file, no valid YAML, an entry of the defaults list that can't be followed.
     """
     path = path.absolute()
-    if not path.is_file():
-        raise ConfigError(_missing_file(path))
     return list(_with_ancestors(path, config_roots(path), ()))
 
 
 def _with_ancestors(path: Path, roots: list[Path], descendants: tuple[Path, ...]) -> Iterator[Recipe]:
     if path in descendants:
         raise ConfigError(f"{path}: its defaults list leads back to itself, through {descendants[-1]}")
-    document = _load(path)
+    document = read_document(path, "recipe", "sections, e.g. `trainer: {epochs: 300}`")
     entries = document.pop("defaults", None) or []
     if not isinstance(entries, list):
         raise ConfigError(f"{path}: defaults must be a list, e.g. `- method: ijepa` on lines of their own")
@@ -81,13 +79,24 @@ def _with_ancestors(path: Path, roots: list[Path], descendants: tuple[Path, ...]
         if isinstance(entry, str) and entry in _NO_RECIPES:
             continue
         if isinstance(entry, str):
-            yield from _with_ancestors(_find_ancestor(entry, path, roots), roots, (*descendants, path))
+            yield from _with_ancestors(find_recipe(entry, path, roots, "defaults"), roots, (*descendants, path))
         else:
             choices.update([_choice(entry, path)])
     yield Recipe(path, choices, document)
 
 
-def _load(path: Path) -> dict[str, Any]:
+def read_document(path: Path, kind: str, content: str) -> dict[str, Any]:
+    """The nested values of a YAML file, interpolations unresolved.
+
+    Args:
+        kind: what the file is, for messages.
+        content: what it maps names to, with an example, for messages.
+
+    Raises:
+        ConfigError: no such file, no valid YAML, no mapping.
+    """
+    if not path.is_file():
+        raise ConfigError(_missing_file(path, kind))
     try:
         document = OmegaConf.load(path)
     except yaml.MarkedYAMLError as error:
@@ -98,7 +107,7 @@ def _load(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: can't be read as YAML: {error}") from error
     document = OmegaConf.to_container(document, resolve=False)
     if not isinstance(document, dict):
-        raise ConfigError(f"{path}: a recipe is a mapping of sections, e.g. `trainer: {{epochs: 300}}`")
+        raise ConfigError(f"{path}: a {kind} is a mapping of {content}")
     return document
 
 
@@ -117,19 +126,29 @@ def _choice(entry: Any, path: Path) -> tuple[str, str | None]:
     return group, option
 
 
-def _find_ancestor(name: str, path: Path, roots: list[Path]) -> Path:
+def find_recipe(name: str, path: Path, roots: list[Path], key: str) -> Path:
+    """The file of a recipe that another file names, as in ``ijepa/demo``.
+
+    Args:
+        path: the file that names it, which is never the answer.
+        roots: folders that are searched, as ``config_roots`` orders them.
+        key: where in ``path`` the name stands, for messages.
+
+    Raises:
+        ConfigError: there is none.
+    """
     for folder in roots:
         candidate = (folder / name).with_suffix(".yaml") if not name.endswith(".yaml") else folder / name
         if candidate.is_file() and candidate != path:
             return candidate
-    raise ConfigError(f"{path}: defaults: there is no recipe {name!r} in {' or '.join(map(str, roots))}")
+    raise ConfigError(f"{path}: {key}: there is no recipe {name!r} in {' or '.join(map(str, roots))}")
 
 
-def _missing_file(path: Path) -> str:
+def _missing_file(path: Path, kind: str) -> str:
     folder = next(parent for parent in path.parents if parent.is_dir())
     if folder != path.parent:
-        return f"no recipe at {path}: there is no folder {path.parent}"
+        return f"no {kind} at {path}: there is no folder {path.parent}"
     found = sorted(file.name for file in folder.glob("*.yaml"))
     near = nearest(path.name, found)
     hint = f" Did you mean {folder / near}?" if near else ""
-    return f"no recipe at {path}.{hint} Recipes there: {', '.join(found) or 'none'}"
+    return f"no {kind} at {path}.{hint} Files there: {', '.join(found) or 'none'}"

@@ -139,15 +139,25 @@ def count_parameters(module: nn.Module) -> tuple[int, int]:
 
 
 def count_flops(
-    method: Method, views: Sequence[ViewSpec], generators: Sequence[MaskGenerator | None]
+    method: Method,
+    views: Sequence[ViewSpec],
+    generators: Sequence[MaskGenerator | None],
+    *,
+    images_per_step: int = _PLAN_IMAGES,
+    draw: int = 0,
 ) -> Mapping[str, float]:
     """Floating-point operations per image of a step on the meta device: a product and a sum are two.
 
     Attention runs as plain matrix products here, so that none of it hides in a fused kernel.
+
+    Args:
+        images_per_step: images that masks are drawn for together; where all take the smallest context of their batch,
+            fewer patches are seen in a larger batch.
+        draw: number of the masks' draw, since block sizes differ from step to step.
     """
     set_fused_attention(method, False)
     with FlopCounterMode(display=False) as forward:
-        loss = method(plan_batch(views, generators), Progress(0, 1, 0)).loss
+        loss = method(plan_batch(views, generators, images_per_step, draw), Progress(0, 1, 0)).loss
     with FlopCounterMode(display=False) as backward:
         loss.backward()
     method.zero_grad(set_to_none=True)
@@ -156,11 +166,18 @@ def count_flops(
     return {name: count / _PLAN_IMAGES for name, count in counts.items()}
 
 
-def plan_batch(views: Sequence[ViewSpec], generators: Sequence[MaskGenerator | None]) -> Batch:
-    """A batch of the right shapes on the meta device."""
+def plan_batch(
+    views: Sequence[ViewSpec],
+    generators: Sequence[MaskGenerator | None],
+    images_per_step: int = _PLAN_IMAGES,
+    draw: int = 0,
+) -> Batch:
+    """A batch of the right shapes on the meta device: the first images of a step."""
     images = [torch.empty(_PLAN_IMAGES, 3, *view.size, device="meta") for view in _flat(views)]
+    count = max(images_per_step, _PLAN_IMAGES)
     masks: list[Masks | None] = [
-        None if g is None else g(_PLAN_IMAGES, generator_for("plan")).map(lambda t: t.to("meta")) for g in generators
+        None if g is None else g(count, generator_for("plan", draw)).map(lambda t: t[:_PLAN_IMAGES].to("meta"))
+        for g in generators
     ]
     return Batch(tuple(images), tuple(masks))
 

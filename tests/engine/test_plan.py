@@ -8,6 +8,7 @@ from torch import nn
 from ssl_zoo.engine.build import build_generators, build_views
 from ssl_zoo.engine.plan import count_flops, count_parameters
 from ssl_zoo.masks import MASKS
+from ssl_zoo.masks.multiblock import ContextTokens
 from ssl_zoo.method import METHODS, build_method
 from ssl_zoo.nn import ViTConfig
 from ssl_zoo.targets import TeacherConfig
@@ -36,6 +37,17 @@ def test_counted_flops_equal_the_closed_form() -> None:
     # Every product is differentiated by both of its factors, but for that with the pixels.
     backward = 2 * (student + predictor) - 2 * context * pixels * dim
     assert counted["backward"] == pytest.approx(backward, rel=0.01)
+
+
+def test_flops_of_contexts_of_the_smallest_size_fall_with_the_batch() -> None:
+    backbone = ViTConfig(image_size=32, patch_size=4, embed_dim=48, depth=1, num_heads=3)
+    config = METHODS.config_of("ijepa")(predictor_dim=24, predictor_depth=1)
+    method = build_method(config, backbone, TeacherConfig(), seed=0, device="meta")
+    views = build_views(config, backbone)
+    masks = MASKS.config_of("multiblock")(min_patches=3, context_tokens=ContextTokens.batch_min)
+    generators = build_generators(views, masks, backbone)
+    few, many = (count_flops(method, views, generators, images_per_step=count)["step"] for count in (2, 256))
+    assert many < 0.9 * few
 
 
 def test_a_method_on_the_meta_device_takes_no_memory() -> None:

@@ -1,0 +1,114 @@
+"""Plots of a comparison as SVG, small enough for a phone's width."""
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+from ssl_zoo.study.comparison import Comparison, Row
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Okabe and Ito's colours, which people with colour blindness tell apart; black is the baseline's.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C564B", "#7F7F7F")
+_MARKERS = "osD^vPX*<>"
+_SIZE = (6.0, 4.6)  # inches
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Of compute."""
+
+    size: float  # operations
+    name: str
+
+
+_UNITS = (Unit(1e18, "EFLOP"), Unit(1e15, "PFLOP"), Unit(1e12, "TFLOP"), Unit(1e9, "GFLOP"))
+
+
+def unit_of(flops: float) -> Unit:
+    """The largest unit of which there is one or more."""
+    return next((unit for unit in _UNITS if flops >= unit.size), Unit(1e6, "MFLOP"))
+
+
+def accuracy_against_compute(comparison: Comparison, column: str, label: str) -> bytes:
+    """Every run: a thin line through its probes, a marker where it stands; series are joined by thick lines."""
+
+    unit = unit_of(max((row.flops(record) for row in comparison.rows for record in row.records), default=0.0))
+
+    def draw(axes: "Axes") -> None:
+        for row, colour, marker in _styled(comparison.rows):
+            for record in row.records:
+                curve = record.curve(column)
+                compute = [images * row.cost.flops_per_image / unit.size for images in curve.images]
+                scores = [100 * value for value in curve.values]
+                axes.plot(compute, scores, color=colour, linewidth=1, alpha=0.6)
+                axes.plot(compute[-1:], scores[-1:], marker, color=colour, markersize=7)
+            axes.plot([], [], marker, color=colour, label=row.title)
+        for series in dict.fromkeys(row.series for row in comparison.rows if row.series):
+            own = [(row, colour) for row, colour, _ in _styled(comparison.rows) if row.series == series]
+            means = [(fmean(map(row.flops, row.records)), row.score(column)) for row, _ in own if row.records]
+            points = sorted((flops / unit.size, 100 * score.mean) for flops, score in means if score is not None)
+            axes.plot([x for x, _ in points], [y for _, y in points], color=own[0][1], linewidth=2)
+        _draw_baselines(axes, comparison, column)
+        axes.set_xlabel(f"compute of the training, {unit.name}")
+        axes.set_ylabel(f"{label}, % right")
+
+    return _drawn(draw)
+
+
+def learning_curve(comparison: Comparison, name: str, label: str, *, factor: float = 1.0) -> bytes:
+    """A logged value over the images trained on, a line per run."""
+
+    def draw(axes: "Axes") -> None:
+        for row, colour, marker in _styled(comparison.rows):
+            for record in row.records:
+                curve = record.curve(name)
+                few = marker if len(curve.images) < 20 else None
+                values = [factor * value for value in curve.values]
+                axes.plot(curve.images, values, color=colour, linewidth=1.2, alpha=0.8, marker=few, markersize=4)
+            axes.plot([], [], marker, linestyle="-", color=colour, label=row.title)
+        axes.set_xlabel("pictures trained on")
+        axes.xaxis.set_major_formatter(lambda value, position: f"{value:,.0f}")
+        axes.locator_params(axis="x", nbins=5)
+        axes.set_ylabel(label)
+
+    return _drawn(draw)
+
+
+def _styled(rows: Sequence[Row]) -> Sequence[tuple[Row, str, str]]:
+    """Each row with its colour, one per series, and its marker."""
+    groups = list(dict.fromkeys(row.series or row.title for row in rows))
+    colours = {group: _COLOURS[number % len(_COLOURS)] for number, group in enumerate(groups)}
+    return [
+        (row, colours[row.series or row.title], _MARKERS[number % len(_MARKERS)]) for number, row in enumerate(rows)
+    ]
+
+
+def _draw_baselines(axes: "Axes", comparison: Comparison, column: str) -> None:
+    baselines = comparison.baselines
+    known = [summary.mean for baseline in baselines if (summary := baseline.scores[column]) is not None]
+    for value in known:
+        label = "random init" if value == known[0] else None
+        axes.axhline(100 * value, color="black", linewidth=1, linestyle=":", label=label)
+
+
+def _drawn(draw: "Callable[[Axes], None]") -> bytes:
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    # A fixed salt: equal plots are equal files.
+    with matplotlib.rc_context({"svg.hashsalt": "ssl_zoo", "font.size": 12, "axes.spines.top": False}):
+        figure = Figure(figsize=_SIZE, layout="constrained")
+        axes = figure.add_subplot()
+        axes.spines["right"].set_visible(False)
+        axes.grid(alpha=0.3)
+        draw(axes)
+        handles, labels = axes.get_legend_handles_labels()
+        columns = 2 if len(labels) > 3 and max(map(len, labels)) < 28 else 1
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=11)
+        output = io.BytesIO()
+        figure.savefig(output, format="svg", metadata={"Date": None})
+    return output.getvalue()

@@ -1,0 +1,135 @@
+"""Study files: which runs a table compares, and the published values that stand beside theirs."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ssl_zoo.config.keys import ConfigError, keys_of, written, wrong_value
+from ssl_zoo.config.recipe import Recipe, config_roots, find_recipe, read_document
+from ssl_zoo.registry import nearest, setting
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_SET_BY_THE_STUDY = {"seed": "seeds", "output_dir": "--out"}  # keys of a run -> what decides them in a study
+
+
+@dataclass
+class Entry:
+    """One row of the table: a recipe with what is changed in it."""
+
+    title: str = setting("", "name of the row in the report; empty: the entry's name")
+    recipe: str | None = setting(None, "recipe of this entry; null: the study's")
+    overrides: list[str] = setting([], "key=value and group=option, as on the command line; after the study's")
+    published: dict[str, float] = setting({}, "the paper's values in percent, by the name of their column")
+    series: str = setting("", "entries of one series are joined by a line in the plot of accuracy against compute")
+
+
+@dataclass
+class Study:
+    """A table: its rows are ``entries``, its columns scores of the probe."""
+
+    title: str = setting(MISSING, "what is compared, as a headline")
+    question: str = setting("", "what the comparison answers and how the entries differ, for a reader of the report")
+    source: str = setting("", "where the published values stand")
+    published_as: str = setting("", "what the published values measure, at which size and length")
+    recipe: str | None = setting(None, "recipe of all entries that name none of their own, as in ijepa/cifar10_vitt4")
+    overrides: list[str] = setting([], "key=value and group=option for all entries")
+    seeds: list[int] = setting([0, 1, 2], "every entry is trained once with each")
+    columns: list[str] = setting(["knn20", "logistic"], "scores of the probe, by their names in metrics.jsonl")
+    entries: dict[str, Entry] = field(default_factory=dict, metadata={"meaning": "name of an entry: its settings"})
+
+    def __post_init__(self) -> None:
+        if not self.entries:
+            raise ValueError("entries: a study needs at least one, e.g. `entries: {pixels: {overrides: [...]}}`")
+        if not self.columns:
+            raise ValueError("columns: a study needs at least one score, e.g. [knn20]")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds={written(self.seeds)}: needs at least one, and none twice")
+        check_overrides(self.overrides)
+        for name, entry in self.entries.items():
+            if not _NAME.fullmatch(name):
+                raise ValueError(
+                    f"entries: {name!r} names directories of runs; use letters, digits, '_', '-' and '.', no space"
+                )
+            check_overrides(entry.overrides)
+            if entry.recipe is None and self.recipe is None:
+                raise ValueError(f"entries.{name}: neither the entry nor the study has a recipe")
+
+    @property
+    def published_columns(self) -> list[str]:
+        """Names of the published values, in the order in which entries have them."""
+        return list(dict.fromkeys(name for entry in self.entries.values() for name in entry.published))
+
+
+def check_overrides(overrides: Sequence[str]) -> None:
+    """Refuse overrides of what the study decides.
+
+    Raises:
+        ConfigError: one of them sets the seed or the directory of a run.
+    """
+    for override in overrides:
+        key = override.partition("=")[0]
+        if key in _SET_BY_THE_STUDY:
+            raise ConfigError(f"{override}: in a study {key} follows from {_SET_BY_THE_STUDY[key]}")
+
+
+def read_study(path: Path) -> Study:
+    """The study of a YAML file; recipes are resolved to files.
+
+    A recipe is looked up like one that another recipe inherits: beside the study, in the config root above it, in the
+    package.
+
+    Raises:
+        ConfigError: whatever is wrong with the file, with its line and the nearest valid spelling.
+    """
+    path = path.absolute()
+    document = read_document(path, "study", "settings, e.g. `title: Features or pixels`")
+    place = Recipe(path, {}, document)  # tells the lines of keys
+    entries = document.pop("entries", None) or {}
+    if not isinstance(entries, Mapping):
+        raise ConfigError(f"{place.where('entries')}: entries map a name to settings, e.g. `pixels: {{overrides: []}}`")
+    values = _values(Study, document, place, "")
+    if values["title"] == MISSING:
+        raise ConfigError(f"{path}: title has no value. Meaning: what is compared, as a headline")
+    roots = config_roots(path)
+    values["recipe"] = _resolved(values["recipe"], path, roots, "recipe")
+    values["entries"] = {str(name): _entry(str(name), given, place, roots) for name, given in entries.items()}
+    try:
+        return Study(**values)
+    except ValueError as error:  # of __post_init__
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def _entry(name: str, given: Any, place: Recipe, roots: list[Path]) -> Entry:
+    if not isinstance(given or {}, Mapping):
+        raise ConfigError(f"{place.where(f'entries.{name}')}: entries.{name}: expected settings, e.g. `overrides: []`")
+    values = _values(Entry, given or {}, place, f"entries.{name}.")
+    values["recipe"] = _resolved(values["recipe"], place.path, roots, f"entries.{name}.recipe")
+    return Entry(**values)
+
+
+def _values(config: type, given: Mapping[Any, Any], place: Recipe, prefix: str) -> dict[str, Any]:
+    """``given`` over the defaults of a dataclass, each value of its key's type."""
+    node = OmegaConf.structured(config)
+    defaults = node.copy()
+    keys = {key.name: key for key in keys_of(config)}
+    for name, value in given.items():
+        where = f"{place.where(f'{prefix}{name}')}: {prefix}"
+        if name not in keys:
+            near = nearest(str(name), keys)
+            hint = f"; did you mean {near}?" if near else "."
+            raise ConfigError(f"{where}{name}: there is no such key{hint} Keys: {', '.join(keys)}")
+        try:
+            node[name] = value
+        except OmegaConfBaseException as error:
+            default = OmegaConf.to_container(defaults)[name]
+            raise ConfigError(where + wrong_value(keys[name], value, default)) from error
+    return OmegaConf.to_container(node)
+
+
+def _resolved(name: str | None, path: Path, roots: list[Path], key: str) -> str | None:
+    return None if name is None else str(find_recipe(name, path, roots, key))

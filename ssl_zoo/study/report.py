@@ -1,0 +1,273 @@
+"""A comparison told for readers who do not know the project: table, plots, differences, and what made the numbers."""
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from ssl_zoo.config.keys import flat, written
+from ssl_zoo.study.comparison import Attempt, Comparison, Row, Summary
+from ssl_zoo.study.document import Block, Command, Document, Figure, Heading, Items, Paragraph, Table
+from ssl_zoo.study.figures import accuracy_against_compute, learning_curve, unit_of
+from ssl_zoo.study.record import RunRecord
+from ssl_zoo.study.training import LOG
+
+_NOTHING = "\N{EN DASH}"
+_NEIGHBOURS = re.compile(r"knn(\d+)")
+
+_GLOSSARY = (
+    "*Score*: a network is trained on pictures without labels and then frozen; its features of a picture are the input "
+    "of a simple classifier, and the score is the share of held-out test pictures that the classifier names rightly.",
+    "*k-NN*: the classifier is a vote of the k most similar labelled training pictures. *Logistic regression*: it is "
+    "one linear layer.",
+    "*Random init*: the same network before its first training step. What a method learned is the distance from there.",
+    "*Compute*: floating-point operations of forward and backward passes, counted from the networks' shapes (a product "
+    "and a sum are two); G, T and P are 10⁹, 10¹² and 10¹⁵. *Time*: of training alone, at the run's median speed.",
+    "*Seed*: decides starting weights, order of the pictures, crops and masks.",
+)
+
+
+def report(comparison: Comparison, folder: Path) -> Document:
+    """The report as it will lie in ``folder``, from where its links lead to the runs."""
+    blocks = [
+        *_opening(comparison),
+        Heading("Results"),
+        _results(comparison),
+        *_problems(comparison),
+        Heading("How to read it"),
+        *_reading(comparison),
+        *_plots(comparison),
+        Heading("How the configurations differ"),
+        *_differences(comparison.rows),
+        Heading("Runs"),
+        _runs(comparison, folder),
+        *_origins(comparison),
+        Heading("How to repeat it"),
+        Paragraph("Finished runs are reused, interrupted ones go on:"),
+        Command(comparison.command),
+    ]
+    return Document(comparison.title, blocks)
+
+
+def label_of(column: str) -> str:
+    """A score's name for readers: ``20-NN``, ``logistic regression``."""
+    neighbours = _NEIGHBOURS.fullmatch(column)
+    return f"{neighbours[1]}-NN" if neighbours else {"logistic": "logistic regression"}.get(column, column)
+
+
+def quantity(count: float | None) -> str:
+    """Operations with a unit: ``1.23 PFLOP``."""
+    if count is None:
+        return "unknown"
+    unit = unit_of(count)
+    return f"{count / unit.size:.3g} {unit.name}" if count else "0"
+
+
+def duration(seconds: float | None) -> str:
+    """Whole seconds below two minutes, minutes below two hours, else hours and minutes."""
+    if seconds is None:
+        return _NOTHING
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def percent(summary: Summary | None) -> str:
+    if summary is None:
+        return _NOTHING
+    spread = "" if summary.deviation is None else f" ± {100 * summary.deviation:.1f}"
+    return f"{100 * summary.mean:.1f}{spread}"
+
+
+def _opening(comparison: Comparison) -> Iterator[Block]:
+    if comparison.question:
+        yield Paragraph(comparison.question)
+    states = [attempt for _, attempt in comparison.attempts]
+    finished = sum(attempt.is_finished for attempt in states)
+    seeds = sorted({attempt.seed for attempt in states})
+    failed = sum(attempt.failure is not None for attempt in states)
+    yield Paragraph(
+        f"{len(comparison.rows)} configurations, {'seeds' if len(seeds) > 1 else 'seed'} {', '.join(map(str, seeds))}: "
+        f"{finished} of {len(states)} runs are finished{f', {failed} failed' if failed else ''}."
+    )
+    yield Items(list(_setting(comparison.rows)))
+
+
+def _setting(rows: Sequence[Row]) -> Iterator[str]:
+    """What all rows have in common, for readers who don't know the recipes."""
+    choices = [row.composed.choices for row in rows]
+    values = [flat(row.composed.resolved) for row in rows]
+
+    def shared(key: str) -> str:
+        told = {written(own.get(key)) for own in (choices if key in choices[0] else values)}
+        return told.pop() if len(told) == 1 else "different"
+
+    network = f"width {shared('backbone.embed_dim')}, {shared('backbone.depth')} blocks"
+    yield f"Pictures: {shared('data')}, {shared('backbone.image_size')} pixels wide."
+    yield f"Network: {shared('backbone')}, {network}, patches of {shared('backbone.patch_size')} pixels."
+    yield f"Training: {shared('optim')}, {shared('trainer.images_per_step')} pictures per step."
+    labelled = f"{shared('probe.train_samples')} labelled training pictures"
+    yield f"Scores: {shared('probe.test_samples')} test pictures, {labelled} (0: all)."
+
+
+def _problems(comparison: Comparison) -> Iterator[Block]:
+    failed = [(row, attempt) for row, attempt in comparison.attempts if attempt.failure is not None]
+    if failed:
+        yield Heading(f"{len(failed)} failed")
+        yield Items(
+            [f"{row.title}, seed {attempt.seed} ({attempt.state}): `{attempt.failure}`" for row, attempt in failed]
+        )
+    missing = [
+        f"{row.title}, seed {attempt.seed}: {attempt.state}"
+        for row, attempt in comparison.attempts
+        if attempt.failure is None and not attempt.is_finished
+    ]
+    if missing:
+        yield Heading("Not finished")
+        yield Items(missing)
+
+
+def _results(comparison: Comparison) -> Table:
+    scores = [f"{label_of(column)}, %" for column in comparison.columns]
+    published = [f"paper: {name}" for name in comparison.published_columns]
+    unpublished = [_NOTHING] * len(published)
+    rows = [
+        [baseline.title, *(percent(baseline.scores[c]) for c in comparison.columns), *unpublished, "0", "0", _NOTHING]
+        for baseline in comparison.baselines
+    ]
+    for row in comparison.rows:
+        told = [
+            f"{row.published[name]:.1f}" if name in row.published else _NOTHING for name in comparison.published_columns
+        ]
+        rows.append([_title(row), *(_score(row, c) for c in comparison.columns), *told, *_cost(row)])
+    return Table(["", *scores, *published, "images", "compute", "time"], rows)
+
+
+def _title(row: Row) -> str:
+    finished = sum(attempt.is_finished for attempt in row.attempts)
+    if finished == len(row.attempts):
+        return row.title
+    if finished:
+        return f"{row.title} ({finished} of {len(row.attempts)} seeds)"
+    return f"{row.title} ({', '.join(dict.fromkeys(attempt.state for attempt in row.attempts))})"
+
+
+def _score(row: Row, column: str) -> str:
+    if any(attempt.is_finished for attempt in row.attempts):
+        return percent(row.score(column))
+    if any(attempt.failure is not None for attempt in row.attempts):
+        return "failed"
+    return percent(row.score(column)) if any(record.step for record in row.records) else _NOTHING
+
+
+def _cost(row: Row) -> list[str]:
+    """Images, compute and time of one run; the mean where runs came differently far."""
+    images = Summary.of(record.step * record.images_per_step for record in row.records)
+    flops = Summary.of(row.flops(record) for record in row.records)
+    seconds = Summary.of(record.seconds for record in row.records)
+    if images is None or flops is None:
+        return [_NOTHING] * 3
+    return [f"{images.mean:,.0f}", quantity(flops.mean), duration(seconds and seconds.mean)]
+
+
+def _reading(comparison: Comparison) -> Iterator[Block]:
+    yield Paragraph(
+        "Each row is one configuration, trained anew with every seed. Scores are means over the seeds ± their sample "
+        "standard deviation, where there is more than one; cost is that of one run. A difference that is not clearly "
+        "larger than the deviations is no evidence."
+    )
+    if comparison.published_columns:
+        what = f" They are {comparison.published_as}." if comparison.published_as else ""
+        yield Paragraph(
+            f"The columns *paper* hold published values ({comparison.source}).{what} Networks, pictures and budgets "
+            "there are far larger: compare the order of the rows and which differences are large, not the values."
+        )
+    yield Items(_GLOSSARY)
+
+
+def _plots(comparison: Comparison) -> Iterator[Block]:
+    if not any(row.records for row in comparison.rows):
+        return
+    yield Heading("Accuracy against compute")
+    for column in comparison.columns:
+        label = label_of(column)
+        joined = " Thick lines join runs of one series." if any(row.series for row in comparison.rows) else ""
+        caption = f"{label} of every run against compute: a marker where the run ended, a thin line on its way."
+        svg = accuracy_against_compute(comparison, column, label)
+        yield Figure(f"compute_{column}", svg, _sentence(caption + joined))
+    yield Heading("Learning curves")
+    caption = "Loss of every run. Losses of different targets or methods are different quantities and not comparable."
+    yield Figure("loss", learning_curve(comparison, "loss", "loss"), caption)
+    for column in comparison.columns:
+        label = label_of(column)
+        svg = learning_curve(comparison, column, f"{label}, % right", factor=100)
+        yield Figure(
+            f"images_{column}", svg, _sentence(f"{label} of every run over the pictures that it was trained on.")
+        )
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
+def _differences(rows: Sequence[Row]) -> Iterator[Block]:
+    chosen = [row.composed.choices for row in rows]
+    values = [flat(row.composed.resolved) for row in rows]
+    groups = [g for g in dict.fromkeys(g for c in chosen for g in c) if len({c.get(g) for c in chosen}) > 1]
+    names = dict.fromkeys(name for own in values for name in own if name not in ("seed", "output_dir"))
+    table = [[f"`{group}`", *(written(own.get(group)) for own in chosen)] for group in groups]
+    for name in names:
+        told = [written(own[name]) if name in own else _NOTHING for own in values]
+        if len(set(told)) > 1:
+            table.append([f"`{name}`", *told])
+    if len(rows) < 2 or not table:
+        yield Paragraph("In nothing but seed and directory.")
+        return
+    yield Paragraph(f"Keys that differ; all others are equal. {_NOTHING}: the configuration has no such key.")
+    yield Table(["key", *(row.title for row in rows)], table)
+
+
+def _runs(comparison: Comparison, folder: Path) -> Table:
+    header = ["run", *(label_of(column) for column in comparison.columns), "state", "images/s", "files"]
+    rows = []
+    for row, attempt in comparison.attempts:
+        record = attempt.record
+        scores = [Summary.of([record and record.score(column)]) for column in comparison.columns]
+        speed = None if record is None else record.images_per_second
+        told = _NOTHING if speed is None else f"{speed:,.0f}"
+        title = f"{row.title}, seed {attempt.seed}"
+        rows.append([title, *map(percent, scores), attempt.state, told, _link(attempt, folder)])
+    return Table(header, rows)
+
+
+def _link(attempt: Attempt, folder: Path) -> str:
+    if not attempt.directory.is_dir():
+        return _NOTHING
+    place = Path(os.path.relpath(attempt.directory, folder)).as_posix()
+    log = f", [log]({place}/{LOG})" if (attempt.directory / LOG).is_file() else ""
+    return f"[directory]({place}/){log}"
+
+
+def _origins(comparison: Comparison) -> Iterator[Block]:
+    """Code and machine of the runs, told once for runs of the same."""
+    made: dict[str, int] = {}
+    for _, attempt in comparison.attempts:
+        if attempt.record is not None:
+            origin = _origin(attempt.record)
+            made[origin] = made.get(origin, 0) + 1
+    if made:
+        yield Items([f"{count} {'runs' if count > 1 else 'run'}: {origin}" for origin, count in made.items()])
+    if len(made) > 1:
+        yield Paragraph("The runs are not all of one code version and machine: their times are not comparable.")
+
+
+def _origin(record: RunRecord) -> str:
+    environment = record.environment
+    commit = environment.get("commit")
+    changed = " with uncommitted changes" if environment.get("dirty") else ""
+    code = f"commit `{commit[:10]}`{changed}" if commit else f"version {environment.get('ssl_zoo', 'unknown')}"
+    device = environment.get("device") or environment.get("platform", "unknown device")
+    torch = environment.get("packages", {}).get("torch", "unknown")
+    precision, threads = environment.get("precision", "unknown"), environment.get("num_threads", "unknown")
+    return f"{code}, {device}, threads: {threads}, precision: {precision}, torch {torch}"

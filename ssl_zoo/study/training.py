@@ -1,0 +1,238 @@
+"""Trainings as processes of their own: so many at once, none twice, and stopped such that they can go on."""
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Protocol
+
+import ssl_zoo
+from ssl_zoo.study.plan import PlannedRun
+from ssl_zoo.study.record import RunFolder
+
+_POLL_SECONDS = 0.2
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+LOG = "log.txt"  # in a run directory: everything that its trainings printed
+
+
+class Training(Protocol):
+    """A training that was started."""
+
+    def poll(self) -> int | None:
+        """The exit status; None while it goes on."""
+
+    def stop(self) -> None:
+        """Ask it to save and end."""
+
+    def kill(self) -> None:
+        """End it at once."""
+
+
+Start = Callable[[Sequence[str], Path, IO[bytes]], Training]  # command, its log, a lock that it must hold
+
+
+class LocalTraining:
+    """A training on this machine.
+
+    Args:
+        num_threads: None leaves their number to torch.
+    """
+
+    def __init__(self, command: Sequence[str], log: Path, lock: IO[bytes], num_threads: int | None) -> None:
+        threads = {} if num_threads is None else {"OMP_NUM_THREADS": str(num_threads)}
+        with open(log, "ab") as output:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **import_path(), **threads},
+                start_new_session=True,  # a Ctrl-C reaches it once, from here
+                pass_fds=[lock.fileno()],  # held as long as the training lives, also if this process is killed
+            )
+
+    def poll(self) -> int | None:
+        return self._process.poll()
+
+    def stop(self) -> None:
+        self._process.terminate()
+
+    def kill(self) -> None:
+        self._process.kill()
+
+
+def import_path() -> dict[str, str]:
+    """Environment in which another process imports this very package."""
+    here = str(Path(ssl_zoo.__file__).parent.parent)
+    return {"PYTHONPATH": os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))}
+
+
+def threads_per_job(jobs: int) -> int | None:
+    """Threads of each of ``jobs`` trainings on this machine; None for one alone, which takes what torch takes."""
+    if jobs == 1:
+        return None
+    return max(1, int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1) // jobs)
+
+
+def command_of(run: PlannedRun, directory: Path, plugins: Sequence[str] = ()) -> list[str]:
+    """What starts or continues a run."""
+    plugged = [word for plugin in plugins for word in ("--plugin", plugin)]
+    settings = [*run.overrides, f"output_dir={directory}"]
+    return [sys.executable, "-m", "ssl_zoo.tools.train_net", "--config", run.recipe, *plugged, *settings]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a training went."""
+
+    run: PlannedRun
+    directory: Path
+    failure: str | None  # the last error that it printed; None if it is finished, or was stopped and can go on
+    seconds: float
+
+
+class _Stop:
+    """Signals to stop that arrived while the block ran."""
+
+    count = 0
+
+    def __call__(self, number: int, frame: object) -> None:
+        self.count += 1
+
+
+@contextmanager
+def _stop_on_signal() -> Iterator[_Stop]:
+    stop = _Stop()
+    before = {number: signal.signal(number, stop) for number in _SIGNALS}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def train_all(
+    runs: Sequence[PlannedRun],
+    folder: RunFolder,
+    start: Start,
+    *,
+    jobs: int,
+    plugins: Sequence[str] = (),
+    tell: Callable[[str], None],
+    after_each: Callable[[Ended], None],
+) -> bool:
+    """Train ``runs`` until all are finished or have failed once; False if a signal ended it before.
+
+    A run that another process trains is waited for. On a signal all trainings save and end, on a second one they are
+    killed; the next start goes on from what was saved.
+    """
+    return _Queue(folder, start, jobs, plugins, tell, after_each, waiting=list(runs)).work()
+
+
+@dataclass
+class _Active:
+    run: PlannedRun
+    directory: Path
+    training: Training
+    log_start: int  # bytes of the log that are older
+    started: float
+
+
+@dataclass
+class _Queue:
+    folder: RunFolder
+    start: Start
+    jobs: int
+    plugins: Sequence[str]
+    tell: Callable[[str], None]
+    after_each: Callable[[Ended], None]
+    waiting: list[PlannedRun]
+    active: list[_Active] = field(default_factory=list)
+    is_stopping: bool = False
+    is_told_waiting: bool = False
+
+    def work(self) -> bool:
+        with _stop_on_signal() as stop:
+            while (self.waiting or self.active) and not stop.count:
+                self._fill()
+                time.sleep(_POLL_SECONDS)
+                self._collect()
+            if not stop.count:
+                return True
+            self.is_stopping = True
+            self.tell(f"stopping: {len(self.active)} trainings save and end (once more to kill them)")
+            for active in self.active:
+                active.training.stop()
+            while self.active:
+                if stop.count > 1:
+                    for active in self.active:
+                        active.training.kill()
+                time.sleep(_POLL_SECONDS)
+                self._collect()
+            return False
+
+    def _fill(self) -> None:
+        for run in list(self.waiting):
+            if len(self.active) >= self.jobs:
+                return
+            lock = _lock(self.folder.path / ".locks" / run.identity)
+            if lock is None:
+                continue  # trained by another process, or by an entry of equal configuration
+            with lock:
+                self.waiting.remove(run)
+                self._begin(run, lock)
+        if not self.active and self.waiting and not self.is_told_waiting:
+            self.is_told_waiting = True
+            self.tell(f"waiting for another process, which trains {', '.join(run.title for run in self.waiting)}")
+
+    def _begin(self, run: PlannedRun, lock: IO[bytes]) -> None:
+        found = self.folder.find(run.identity)
+        if found is not None and found.is_finished(run.cost.num_steps):
+            self.after_each(Ended(run, found.path, None, 0.0))
+            return
+        directory = self.folder.path / run.directory if found is None else found.path
+        directory.mkdir(parents=True, exist_ok=True)
+        log = directory / LOG
+        length = log.stat().st_size if log.is_file() else 0
+        how = "starts" if found is None or not found.step else f"goes on from step {found.step:,}"
+        self.tell(f"{run.title} {how}: {log}")
+        training = self.start(command_of(run, directory, self.plugins), log, lock)
+        self.active.append(_Active(run, directory, training, length, time.monotonic()))
+
+    def _collect(self) -> None:
+        for active in list(self.active):
+            status = active.training.poll()
+            if status is not None:
+                self.active.remove(active)
+                is_failure = status != 0 and not self.is_stopping
+                failure = _last_error(active.directory / LOG, active.log_start, status) if is_failure else None
+                self.after_each(Ended(active.run, active.directory, failure, time.monotonic() - active.started))
+
+
+def _lock(path: Path) -> IO[bytes] | None:
+    """A file that this process alone has locked, until it and every process that inherits it close it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = open(path, "wb")  # noqa: SIM115 (the caller closes it)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    return file
+
+
+def _last_error(log: Path, start: int, status: int) -> str:
+    """What a training printed last: from its ``error:`` on, else its last line."""
+    with open(log, "rb") as file:
+        file.seek(start)
+        lines = [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+    last = next((number for number in reversed(range(len(lines))) if lines[number].startswith("error: ")), -1)
+    told = " ".join(line.strip() for line in lines[last:]).removeprefix("error: ")
+    how = f"killed by signal {-status}" if status < 0 else f"ended with status {status}"
+    return told if told and status > 0 else f"{how}; it printed last: {told or 'nothing'}"

@@ -1,0 +1,67 @@
+"""Study files: what they say, and the one message that each mistake gives."""
+
+import pytest
+from tiny_studies import TEXT, tiny_study
+
+from ssl_zoo.config import ConfigError
+from ssl_zoo.study.file import check_overrides, read_study
+
+
+def message(path):
+    with pytest.raises(ConfigError) as caught:
+        read_study(path)
+    return str(caught.value)
+
+
+def test_a_study_has_its_entries_in_order_and_its_recipes_as_files(tmp_path):
+    study = tiny_study(tmp_path)
+    assert list(study.entries) == ["features", "pixels"]
+    assert study.recipe.endswith("ijepa/demo.yaml")
+    assert study.entries["pixels"].overrides == ["targets=pixels"]
+    assert study.entries["pixels"].published == {"linear": 40.7}
+    assert study.published_columns == ["linear"]
+
+
+def test_a_recipe_beside_the_study_comes_first(tmp_path):
+    (tmp_path / "ijepa").mkdir()
+    (tmp_path / "ijepa" / "demo.yaml").write_text("defaults: [method: ijepa, backbone: vit_tiny, data: scenes]\n")
+    assert tiny_study(tmp_path).recipe == str(tmp_path / "ijepa" / "demo.yaml")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "parts"),
+    [
+        ("question:", "questoin:", ["tiny.yaml:3: ", "questoin: there is no such key", "did you mean question?"]),
+        ("overrides: [targets", "overides: [targets", ["tiny.yaml:36: ", "entries.pixels.overides", "mean overrides?"]),
+        ("seeds: [0]", "seeds: [a]", ["tiny.yaml:7: ", "seeds=[a]", "list of integers", "default is [0,1,2]"]),
+        ("seeds: [0]", "seeds: [1, 1]", ["seeds=[1,1]", "none twice"]),
+        ("columns: [knn5]", "columns: []", ["columns"]),
+        ("linear: 40.7", "linear: high", ["entries.pixels.published", "number"]),
+        ("title: Features or pixels\n", "", ["title has no value"]),
+        ("ijepa/demo", "ijepa/demmo", ["recipe: there is no recipe 'ijepa/demmo'"]),
+        ("recipe: ijepa/demo\n", "", ["entries.features: neither the entry nor the study has a recipe"]),
+        ("  pixels:", "  the pixels:", ["'the pixels' names directories"]),
+        ("[targets=pixels]", "[seed=3]", ["seed=3", "follows from seeds"]),
+        ("[targets=pixels]", "[output_dir=x]", ["output_dir=x", "--out"]),
+        ("entries:", "entries: [a]\nx:", ["entries map a name to settings"]),
+        ("title: Features", "title: [Features", ["no valid YAML"]),
+    ],
+)
+def test_a_mistake_is_told_with_its_place_and_the_remedy(tmp_path, old, new, parts):
+    text = TEXT.format(more="")
+    assert old in text
+    path = tmp_path / "tiny.yaml"
+    path.write_text(text.replace(old, new))
+    told = message(path)
+    assert [part for part in parts if part not in told] == []
+
+
+def test_a_study_that_does_not_exist_names_the_nearest(tmp_path):
+    tiny_study(tmp_path)
+    assert f"Did you mean {tmp_path / 'tiny.yaml'}?" in message(tmp_path / "tinny.yaml")
+
+
+def test_overrides_of_the_command_line_are_checked_alike():
+    check_overrides(["trainer.seed_of_something=1"])
+    with pytest.raises(ConfigError, match="--out"):
+        check_overrides(["output_dir=elsewhere"])

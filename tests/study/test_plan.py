@@ -1,0 +1,52 @@
+"""Planned runs: which are one and the same, what they cost."""
+
+import pytest
+from tiny_studies import tiny_study
+
+from ssl_zoo.config import ConfigError, compose, recipe_text
+from ssl_zoo.study.plan import identity, plan_runs
+
+
+def test_runs_are_planned_seed_by_seed_with_everything_on_their_command_line(tmp_path):
+    study = tiny_study(tmp_path)
+    study.seeds = [0, 7]
+    runs = plan_runs(study, ["trainer.num_steps=5"])
+    assert [(run.entry, run.seed) for run in runs] == [("features", 0), ("pixels", 0), ("features", 7), ("pixels", 7)]
+    assert len({run.identity for run in runs}) == 4
+    assert all(run.composed.config.trainer.num_steps == 5 == run.cost.num_steps for run in runs)
+    again = compose(runs[3].recipe, [*runs[3].overrides, "output_dir=elsewhere"])
+    assert identity(again) == runs[3].identity
+    assert runs[3].directory == f"pixels-seed7-{runs[3].identity}"
+
+
+def test_identity_is_of_the_configuration_and_not_of_how_it_was_said(tmp_path):
+    run = plan_runs(tiny_study(tmp_path))[0]
+    written = tmp_path / "config.yaml"
+    written.write_text(recipe_text(run.composed))
+    assert identity(compose(written)) == run.identity
+    assert identity(compose(written, ["optim.learning_rate=0.1"])) != run.identity
+    assert identity(compose(written, ["seed=1"])) != run.identity
+    assert identity(compose(written, ["seed=1"]), with_seed=False) == identity(run.composed, with_seed=False)
+    assert identity(compose(written, ["optim=adamw"])) != identity(compose(written, ["optim=muon"]))
+
+
+def test_cost_is_images_of_the_run_and_falls_with_what_the_teacher_does(tmp_path):
+    features, pixels = plan_runs(tiny_study(tmp_path))
+    assert features.cost.images == pixels.cost.images == 3 * 8
+    assert features.cost.flops_per_image > pixels.cost.flops_per_image > 0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        (["optim.leraning_rate=1"], ["entry features", "did you mean optim.learning_rate?"]),
+        (["masks.min_patches=50"], ["entry features", "masks.min_patches=50"]),
+        (["probe.protocols=[logistic]"], ["no score knn5", "probe.protocols=[logistic]"]),
+        (["probe.at_end=false"], ["probe.at_end=false", "after the last step"]),
+        (["seed=3"], ["follows from seeds"]),
+    ],
+)
+def test_what_can_not_be_trained_is_told_before_anything_is(tmp_path, overrides, parts):
+    with pytest.raises(ConfigError) as caught:
+        plan_runs(tiny_study(tmp_path), overrides)
+    assert [part for part in parts if part not in str(caught.value)] == []

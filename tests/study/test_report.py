@@ -1,0 +1,90 @@
+"""The report of real, tiny runs."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from tiny_studies import last_score, tiny_study
+
+from ssl_zoo.study.comparison import compare_runs, compare_study
+from ssl_zoo.study.plan import plan_runs
+from ssl_zoo.study.record import RunFolder, RunRecord
+from ssl_zoo.study.report import duration, quantity, report
+from ssl_zoo.tools.train_net import main as train
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    return tiny_study(tmp_path_factory.mktemp("study"))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, study) -> tuple[Path, list]:
+    """A folder with the runs of the study's two entries, and what was planned."""
+    folder, runs = tmp_path_factory.mktemp("runs"), plan_runs(study)
+    for run in runs:
+        assert train(["--config", run.recipe, *run.overrides, f"output_dir={folder / run.directory}"]) == 0
+    return folder, runs
+
+
+def told(comparison, folder: Path) -> str:
+    return report(comparison, folder).markdown()
+
+
+def test_the_report_has_the_scores_of_the_runs_the_papers_values_and_the_difference(study, trained, tmp_path):
+    folder, runs = trained
+    text = told(compare_study(study, runs, RunFolder(folder), {}, "the command"), tmp_path)
+    scores = [f"{100 * last_score(folder / run.directory, 'knn5'):.1f}" for run in runs]
+    initial = f"{100 * last_score(folder / runs[0].directory, 'knn5_random_init'):.1f}"
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    assert ["random init", initial, "\N{EN DASH}", "0", "0", "\N{EN DASH}"] in lines
+    assert [line[:4] for line in lines if line[0] in ("teacher features", "pixels")] == [
+        ["teacher features", scores[0], "66.9", "24"],
+        ["pixels", scores[1], "40.7", "24"],
+    ]
+    assert ["`targets`", "teacher", "pixels"] in lines
+    assert not [line for line in lines if line[0] == "`targets.momentum`" and line[1] == line[2]]
+    assert "2 of 2 runs are finished" in text and "the command" in text
+    commit = json.loads((folder / runs[0].directory / "environment.json").read_text())["commit"]
+    assert commit is None or commit[:10] in text
+    assert f"{runs[0].directory}/)" in text
+
+
+def test_run_directories_are_compared_as_they_are(trained, tmp_path):
+    folder, runs = trained
+    cut = tmp_path / "cut"
+    shutil.copytree(folder / runs[1].directory, cut)
+    shutil.rmtree(cut / "checkpoints" / "step_00000003")
+    text = told(compare_runs([folder / runs[0].directory, cut], "again"), tmp_path)
+    assert "1 of 2 runs are finished" in text and "at step 2 of 3" in text
+    with pytest.raises(ValueError, match="is no run directory"):
+        compare_runs([tmp_path], "again")
+    with pytest.raises(ValueError, match="named twice"):
+        compare_runs([cut, cut], "again")
+
+
+def test_a_run_is_found_by_its_configuration_where_its_name_does_not_tell(trained, tmp_path):
+    folder, runs = trained
+    assert RunFolder(folder).find(runs[0].identity).path.name == runs[0].directory
+    shutil.copytree(folder / runs[0].directory, tmp_path / "named" / "by-hand")
+    assert RunFolder(tmp_path / "named").find(runs[0].identity).path.name == "by-hand"
+    assert RunFolder(tmp_path / "named").find(runs[1].identity) is None
+
+
+def test_a_line_that_was_cut_off_ends_the_record(trained, tmp_path):
+    folder, runs = trained
+    shutil.copytree(folder / runs[0].directory, tmp_path / "run")
+    whole = RunRecord.read(tmp_path / "run")
+    with open(tmp_path / "run" / "metrics.jsonl", "a") as file:
+        file.write('{"step": 4, "lo')
+    cut = RunRecord.read(tmp_path / "run")
+    assert cut.lines == whole.lines and cut.curve("loss").images == [8, 16, 24]
+    assert cut.score_names == ["knn5"] and cut.seconds > 0 and cut.is_finished()
+
+
+def test_quantities_are_told_in_readable_units():
+    assert [quantity(count) for count in (None, 0, 2.5e6, 9.448e9, 3.15e14, 1.2e18)] == [
+        *("unknown", "0", "2.5 MFLOP", "9.45 GFLOP", "315 TFLOP", "1.2 EFLOP")
+    ]
+    assert [duration(seconds) for seconds in (None, 61, 600, 7500)] == ["\N{EN DASH}", "61 s", "10 min", "2 h 5 min"]
