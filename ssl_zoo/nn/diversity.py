@@ -30,11 +30,12 @@ def cosine_between_images(
     patch's tokens, less that of each image's own sum, is the sum over pairs of different images. 0 where no two images
     have a token at the same patch; a token of zeros is similar to nothing.
     """
+    num_images, dim = len(tokens), tokens.shape[-1]
     units = F.normalize(tokens.float(), dim=-1)
-    places = F.one_hot(patches, num_patches).float()
-    with torch.autocast(units.device.type, enabled=False):
-        sums = places.mT @ units  # (B, N, D); unlike a scatter the same at every repetition, on a GPU too
-    counts = places.sum(dim=1)
+    rows = (patches + num_patches * torch.arange(num_images, device=patches.device)[:, None]).flatten()
+    sums = units.new_zeros(num_images * num_patches, dim).index_add(0, rows, units.flatten(0, 1))
+    counts = units.new_zeros(num_images * num_patches).index_add(0, rows, units.new_ones(len(rows)))
+    sums, counts = sums.view(num_images, num_patches, dim), counts.view(num_images, num_patches)
     similarity = sums.sum(dim=0).square().sum() - sums.square().sum()
     pairs = counts.sum(dim=0).square().sum() - counts.square().sum()
     return similarity / pairs.clamp_min(1)
