@@ -5,6 +5,7 @@ import math
 from dataclasses import dataclass
 from enum import Enum
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
@@ -238,7 +239,8 @@ class MultiblockGenerator(MaskGenerator):
         return top, torch.randint(self.grid[1] - size.width + places, shape, generator=generator)
 
     def _too_small(self, placement: _Placement) -> Bool[Tensor, "B"]:
-        return (placement.candidates.sum(2, dtype=torch.int32) < self._needed).any(1)
+        counts = torch.from_numpy(np.count_nonzero(placement.candidates.numpy(), axis=2))
+        return (counts < self._needed).any(1)
 
     def _check_geometry(self) -> None:
         """Refuse what would never end or could only be met by atypical placements."""

@@ -23,10 +23,11 @@ def random_subset(candidates: Bool[Tensor, "B N"], count: int, generator: torch.
     # vectorised partition of plain integers replaces the several times slower torch.topk.
     keys = torch.empty(candidates.shape, dtype=torch.int32).random_(generator=generator)
     keys &= (1 << _EXCLUDED_BIT) - 1 - index_mask
-    keys |= torch.arange(num_patches, dtype=torch.int32)
-    keys |= (~candidates).int() << _EXCLUDED_BIT
-    smallest = np.partition(keys.numpy(), count - 1, axis=1)[:, :count]
-    return torch.from_numpy(np.sort(smallest & index_mask, axis=1)).long()
+    keys += torch.arange(num_patches, dtype=torch.int32)
+    keys.add_(~candidates, alpha=1 << _EXCLUDED_BIT)
+    smallest = np.partition(keys.numpy(), count - 1, axis=1)[:, :count] & index_mask
+    narrow = smallest.astype(np.uint16) if index_mask < 1 << 16 else smallest  # sorts in half the time
+    return torch.from_numpy(np.sort(narrow, axis=1).astype(np.int64))
 
 
 def first_subset(candidates: Bool[Tensor, "B N"], count: int) -> Int[Tensor, "B K"]:
