@@ -5,6 +5,7 @@ import json
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 if __package__ in (None, ""):  # run as a file of a checkout: its packages are one folder up
@@ -16,6 +17,7 @@ from ssl_zoo.benchmark.contest import race
 from ssl_zoo.benchmark.contestant import Contest
 from ssl_zoo.benchmark.table import table
 from ssl_zoo.config import compose
+from ssl_zoo.engine.settings import Precision
 from ssl_zoo.io import write_atomic
 from ssl_zoo.registry import discover
 
@@ -27,7 +29,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--config", required=True, nargs="+", metavar="RECIPE", help="recipe files, anywhere")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings and group options for all of them")
     parser.add_argument(
-        "--baseline", choices=["plain"], help="plain: a straightforward code of the first recipe's I-JEPA"
+        "--baseline",
+        action="append",
+        default=[],
+        choices=["plain", "plain-fp32"],
+        help="a straightforward code of the first recipe's I-JEPA, in its number format or in fp32; repeatable",
     )
     parser.add_argument("--sweep", metavar="KEY=V1,V2", help="a column per value: trainer.images_per_step=32,64")
     parser.add_argument("--scaling", metavar="1,2,...", help="a column for each number of processes on this machine")
@@ -60,9 +66,10 @@ def contests(arguments: argparse.Namespace) -> list[Contest]:
             config = compose(recipe, [*arguments.overrides, *extra]).config
             name = " ".join([f"{Path(recipe).parent.name}/{Path(recipe).stem}", *extra])
             result += [Contest(name, config, world_size=size, **shared) for size in sizes]
-    if arguments.baseline:
-        result.insert(0, Contest("plain", result[0].config, plain=True, **shared))
-    return result
+    first = result[0].config
+    in_fp32 = replace(first, trainer=replace(first.trainer, precision=Precision.fp32))
+    configs = {"plain": first, "plain-fp32": in_fp32}
+    return [*(Contest(name, configs[name], plain=True, **shared) for name in arguments.baseline), *result]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,6 +12,7 @@ from ssl_zoo.benchmark.contestant import Contest, Facts
 from ssl_zoo.benchmark.peak import matrix_peak
 from ssl_zoo.benchmark.plain import PlainIJEPA
 from ssl_zoo.config import compose
+from ssl_zoo.engine.settings import Precision
 from ssl_zoo.tools.benchmark import contests, main, parse
 
 TINY = ["backbone.embed_dim=24", "backbone.num_heads=2", "backbone.depth=2", "trainer.images_per_step=4"]
@@ -86,7 +87,10 @@ def test_columns_are_recipes_times_sweep_times_processes() -> None:
     assert arguments.config == [DEMO, "configs/mae/demo.yaml"]
     assert arguments.overrides == ["seed=3"]
     arguments.sweep = "trainer.images_per_step=4,8"
-    built = contests(arguments)
+    arguments.baseline = ["plain-fp32", "plain"]
+    fp32, plain, *built = contests(arguments)
+    assert fp32.plain and fp32.config.trainer.precision is Precision.fp32
+    assert plain.plain and plain.config == built[0].config
     assert [(c.config.trainer.images_per_step, c.world_size) for c in built] == [(4, 1), (4, 2), (8, 1), (8, 2)] * 2
 
 
