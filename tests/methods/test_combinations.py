@@ -4,7 +4,8 @@ import dataclasses
 
 import pytest
 import torch
-from tiny_methods import PROGRESS, TINY_BACKBONE, TINY_MASKS, TINY_METHOD, TINY_TARGETS
+from tiny_methods import PROGRESS, TINY_BACKBONE, TINY_MASKS, TINY_METHOD, TINY_TARGETS, tiny_method
+from tiny_runs import ALONE, tiny_data
 
 from ssl_zoo.data.batch import Batch
 from ssl_zoo.engine.optim import AdamWConfig, Optimization, RateSchedules
@@ -84,3 +85,8 @@ def test_a_class_loss_without_target_features_is_refused(embed_dim: int) -> None
     backbone = dataclasses.replace(TINY_BACKBONE, embed_dim=embed_dim, class_token=True)
     with pytest.raises(ValueError, match=r"choose targets=averaged_teacher, or set method\.class_loss_weight=0"):
         build_method(config, backbone, TARGETS.config_of("pixels")(), seed=0)
+
+
+def test_methods_that_are_compared_see_the_same_samples_and_masks() -> None:
+    seen = {name: tiny_data(tiny_method(name), ALONE, 8).fingerprint(3) for name in METHODS.names()}
+    assert len(seen) >= 4 and len(set(seen.values())) == 1
