@@ -7,16 +7,13 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 
 from ssl_zoo.engine.alarm import CollapseAlarm
 from ssl_zoo.engine.trainer import Hook, StepResult, Trainer
 from ssl_zoo.io import write_atomic
-
-if TYPE_CHECKING:
-    pass
 
 Record = Mapping[str, Any]
 
