@@ -4,10 +4,11 @@ import ctypes
 import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from ssl_zoo.engine.settings import Precision, TrainerConfig
 from ssl_zoo.nn import set_fused_attention
@@ -62,16 +63,19 @@ def _keep_freed_memory() -> None:
         libc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
-def prepare_method(method: nn.Module, config: TrainerConfig, device: torch.device, precision: Precision) -> nn.Module:
+def prepare_method(method: nn.Module, config: TrainerConfig, device: torch.device) -> nn.Module:
     """Move a method to the device, choose its attention kernel and compile its blocks if asked for."""
-    fused = config.fused_attention
-    if fused is None:
-        fused = device.type == "cuda" or precision is Precision.fp32
-    set_fused_attention(method, fused)
-    if config.compile:
-        from timm.models.vision_transformer import Block
-
-        for module in method.modules():
-            if isinstance(module, Block):
-                module.compile()
+    set_fused_attention(method, config.fused_attention)
+    for block in _blocks(method):
+        if config.checkpoint_activations and any(p.requires_grad for p in block.parameters()):
+            # Drop-path must drop the same again: the state of torch's global generator is kept and restored.
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=True)
+        if config.compile:
+            block.compile()
     return method.to(device)
+
+
+def _blocks(method: nn.Module) -> list[nn.Module]:
+    from timm.models.vision_transformer import Block
+
+    return [module for module in method.modules() if isinstance(module, Block)]

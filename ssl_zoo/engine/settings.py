@@ -34,7 +34,10 @@ class TrainerConfig:
     precision: Precision = setting(Precision.auto, "auto is bf16 where the device multiplies it natively, else fp32")
     compile: bool = setting(False, "compile every transformer block with torch.compile")
     fused_attention: bool | None = setting(
-        None, "torch's fused attention kernel; null: everywhere but for bf16 on a CPU, where it is the slower one"
+        None, "torch's fused attention kernel; null: but for bf16 on a CPU with a gradient, where it is the slower one"
+    )
+    checkpoint_activations: bool = setting(
+        False, "keep only the inputs of blocks for the backward pass and run each block twice: less memory, more time"
     )
     checkpoint_every: int = setting(1000, "steps between checkpoints; the last step is always saved")
     keep_checkpoints: int = setting(3, "newest checkpoints kept in the run directory")

@@ -128,7 +128,7 @@ class Trainer:
         self.num_steps, self.steps_per_epoch = run_length(config, len(data.source))
         self.precision = resolve_precision(config.precision, self.device)
         prepare_device(self.device)
-        self.method = prepare_method(method, config, self.device, self.precision)
+        self.method = prepare_method(method, config, self.device)
         groups = self.method.param_groups()
         check_groups(groups, self.method)
         schedules = RateSchedules(optim, num_steps=self.num_steps, steps_per_epoch=self.steps_per_epoch)

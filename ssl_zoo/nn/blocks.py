@@ -10,6 +10,8 @@ from jaxtyping import Float
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from ssl_zoo.nn import kernels
+
 
 class NormPosition(Enum):
     """Where a block normalises."""
@@ -25,28 +27,44 @@ class Tap(Enum):
     ffn = "ffn"  # the output of its MLP branch, before it is added (data2vec 2.0)
 
 
-class PreNormBlock(Block):
+class _Branches(Block):
+    """The two residual branches of a block, without norms."""
+
+    def attention_branch(
+        self, x: Float[Tensor, "S L D"], attn_mask: Float[Tensor, "#S H L L"] | None
+    ) -> Float[Tensor, "S L D"]:
+        attn = self.attn
+        dropout = attn.attn_drop.p if self.training else 0.0
+        qkv = _linear(attn.qkv, x)
+        attended = kernels.attention(qkv, attn.num_heads, attn_mask, dropout=dropout, fused=attn.fused_attn)
+        return self.drop_path1(self.ls1(_linear(attn.proj, attended)))
+
+    def mlp_branch(self, x: Float[Tensor, "S L D"]) -> Float[Tensor, "S L D"]:
+        return self.drop_path2(self.ls2(kernels.mlp(x, self.mlp.fc1, self.mlp.fc2)))
+
+
+class PreNormBlock(_Branches):
     """``x += attention(norm1(x)); x += mlp(norm2(x))``."""
 
     def forward(
         self, x: Float[Tensor, "S L D"], attn_mask: Float[Tensor, "#S H L L"] | None = None, *, tap: Tap | None = None
     ) -> Float[Tensor, "S L D"] | tuple[Float[Tensor, "S L D"], Float[Tensor, "S L D"]]:
         """The block's output; with ``tap`` also what is taken out of it."""
-        x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x), attn_mask=attn_mask)))
-        branch = self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
+        x = x + self.attention_branch(self.norm1(x), attn_mask)
+        branch = self.mlp_branch(self.norm2(x))
         x = x + branch
         return x if tap is None else (x, branch if tap is Tap.ffn else x)
 
 
-class PostNormBlock(Block):
+class PostNormBlock(_Branches):
     """``x = norm1(x + attention(x)); x = norm2(x + mlp(x))``."""
 
     def forward(
         self, x: Float[Tensor, "S L D"], attn_mask: Float[Tensor, "#S H L L"] | None = None, *, tap: Tap | None = None
     ) -> Float[Tensor, "S L D"] | tuple[Float[Tensor, "S L D"], Float[Tensor, "S L D"]]:
         """The block's output; with ``tap`` also what is taken out of it."""
-        x = self.norm1(x + self.drop_path1(self.ls1(self.attn(x, attn_mask=attn_mask))))
-        branch = self.drop_path2(self.ls2(self.mlp(x)))
+        x = self.norm1(x + self.attention_branch(x, attn_mask))
+        branch = self.mlp_branch(x)
         x = self.norm2(x + branch)
         return x if tap is None else (x, branch if tap is Tap.ffn else x)
 
@@ -59,12 +77,20 @@ class QueryValueBiasLinear(nn.Linear):
         self.q_bias, self.v_bias = nn.Parameter(torch.zeros(dim)), nn.Parameter(torch.zeros(dim))
 
     def forward(self, x: Float[Tensor, "*S D"]) -> Float[Tensor, "*S three_D"]:
-        return F.linear(x, self.weight, torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias]))
+        return F.linear(x, self.weight, self.packed_bias())
+
+    def packed_bias(self) -> Float[Tensor, "three_D"]:
+        return torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
 
     @torch.no_grad()
     def zero_biases(self) -> None:
         self.q_bias.zero_()
         self.v_bias.zero_()
+
+
+def _linear(layer: nn.Linear, x: Float[Tensor, "*S D"]) -> Float[Tensor, "*S D_out"]:
+    bias = layer.packed_bias() if isinstance(layer, QueryValueBiasLinear) else layer.bias
+    return kernels.linear(x, layer.weight, bias)
 
 
 def transformer_blocks(
@@ -105,6 +131,7 @@ def transformer_blocks(
         )
         for rate in _ramp(drop_path, depth)
     )
+    set_fused_attention(blocks, None)
     if qkv_bias and not key_bias:
         for part in blocks:
             part.attn.qkv = QueryValueBiasLinear(dim)
@@ -115,10 +142,11 @@ def _ramp(last: float, depth: int) -> Sequence[float]:
     return [last * index / max(depth - 1, 1) for index in range(depth)]
 
 
-def set_fused_attention(module: nn.Module, enabled: bool) -> None:
+def set_fused_attention(module: nn.Module, enabled: bool | None) -> None:
     """Choose between torch's fused attention kernels and the plain softmax product for every block in ``module``.
 
-    Both compute the same function; which is faster depends on the device and the number of tokens.
+    Both compute the same function; None takes for every call what is faster for its device, number format and need of
+    a gradient.
     """
     for part in module.modules():
         if hasattr(part, "fused_attn"):

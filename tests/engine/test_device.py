@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from tiny_methods import tiny_method
+from tiny_methods import PROGRESS, tiny_batch, tiny_method
 
 from ssl_zoo.engine import device as engine_device
 from ssl_zoo.engine.device import prepare_method, resolve_precision
 from ssl_zoo.engine.distributed import processes
 from ssl_zoo.engine.settings import Device, Precision, TrainerConfig
+from ssl_zoo.method import Output
 
 CPU = torch.device("cpu")
 
@@ -29,15 +30,34 @@ def test_auto_precision_on_a_cpu_follows_its_instructions(
     assert resolve_precision(Precision.bf16, CPU) is Precision.bf16
 
 
-@pytest.mark.parametrize(
-    ("setting", "precision", "fused"),
-    [(None, Precision.fp32, True), (None, Precision.bf16, False), (True, Precision.bf16, True)],
-)
-def test_the_attention_kernel_is_chosen_by_precision_unless_set(
-    setting: bool | None, precision: Precision, fused: bool
-) -> None:
-    method = prepare_method(tiny_method("ijepa"), TrainerConfig(fused_attention=setting), CPU, precision)
-    assert {block.attn.fused_attn for block in method.encoder.blocks} == {fused}
+@pytest.mark.parametrize("setting", [None, True, False])
+def test_the_attention_kernel_is_the_one_that_is_asked_for(setting: bool | None) -> None:
+    method = prepare_method(tiny_method("ijepa"), TrainerConfig(fused_attention=setting), CPU)
+    networks = (method.encoder, method.target.encoder, method.predictor)
+    assert {block.attn.fused_attn for network in networks for block in network.blocks} == {setting}
+
+
+def bytes_kept(checkpoint_activations: bool) -> tuple[int, Output, list[torch.Tensor]]:
+    """What a forward pass keeps for the backward pass, and what both compute."""
+    config = TrainerConfig(checkpoint_activations=checkpoint_activations)
+    method, kept = prepare_method(tiny_method("ijepa"), config, CPU), {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = method(tiny_batch(method, "ijepa"), PROGRESS)
+    output.loss.backward()
+    return sum(kept.values()), output, [p.grad for p in method.parameters() if p.requires_grad]
+
+
+def test_checkpointed_activations_take_less_memory_and_change_no_bit() -> None:
+    plain_bytes, plain, plain_gradients = bytes_kept(checkpoint_activations=False)
+    few_bytes, output, gradients = bytes_kept(checkpoint_activations=True)
+    assert few_bytes < 0.6 * plain_bytes
+    assert torch.equal(output.loss, plain.loss)
+    assert all(torch.equal(a, b) for a, b in zip(gradients, plain_gradients, strict=True))
 
 
 def test_a_cuda_device_that_is_not_there_is_an_error_with_the_remedy() -> None:

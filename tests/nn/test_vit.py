@@ -281,7 +281,8 @@ def test_weights_and_features_are_those_of_timms_vision_transformer() -> None:
 
 def test_blocks_have_the_attributes_of_timm_that_we_rely_on() -> None:
     block = ViT(replace(TINY, layer_scale=0.1, drop_path=0.2)).blocks[1]
-    assert isinstance(block.attn.fused_attn, bool)
+    assert (block.attn.num_heads, block.attn.attn_drop.p) == (4, 0)
+    assert hasattr(block.attn, "fused_attn")
     assert block.ls1.gamma.tolist() == pytest.approx([0.1] * 48)
     assert block.drop_path1.drop_prob == block.drop_path2.drop_prob == 0.2
     assert block.mlp.fc1.out_features == 4 * 48

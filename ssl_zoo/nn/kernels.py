@@ -1,0 +1,151 @@
+"""How a block's matrix products are computed: the functions of torch's layers, by kernels that suit the device.
+
+On CUDA, in float32 and under ``torch.compile`` they are torch's own. For bf16 autocast on a CPU torch's eager layers
+waste time: they copy the bias into the output before a product, run GELU as a pass of its own, multiply by a large
+transposed gradient, and copy queries, keys and values apart one by one. docs/performance.md has measurements.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+_COPIED_FROM = 256  # output features from which on a copy of the transposed gradient pays
+
+
+def linear(
+    x: Float[Tensor, "*S D_in"], weight: Float[Tensor, "D_out D_in"], bias: Float[Tensor, "D_out"] | None
+) -> Float[Tensor, "*S D_out"]:
+    """``F.linear``."""
+    if bias is None or not _is_bf16_on_cpu(x):
+        return F.linear(x, weight, bias)
+    if not torch.is_grad_enabled():
+        return _product(x, weight, bias)
+    if _COPIED_FROM <= weight.shape[0] < weight.shape[1]:
+        return _NarrowingLinear.apply(x, weight, bias)
+    return F.linear(x, weight, bias)
+
+
+def mlp(x: Float[Tensor, "*S D"], first: nn.Linear, second: nn.Linear) -> Float[Tensor, "*S D"]:
+    """Two linear maps with exact GELU between them, which joins the first product where nothing is differentiated.
+
+    The joined GELU acts on the product before it is rounded to bf16, so it is nearer to float32 than torch's.
+    """
+    if torch.is_grad_enabled() or first.bias is None or not _is_bf16_on_cpu(x):
+        hidden = F.gelu(linear(x, first.weight, first.bias))
+    else:
+        hidden = _product(x, first.weight, first.bias, gelu=True)
+    return linear(hidden, second.weight, second.bias)
+
+
+def attention(
+    qkv: Float[Tensor, "S L three_D"],
+    num_heads: int,
+    bias: Float[Tensor, "#S H L L"] | None = None,
+    *,
+    dropout: float = 0.0,
+    fused: bool | None = None,
+) -> Float[Tensor, "S L D"]:
+    """Multi-head attention on packed queries, keys and values.
+
+    Args:
+        bias: added to the logits.
+        dropout: probability of dropping an attention weight.
+        fused: torch's fused kernel, or (false) product, softmax, product; None takes what is faster here.
+    """
+    differentiated = torch.is_grad_enabled() and qkv.requires_grad
+    if fused is None:
+        # Measured in bf16 on a CPU: the fused kernel takes 0.5 to 0.8 of the plain one's time for the forward pass of
+        # 16 to 784 tokens, but 1.6 to 10 times as long with the backward pass. Elsewhere it is never much slower.
+        slow = differentiated and qkv.device.type == "cpu" and _product_dtype(qkv) is torch.bfloat16
+        if slow and bias is None and not dropout and _is_bf16_on_cpu(qkv):
+            return _Attention.apply(qkv, num_heads)
+        fused = not slow
+    q, k, v = qkv.unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+    if fused:
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
+    else:
+        logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+        weights = (logits if bias is None else logits + bias).softmax(dim=-1)
+        attended = F.dropout(weights, dropout) @ v
+    return attended.transpose(1, 2).flatten(2)
+
+
+def _product_dtype(x: Tensor) -> torch.dtype:
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+def _is_bf16_on_cpu(x: Tensor) -> bool:
+    return (
+        x.device.type == "cpu"
+        and torch.is_autocast_enabled("cpu")
+        and torch.get_autocast_dtype("cpu") is torch.bfloat16
+        and not torch.compiler.is_compiling()
+        and torch.backends.mkldnn.is_available()
+    )
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor, *, gelu: bool = False) -> Tensor:
+    """oneDNN's linear map, which adds the bias and applies exact GELU to sums that it still has in registers."""
+    attribute, algorithm = ("gelu", "none") if gelu else ("none", "")  # "none": GELU by the error function, not tanh
+    x, weight, bias = x.bfloat16(), weight.bfloat16(), bias.bfloat16()
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, attribute, [], algorithm)
+
+
+class _NarrowingLinear(torch.autograd.Function):
+    """A linear map to fewer features, whose gradient is transposed by a copy.
+
+    oneDNN reads a transposed left factor slowly. Where it is the smaller factor of the weight's gradient, a copy
+    beforehand costs less.
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        x, weight = x.bfloat16(), weight.bfloat16()
+        ctx.save_for_backward(x, weight)
+        return _product(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        need_x, need_weight, need_bias = ctx.needs_input_grad
+        rows = gradient.flatten(0, -2)
+        return (
+            torch.mm(rows, weight).view(x.shape) if need_x else None,
+            torch.mm(rows.t().contiguous(), x.flatten(0, -2)) if need_weight else None,
+            rows.sum(0) if need_bias else None,
+        )
+
+
+class _Attention(torch.autograd.Function):
+    """Product, softmax, product with one copy of all queries, keys and values, and one of all their gradients."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, qkv: Tensor, num_heads: int) -> Tensor:
+        batch, length, _ = qkv.shape
+        with torch.autocast("cpu", enabled=False):
+            packed = qkv.bfloat16().unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4)
+            q, k, v = packed.reshape(3, batch * num_heads, length, -1).unbind(0)
+            scale = q.shape[-1] ** -0.5
+            weights = torch.baddbmm(q.new_empty(()), q, k.mT, beta=0, alpha=scale).softmax(dim=-1)
+            attended = torch.bmm(weights, v)
+        ctx.save_for_backward(q, k, v, weights)
+        ctx.num_heads = num_heads
+        return attended.unflatten(0, (batch, num_heads)).transpose(1, 2).flatten(2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
+        q, k, v, weights = ctx.saved_tensors
+        num_heads, scale = ctx.num_heads, q.shape[-1] ** -0.5
+        gradient = gradient.unflatten(-1, (num_heads, -1)).transpose(1, 2).flatten(0, 1)
+        packed = torch.empty(3, *q.shape, dtype=q.dtype)
+        by_weights = torch.bmm(gradient, v.mT)
+        by_logits = torch._softmax_backward_data(by_weights, weights, -1, q.dtype)
+        torch.baddbmm(packed[0], by_logits, k, beta=0, alpha=scale, out=packed[0])
+        torch.baddbmm(packed[1], by_logits.mT, q, beta=0, alpha=scale, out=packed[1])
+        torch.bmm(weights.mT, gradient, out=packed[2])
+        return packed.unflatten(1, (-1, num_heads)).permute(1, 3, 0, 2, 4).flatten(2), None
