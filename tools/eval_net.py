@@ -1,6 +1,7 @@
-"""Evaluate a trained encoder: ``python tools/eval_net.py --run DIR --protocol knn linear [key=value ...]``.
+"""Evaluate trained encoders: ``python tools/eval_net.py --run DIR [DIR ...] --protocol knn linear [key=value ...]``.
 
 Prints every score beside that of the encoder with its random initial weights, and writes one JSON file a protocol.
+Several runs make one table.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from ssl_zoo.engine.distributed import Processes, processes
 from ssl_zoo.engine.run_directory import environment
 from ssl_zoo.engine.trained import TrainedMethod, choose_network, open_run, open_weights
 from ssl_zoo.eval.cache import FeatureCache
-from ssl_zoo.eval.offline import ExtractionProgress, evaluate, table
+from ssl_zoo.eval.offline import Baselines, Evaluated, ExtractionProgress, evaluate, table
 from ssl_zoo.eval.online import OnlineProbe
 from ssl_zoo.method import Method, build_method
 from ssl_zoo.nn import ViT
@@ -34,18 +35,31 @@ from ssl_zoo.registry import discover
 ALL_IMAGES = ["probe.train_samples=0", "probe.test_samples=0"]
 
 
-def run(arguments: argparse.Namespace, config: Config, trained: TrainedMethod, out: Path, ranks: Processes) -> None:
-    console, data = Console(soft_wrap=True, quiet=not ranks.is_main), config.data
+def run(
+    arguments: argparse.Namespace,
+    source: Path,
+    name: str,
+    config: Config,
+    baselines: Baselines,
+    console: Console,
+    ranks: Processes,
+) -> Sequence[Evaluated]:
+    """Evaluate one network.
+
+    Args:
+        source: directory of a run, or file of weights.
+        name: of the folder in ``--out`` where that is for several runs.
+        config: of the network.
+    """
+    trained, out = open_network(arguments, source, name, config)
     precision = resolve_precision(config.trainer.precision, ranks.device)
     view = build_views(config.method, config.backbone)[0].config
-    cache = None
-    if not arguments.no_cache:
-        identity = {"data": repr(data), "size": config.backbone.image_shape, "precision": precision.value}
-        identity |= {"mean": list(view.mean), "std": list(view.std), "seed": config.seed}
-        cache = FeatureCache(out / "features", identity)
+    identity = {"data": repr(config.data), "size": config.backbone.image_shape, "precision": precision.value}
+    identity |= {"mean": list(view.mean), "std": list(view.std), "seed": config.seed}
+    cache = None if arguments.no_cache else FeatureCache(out / "features", identity)
 
     def ready(method: Method) -> ViT:
-        return choose_network(prepare_method(method, config.trainer, ranks.device, precision), arguments.network)
+        return choose_network(prepare_method(method, config.trainer, ranks.device), arguments.network)
 
     encoder, initial = ready(trained.method), None
     if not arguments.no_baseline:
@@ -56,7 +70,8 @@ def run(arguments: argparse.Namespace, config: Config, trained: TrainedMethod, o
         "step": trained.step,
         "environment": environment(ranks, precision),
     }
-    sources, results, files = [SOURCES.build(data, split) for split in (Split.train, Split.test)], [], []
+    sources = [SOURCES.build(config.data, split) for split in (Split.train, Split.test)]
+    results, files = [], []
     with ExtractionProgress(console) as progress:
         for label in arguments.label or [config.probe.label]:
             probe = OnlineProbe(
@@ -71,18 +86,38 @@ def run(arguments: argparse.Namespace, config: Config, trained: TrainedMethod, o
                 cache=cache,
                 progress=progress,
             )
-            for result in evaluate(probe, encoder, initial):
+            for result in evaluate(probe, encoder, initial, baselines, identity):
                 results.append(result)
                 if ranks.is_main:
                     files.append(result.write(out, facts))
-    console.print(table(results, str(trained.checkpoint)))
+    console.print(table({str(trained.checkpoint): results}))
     console.print("\n".join(map(str, files)), highlight=False)
+    return results
+
+
+def open_network(arguments: argparse.Namespace, source: Path, name: str, config: Config) -> tuple[TrainedMethod, Path]:
+    """A network and the folder of its results; arguments as of ``run``."""
+    if arguments.weights:
+        out = arguments.out or source.parent / "eval" / source.stem
+        return open_weights(source, config, arguments.prefix), out
+    trained = open_run(source, config, arguments.checkpoint)
+    if arguments.out:
+        return trained, arguments.out if len(arguments.run) == 1 else arguments.out / name
+    part = "" if arguments.network == "evaluated" else f"_{arguments.network}"
+    return trained, source / "eval" / f"{trained.checkpoint.name}{part}"
+
+
+def distinct_names(folders: Sequence[Path]) -> Sequence[str]:
+    """The ends of different paths, as long as it takes to tell them apart: ``ijepa/demo``, ``mae/demo``."""
+    parts = [folder.resolve().parts for folder in folders]
+    length = next(n for n in range(1, max(map(len, parts)) + 1) if len({p[-n:] for p in parts}) == len(parts))
+    return ["/".join(p[-length:]) for p in parts]
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, epilog="Names of protocols: tools/list.py evaluators")
     which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--run", type=Path, metavar="DIR", help="directory of a run")
+    which.add_argument("--run", type=Path, nargs="+", metavar="DIR", help="directories of runs")
     which.add_argument("--weights", type=Path, metavar="FILE", help="safetensors of an encoder; needs --config")
     parser.add_argument("--config", metavar="RECIPE", help="recipe that --weights belong to")
     parser.add_argument("--prefix", default="", help="take the tensors of --weights whose names begin like this")
@@ -101,11 +136,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--plugin", action="append", default=[], help="module or file that registers parts; repeatable")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. probe.linear.epochs=50 data=scenes")
     arguments = parser.parse_intermixed_args(argv)
-    for values in (arguments.protocol, arguments.label or []):  # argparse takes overrides for more of them
-        arguments.overrides += [word for word in values if "=" in word]
-        values[:] = [word for word in values if "=" not in word]
+    for values in (arguments.run or [], arguments.protocol, arguments.label or []):
+        arguments.overrides += [str(word) for word in values if "=" in str(word)]  # argparse takes them for more values
+        values[:] = [word for word in values if "=" not in str(word)]
     if arguments.weights and not arguments.config:
         parser.error("--weights needs --config RECIPE, which says what network they belong to")
+    if arguments.run == []:
+        parser.error("--run needs the directory of a run before the settings")
+    if len({folder.resolve() for folder in arguments.run or []}) < len(arguments.run or []):
+        parser.error(f"--run {' '.join(map(str, arguments.run))}: one directory is there twice")
     return arguments
 
 
@@ -114,17 +153,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[RichHandler(show_path=False)])
     try:
         discover(arguments.plugin)
-        recipe = arguments.config or arguments.run / "config.yaml"
-        config = compose(recipe, [*ALL_IMAGES, *arguments.overrides]).config
-        with processes(config.trainer.device) as ranks:
-            if arguments.run:
-                trained = open_run(arguments.run, config, arguments.checkpoint)
-                part = "" if arguments.network == "evaluated" else f"_{arguments.network}"
-                out = arguments.out or arguments.run / "eval" / f"{trained.checkpoint.name}{part}"
-            else:
-                trained = open_weights(arguments.weights, config, arguments.prefix)
-                out = arguments.out or arguments.weights.parent / "eval" / arguments.weights.stem
-            run(arguments, config, trained, out, ranks)
+        overrides = [*ALL_IMAGES, *arguments.overrides]
+        sources = arguments.run or [arguments.weights]
+        configs = [compose(arguments.config or source / "config.yaml", overrides).config for source in sources]
+        with processes(configs[0].trainer.device) as ranks:
+            console, baselines = Console(soft_wrap=True, quiet=not ranks.is_main), Baselines()
+            results = {
+                name: run(arguments, source, name, config, baselines, console, ranks)
+                for source, name, config in zip(sources, distinct_names(sources), configs, strict=True)
+            }
+            if len(results) > 1:
+                console.print(table(results))
     except (ValueError, LookupError, OSError, LoaderError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from ssl_zoo.eval.base import EVALUATORS
+from ssl_zoo.eval.base import EVALUATORS, Evaluator, Subject
+from ssl_zoo.eval.cache import weights_hash
 from ssl_zoo.eval.online import OnlineProbe, ProbeScore
 from ssl_zoo.io import write_atomic
 from ssl_zoo.nn import ViT
@@ -59,17 +60,39 @@ class Evaluated:
         return path
 
 
-def evaluate(probe: OnlineProbe, encoder: ViT, initial: ViT | None) -> Iterator[Evaluated]:
+class Baselines:
+    """Scores of random-init encoders, measured once for all runs that start from the same weights."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, Mapping[str, float]] = {}
+
+    def scores(self, evaluator: Evaluator, start: Subject, identity: Mapping[str, object]) -> Mapping[str, float]:
+        """Values by name.
+
+        Args:
+            identity: what decides them beside the weights and the evaluator: data, image size, precision.
+        """
+        parts = {"weights": weights_hash(start.encoder), **evaluator.protocol(start), **identity}
+        key = json.dumps(parts, sort_keys=True)
+        if key not in self._known:
+            self._known[key] = {score.name: score.value for score in evaluator(start)}
+        return self._known[key]
+
+
+def evaluate(
+    probe: OnlineProbe, encoder: ViT, initial: ViT | None, baselines: Baselines, identity: Mapping[str, object]
+) -> Iterator[Evaluated]:
     """The scores of each of the probe's evaluators.
 
     Args:
         initial: the encoder as it was initialised, whose scores are the baseline; None measures none.
+        identity: as for ``Baselines``.
     """
     subject = probe.subject(encoder)
     start = None if initial is None else probe.subject(initial)
     for evaluator in probe.evaluators:
         if start is not None:
-            probe.baseline |= {score.name: score.value for score in evaluator(start)}
+            probe.baseline |= baselines.scores(evaluator, start, identity)
         began = time.perf_counter()
         scores = [probe.beside_baseline(score) for score in evaluator(subject)]
         seconds = time.perf_counter() - began
@@ -98,17 +121,41 @@ class ExtractionProgress:
         self._bars.update(self._current[1], completed=done)
 
 
-def table(results: Sequence[Evaluated], title: str) -> Table:
-    """One row a score: value with its spread, the random-init score, seconds of its evaluator."""
-    result = Table("evaluation", "labels", "random init", "trained", "seconds", title=title, title_justify="left")
-    for part in results:
-        for position, score in enumerate(part.scores):
-            spread = "" if score.spread is None else f" ± {shown(score.spread, score.is_fraction)}"
-            baseline = "" if score.baseline is None else shown(score.baseline, score.is_fraction)
-            seconds = f"{part.seconds:.1f}" if position == 0 else ""
-            value = shown(score.value, score.is_fraction) + spread
-            result.add_row(score.name, part.label or "", baseline, value, seconds)
-    return result
+def table(results: Mapping[str, Sequence[Evaluated]]) -> Table:
+    """One row a score, one column a network: value with its spread, beside that of random initial weights.
+
+    Args:
+        results: by the name of their network. Scores that some of them lack stay empty there.
+    """
+    scores = {
+        name: {(part.label or "", score.name): score for part in parts for score in part.scores}
+        for name, parts in results.items()
+    }
+    rows = list(dict.fromkeys(row for of_network in scores.values() for row in of_network))
+    starts = {name: [_baseline(of_network.get(row)) for row in rows] for name, of_network in scores.items()}
+    share_start = len({tuple(column) for column in starts.values()}) == 1
+    columns = {"evaluation": [name for _, name in rows], "labels": [label for label, _ in rows]}
+    for name, of_network in scores.items():
+        columns["random init" if share_start else f"{name}, random init"] = starts[name]
+        columns[name if len(results) > 1 else "trained"] = [_with_spread(of_network.get(row)) for row in rows]
+    if len(results) == 1:
+        [parts] = results.values()
+        columns["seconds"] = [f"{p.seconds:.1f}" if i == 0 else "" for p in parts for i in range(len(p.scores))]
+    shown_table = Table(*columns, title=next(iter(results)) if len(results) == 1 else None, title_justify="left")
+    for cells in zip(*columns.values(), strict=True):
+        shown_table.add_row(*cells)
+    return shown_table
+
+
+def _baseline(score: ProbeScore | None) -> str:
+    return "" if score is None or score.baseline is None else shown(score.baseline, score.is_fraction)
+
+
+def _with_spread(score: ProbeScore | None) -> str:
+    if score is None:
+        return ""
+    spread = "" if score.spread is None else f" ± {shown(score.spread, score.is_fraction)}"
+    return shown(score.value, score.is_fraction) + spread
 
 
 def shown(value: float, is_fraction: bool) -> str:

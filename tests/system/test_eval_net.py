@@ -83,6 +83,49 @@ def test_all_protocols_and_label_sets_make_one_table_and_a_file_each(run, tmp_pa
     assert written["low_shot count"]["scores"][0]["spread"] > 0
 
 
+def test_several_runs_make_one_table_and_share_the_baseline_of_equal_initial_weights(run, tmp_path, capsys) -> None:
+    longer = tmp_path / "longer"
+    assert train(["--config", DEMO, *TINY, "trainer.num_steps=6", "probe.protocols=[]", f"output_dir={longer}"]) == 0
+    capsys.readouterr()
+    asked = ["--run", str(run), str(longer), "probe.knn.k=[5]", "--protocol", "knn", "logistic"]
+    assert eval_net.main([*asked, "--out", str(tmp_path / "out")]) == 0
+    both = capsys.readouterr().out.splitlines()[-6:]
+    header, knn, logistic = both[1], both[3], both[4]
+    assert [cell.strip() for cell in header.split("┃")[1:-1]] == [
+        *("evaluation", "labels", "random init", run.name, "longer")
+    ]
+    cells = [cell.strip() for cell in knn.split("│")[1:-1]]
+    scores = [records(tmp_path / "out" / name)["knn None"]["scores"][0] for name in (run.name, "longer")]
+    assert cells == ["knn5", "", f"{scores[0]['random_init']:.2%}", *(f"{s['value']:.2%}" for s in scores)]
+    assert scores[0]["random_init"] == scores[1]["random_init"] and "logistic" in logistic
+    # train and test of trained and random weights; the second run needs no random ones
+    stored = [len(list((tmp_path / "out" / name / "features").iterdir())) for name in (run.name, "longer")]
+    assert stored == [4, 2]
+
+
+def test_runs_that_start_from_other_weights_have_baselines_of_their_own(run, tmp_path, capsys) -> None:
+    other = tmp_path / "other"
+    assert train(["--config", DEMO, *TINY, "seed=1", "probe.protocols=[]", f"output_dir={other}"]) == 0
+    assert eval_net.main(["--run", str(run), str(other), "--protocol", "knn", "--out", str(tmp_path / "out")]) == 0
+    shown = capsys.readouterr().out
+    assert f"{run.name}, random" in shown and "other, random" in shown  # "init" is on the header's second line
+
+
+def test_runs_are_named_by_as_much_of_their_paths_as_tells_them_apart() -> None:
+    assert eval_net.distinct_names([Path("runs/ijepa/demo")]) == ["demo"]
+    assert eval_net.distinct_names([Path("runs/ijepa/demo"), Path("runs/mae/demo")]) == ["ijepa/demo", "mae/demo"]
+
+
+@pytest.mark.parametrize(
+    ("runs", "message"),
+    [(["a/run", "b/../a/run"], "one directory is there twice"), (["seed=1"], "--run needs the directory")],
+)
+def test_runs_that_make_no_table_are_refused(runs, message, capsys) -> None:
+    with pytest.raises(SystemExit):
+        eval_net.main(["--run", *runs, "--protocol", "knn"])
+    assert message in capsys.readouterr().err
+
+
 def test_a_second_call_reads_the_features_of_the_first(run, tmp_path, monkeypatch) -> None:
     arguments = ["--run", str(run), "--protocol", "knn", "--out", str(tmp_path)]
     assert eval_net.main(arguments) == 0
