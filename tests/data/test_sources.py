@@ -213,6 +213,29 @@ def test_cifar10_binary_files_are_read_and_pickles_refused(tmp_path):
         SOURCES.build(Cifar10Config(root=str(tmp_path / "other")), Split.test)
 
 
+def test_cifar10_validation_images_are_train_images_that_training_does_not_see(tmp_path):
+    generator = numpy.random.default_rng(0)
+    folder = tmp_path / "cifar-10-batches-bin"
+    folder.mkdir()
+    for part in ["test_batch", *(f"data_batch_{n}" for n in range(1, 6))]:
+        records = generator.integers(0, 256, (4, 3073), dtype=numpy.uint8)
+        records[:, 0] %= 10
+        records.tofile(folder / f"{part}.bin")
+    whole = SOURCES.build(Cifar10Config(root=str(tmp_path)), Split.train)
+    train, held_out = (
+        SOURCES.build(Cifar10Config(root=str(tmp_path), validation=6), split) for split in (Split.train, Split.test)
+    )
+    assert (len(train), len(held_out)) == (14, 6)
+    names = [source.sample_name(i) for source in (train, held_out) for i in range(len(source))]
+    assert sorted(names) == sorted(whole.sample_name(i) for i in range(20))
+    by_name = {whole.sample_name(i): whole.image(i) for i in range(20)}
+    assert all(torch.equal(held_out.image(i), by_name[held_out.sample_name(i)]) for i in range(6))
+    with pytest.raises(ValueError, match="only 20 training images"):
+        SOURCES.build(Cifar10Config(root=str(tmp_path), validation=20), Split.train)
+    with pytest.raises(ValueError, match=r"data\.validation=-1 must lie in"):
+        Cifar10Config(validation=-1)
+
+
 def test_cifar10_without_data_names_the_ways_to_give_it(tmp_path, monkeypatch):
     monkeypatch.delenv("SSL_ZOO_DATA", raising=False)
     with pytest.raises(ValueError, match=r"data\.root=FOLDER .* SSL_ZOO_DATA"):

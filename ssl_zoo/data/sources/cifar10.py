@@ -16,8 +16,10 @@ from ssl_zoo.data.decode import CorruptImage, DecodeLimits, decode
 from ssl_zoo.data.files import open_files
 from ssl_zoo.data.sources.base import SOURCES, Source, SourceConfig, Split
 from ssl_zoo.registry import setting
+from ssl_zoo.seeding import generator_for
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+_NUM_TRAIN = 50_000
 _SIZE = 32
 _RECORD_BYTES = 1 + 3 * _SIZE * _SIZE
 _LIMITS = DecodeLimits(max_bytes=100_000, max_pixels=_SIZE * _SIZE, min_side=_SIZE)
@@ -28,6 +30,13 @@ log = logging.getLogger(__name__)
 @dataclass
 class Cifar10Config(SourceConfig):
     root: str | None = setting(None, "folder with the data; null takes the environment variable SSL_ZOO_DATA")
+    validation: int = setting(
+        0, "training images that are held out and take the place of the test split, for choosing settings"
+    )
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.validation < _NUM_TRAIN:
+            raise ValueError(f"data.validation={self.validation} must lie in 0..{_NUM_TRAIN - 1}")
 
 
 @SOURCES.register("cifar10", Cifar10Config)
@@ -50,14 +59,19 @@ class Cifar10(Source):
         if not config.root and not os.environ.get("SSL_ZOO_DATA"):
             raise ValueError("data=cifar10 needs data.root=FOLDER or the environment variable SSL_ZOO_DATA")
         started = time.perf_counter()
-        self._images, self._labels, self._names = _load(root, split)
+        self._stored = Split.train if config.validation else split
+        self._images, self._labels, self._names = _load(root, self._stored)
+        self._rows = torch.arange(len(self._labels))  # of the stored split
+        if config.validation:
+            self._rows = _part(len(self._labels), config.validation, split)
+            self._images, self._labels = self._images[self._rows], self._labels[self._rows]
         # Worker processes map this memory instead of copying it.
         self._images.share_memory_()
         log.info("cifar10 %s: %d images in %.1f s", split.value, len(self), time.perf_counter() - started)
 
     @classmethod
     def expected_size(cls, config: Cifar10Config) -> int:
-        return 50_000
+        return _NUM_TRAIN - config.validation
 
     def __len__(self) -> int:
         return len(self._labels)
@@ -69,13 +83,24 @@ class Cifar10(Source):
         return self._images[indices]
 
     def sample_name(self, index: int) -> str:
-        return (
-            self._names[index] if self._names else f"{self.split.value}/{CLASSES[self._labels[index]]}/record {index}"
-        )
+        row = int(self._rows[index])
+        return self._names[row] if self._names else f"{self._stored.value}/{CLASSES[self._labels[index]]}/record {row}"
 
     @property
     def label_sets(self) -> Mapping[str, Int[Tensor, "n"]]:
         return {"class": self._labels}
+
+
+def _part(num_images: int, held_out: int, split: Split) -> Int[Tensor, "n"]:
+    """Rows of the training images that are held out, or of the others; which ones is the same in every run.
+
+    Raises:
+        ValueError: so many can't be held out.
+    """
+    if held_out >= num_images:
+        raise ValueError(f"data.validation={held_out}: there are only {num_images} training images")
+    order = torch.randperm(num_images, generator=generator_for("cifar10", "validation"))
+    return (order[:held_out] if split is Split.test else order[held_out:]).sort().values
 
 
 def _load(root: Path, split: Split) -> tuple[Tensor, Tensor, list[str]]:
