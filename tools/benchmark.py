@@ -15,6 +15,7 @@ from rich.console import Console
 
 from ssl_zoo.benchmark.contest import race
 from ssl_zoo.benchmark.contestant import Contest
+from ssl_zoo.benchmark.loading import compare_loading
 from ssl_zoo.benchmark.table import table
 from ssl_zoo.config import compose
 from ssl_zoo.engine.settings import Precision
@@ -38,6 +39,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--sweep", metavar="KEY=V1,V2", help="a column per value: trainer.images_per_step=32,64")
     parser.add_argument("--scaling", metavar="1,2,...", help="a column for each number of processes on this machine")
     parser.add_argument("--with-data", action="store_true", help="read and augment the recipe's data; default: noise")
+    parser.add_argument(
+        "--loading",
+        action="store_true",
+        help="instead of steps: read, decode and augment the first recipe's images on one core, beside torchvision",
+    )
+    parser.add_argument("--images", type=int, default=224, help="with --loading: how many (default 224)")
     parser.add_argument("--rounds", type=int, default=5, help="turns that each recipe gets (default 5)")
     parser.add_argument("--steps", type=int, default=4, help="timed steps per turn (default 4)")
     parser.add_argument("--warmup", type=int, default=3, help="steps of each recipe before the first turn (default 3)")
@@ -76,14 +83,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments, console = parse(argv), Console(soft_wrap=True)
     try:
         discover(arguments.plugin)
-        counts = {"rounds": arguments.rounds, "steps": arguments.steps, "warmup": arguments.warmup}
-        results = race(contests(arguments), **counts, tell=lambda line: print(line, file=sys.stderr))
+        if arguments.loading:
+            config = compose(arguments.config[0], arguments.overrides).config
+            loading = compare_loading(config, num_images=arguments.images, rounds=arguments.rounds)
+            shown, figures = loading.table(), loading.plain()
+        else:
+            counts = {"rounds": arguments.rounds, "steps": arguments.steps, "warmup": arguments.warmup}
+            results = race(contests(arguments), **counts, tell=lambda line: print(line, file=sys.stderr))
+            shown, figures = table(results), [result.plain() for result in results]
     except (ValueError, LookupError, OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    console.print(table(results))
+    console.print(shown)
     if arguments.json:
-        write_atomic(arguments.json, json.dumps([result.plain() for result in results], indent=1) + "\n")
+        write_atomic(arguments.json, json.dumps(figures, indent=1) + "\n")
     return 0
 
 

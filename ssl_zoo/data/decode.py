@@ -13,7 +13,7 @@ import numpy
 import simplejpeg
 import torch
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 # Pillow knows more, among them formats that start other programs (EPS) or that no photograph comes in.
@@ -61,8 +61,8 @@ def decode(data: bytes, name: str, limits: DecodeLimits) -> UInt8[Tensor, "3 H W
 
 
 def _decode_jpeg(data: bytes, name: str, limits: DecodeLimits) -> numpy.ndarray | None:
-    """RGB array (H, W, 3), or None where Pillow has to look: an orientation tag, CMYK, a damaged stream."""
-    if b"Exif\x00\x00" in data[:65536]:
+    """RGB array (H, W, 3), or None where Pillow has to look: a turned image, CMYK, a damaged stream."""
+    if _has_exif(data) and not _is_upright(data):
         return None
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
@@ -72,6 +72,28 @@ def _decode_jpeg(data: bytes, name: str, limits: DecodeLimits) -> numpy.ndarray 
         return simplejpeg.decode_jpeg(data, "RGB", strict=True)
     except ValueError:  # strict refuses harmless oddities too; Pillow tells them from truncation
         return None
+
+
+def _has_exif(data: bytes) -> bool:
+    """Whether an EXIF segment stands before the pixels, or may stand there; looks at the heads of segments alone."""
+    position = 2
+    while data[position : position + 2] != b"\xff\xda":  # start of scan
+        head = data[position : position + 10]
+        if len(head) < 10 or head[0] != 0xFF or head[1] == 0xFF or head[4:] == b"Exif\x00\x00":
+            return True
+        position += 2 + int.from_bytes(head[2:4], "big")
+    return False
+
+
+def _is_upright(data: bytes) -> bool:
+    """Whether the EXIF data of a JPEG can be read and leave it as it is; pixels are not decoded."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+                return image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+    except Exception:  # whatever is wrong with the file, _decode_any finds and names it
+        return False
 
 
 def _decode_any(data: bytes, name: str, limits: DecodeLimits) -> numpy.ndarray:

@@ -191,4 +191,4 @@ class Normalize:
                 torch.tensor(values, device=view.device)[:, None, None] for values in (scale, offset)
             )
         scale, offset = self._constants[view.device]
-        return torch.addcmul(offset, view.float(), scale)
+        return view.float().mul_(scale).add_(offset)

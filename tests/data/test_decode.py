@@ -55,6 +55,21 @@ def test_images_are_upright_by_their_exif_orientation():
     assert image[1, :, -1].float().mean() < image[1, :, 0].float().mean()  # the top row came to the right
 
 
+@pytest.mark.parametrize("before", [b"", b"\xff\xe2\x00\x06ICC_", b"\xff"], ids=["first", "second", "filled"])
+def test_an_orientation_is_found_wherever_it_stands_before_the_pixels(before):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = _encoded(_picture(24, 16), exif=exif)
+    assert decode(data[:2] + before + data[2:], "a", LIMITS).shape == (3, 24, 16)
+
+
+def test_exif_data_without_a_turn_changes_no_pixel():
+    exif = Image.Exif()
+    exif[0x010F] = "maker"
+    picture = _picture(24, 16)
+    assert torch.equal(decode(_encoded(picture, exif=exif), "a", LIMITS), decode(_encoded(picture), "a", LIMITS))
+
+
 def _png_header(width, height):
     def chunk(kind, content):
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
