@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, layer_norm
 
 from ssl_zoo.eval.base import EVALUATORS, Evaluator, EvaluatorConfig, Score, Subject, accuracy, check_labels
 from ssl_zoo.eval.features import Features, Pooling, feature_dim
@@ -54,16 +54,37 @@ class AttentiveHead(nn.Module):
         nn.init.zeros_(self.classes.bias)
 
     def forward(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B classes"]:
-        tokens = self.norm(tokens)
-        query = self.query_norm(self.query).expand(len(tokens), -1, -1)
-        pooled, _ = self.attention(query, tokens, tokens, need_weights=False)
-        return self.classes(self.batch_norm(pooled[:, 0]))
+        """Scores of images from their tokens, which ``standardized`` has been applied to."""
+        return self.classes(self.batch_norm(self._attended(tokens, self.query_norm(self.query[0, 0]))))
+
+    def _attended(self, tokens: Float[Tensor, "B N D"], query: Float[Tensor, "D"]) -> Float[Tensor, "B D"]:
+        """``attention(query, norm(tokens), norm(tokens))``, with no other work on all tokens than two products.
+
+        A head's logits are products of the tokens with the transpose of its key map times its query; the keys' bias
+        adds the same to all. Values, and scale and offset of the norm, are linear in the tokens, so that their weighted
+        mean is that of the tokens, mapped.
+        """
+        attention = self.attention
+        of_query, of_keys, of_values = attention.in_proj_weight.unflatten(0, (3, attention.num_heads, -1)).unbind()
+        query_bias, _, value_bias = attention.in_proj_bias.unflatten(0, (3, attention.num_heads, -1)).unbind()
+        queries = (of_query @ query + query_bias) * attention.head_dim**-0.5
+        directions = torch.einsum("hk,hkd->dh", queries, of_keys) * self.norm.weight[:, None]
+        weights = (tokens @ directions).softmax(dim=1)
+        means = (weights.mT @ tokens) * self.norm.weight + self.norm.bias
+        values = torch.einsum("bhd,hkd->bhk", means, of_values) + value_bias
+        return attention.out_proj(values.flatten(1))
+
+
+def standardized(tokens: Float[Tensor, "n N D"]) -> Float[Tensor, "n N D"]:
+    """What a layer norm does before its scale and offset."""
+    return layer_norm(tokens, tokens.shape[-1:])
 
 
 @EVALUATORS.register("attentive", AttentiveConfig)
 class Attentive(Evaluator):
     """A learned query that attends to all tokens of the frozen encoder, and a linear classifier behind it."""
 
+    version = 2  # 1 trained in the encoder's number format
     config: AttentiveConfig
 
     def __call__(self, subject: Subject) -> Sequence[Score]:
@@ -79,16 +100,16 @@ class Attentive(Evaluator):
         train, test = subject.features(config)
         check_labels("attentive", train, test)
         num_heads = config.num_heads or encoder.config.num_heads
-        predicted = attentive_predictions(train, test, replace(config, num_heads=num_heads), subject)
+        predicted = attentive_predictions(train, test, replace(config, num_heads=num_heads), subject.device)
         return [Score("attentive", accuracy(predicted, test.labels), self.protocol(subject))]
 
 
 @torch.enable_grad()
 def attentive_predictions(
-    train: Features, test: Features, config: AttentiveConfig, subject: Subject
+    train: Features, test: Features, config: AttentiveConfig, device: torch.device
 ) -> Int[Tensor, "n"]:
-    """The predicted class of every test image, of a probe trained on the train images."""
-    device, num_classes = subject.device, int(train.labels.max()) + 1
+    """The predicted class of every test image, of a probe trained on the train images, in float32."""
+    num_classes = int(train.labels.max()) + 1
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for(config.seed, "attentive"))
         head = AttentiveHead(train.values.shape[-1], config.num_heads, num_classes).to(device)
@@ -100,13 +121,11 @@ def attentive_predictions(
     for _ in range(config.epochs):
         order = torch.randperm(len(train.values), generator=generator)
         for rows in order[: len(order) // batch_size * batch_size].split(batch_size):
-            with subject.precision():
-                scores = head(train.values[rows].to(device))
-            loss = cross_entropy(scores.float(), train.labels[rows].to(device))
-            loss.backward()
+            scores = head(standardized(train.values[rows].to(device)))
+            cross_entropy(scores, train.labels[rows].to(device)).backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             schedule.step()
     head.eval()
-    with torch.no_grad(), subject.precision():
-        return torch.cat([head(part.to(device)).argmax(dim=1).cpu() for part in test.values.split(1024)])
+    with torch.no_grad():
+        return torch.cat([head(standardized(part.to(device))).argmax(dim=1).cpu() for part in test.values.split(1024)])
