@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace, config: Config, trained: TrainedMethod, o
         cache = FeatureCache(out / "features", identity)
 
     def ready(method: Method) -> ViT:
-        return choose_network(prepare_method(method, config.trainer, ranks.device, precision), arguments.network)
+        return choose_network(prepare_method(method, config.trainer, ranks.device), arguments.network)
 
     encoder, initial = ready(trained.method), None
     if not arguments.no_baseline:
