@@ -9,9 +9,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_runs import checkpointer_of, tiny_trainer
+from safetensors.torch import load_file, save_file
+from tiny_runs import ALONE, checkpointer_of, tiny_trainer
 
-from ssl_zoo.engine.checkpoint import CheckpointError, list_checkpoints, read_checkpoint, restore, save_checkpoint
+from ssl_zoo.engine.checkpoint import (
+    CheckpointError,
+    checkpoint_path,
+    list_checkpoints,
+    read_checkpoint,
+    restore,
+    sealed,
+)
+from ssl_zoo.engine.saving import Saver
+from ssl_zoo.engine.storage import fingerprint
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +35,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(finished: Path, tmp_path: Path) -> Path:
     subprocess.run(["cp", "-r", f"{finished}/.", str(tmp_path)], check=True)
     return tmp_path
+
+
+def reseal(checkpoint: Path, **changes: object) -> None:
+    """Make the manifest fit what is in the folder, as somebody would who means to deceive."""
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    del manifest["sha256"]
+    manifest["files"] |= {name: fingerprint(checkpoint / name) for name in manifest["files"]}
+    (checkpoint / "manifest.json").write_text(sealed({**manifest, **changes}))
 
 
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:
@@ -67,13 +85,15 @@ def test_a_missing_file_or_manifest_is_refused(run: Path) -> None:
 
 def test_a_checkpoint_of_another_model_changes_nothing(run: Path) -> None:
     trainer = tiny_trainer(run / "other")
-    checkpoint = read_checkpoint(list_checkpoints(run)[-1])
-    shrunk = {**checkpoint.method, "encoder.norm.weight": torch.ones(7)}
-    del shrunk["encoder.norm.bias"]
-    foreign = type(checkpoint)(checkpoint.path, checkpoint.manifest, shrunk, checkpoint.optimizer, checkpoint.hooks)
+    newest = list_checkpoints(run)[-1]
+    tensors = load_file(newest / "method.safetensors")
+    tensors["encoder.norm.weight"] = torch.ones(7)
+    del tensors["encoder.norm.bias"]
+    save_file(tensors, newest / "method.safetensors")
+    reseal(newest)
     before = trainer.method.encoder.norm.weight.clone()
     with pytest.raises(CheckpointError, match=r"encoder.norm.bias is missing; .*\[7\] there, \[48\] here"):
-        restore(foreign, trainer.method, trainer.optimization.optimizer)
+        restore(read_checkpoint(newest), trainer.method, trainer.optimization.optimizer)
     assert torch.equal(trainer.method.encoder.norm.weight, before)
 
 
@@ -97,16 +117,20 @@ def test_a_folder_left_by_a_killed_save_is_ignored_and_removed(run: Path) -> Non
 def test_a_process_killed_while_saving_leaves_a_loadable_newest_checkpoint(tmp_path: Path) -> None:
     script = (
         "import sys, itertools, pathlib, torch\n"
-        "from ssl_zoo.engine.checkpoint import save_checkpoint\n"
+        "from ssl_zoo.engine.distributed import Processes\n"
+        "from ssl_zoo.engine.saving import Saver\n"
         "method = torch.nn.Linear(600, 600)\n"
         "optimizer = torch.optim.SGD(method.parameters())\n"
+        "ranks = Processes(0, 1, torch.device('cpu'))\n"
+        "saver = Saver(pathlib.Path(sys.argv[1]), ranks, keep=2, in_background=True)\n"
         "for step in itertools.count(1):\n"
-        "    save_checkpoint(pathlib.Path(sys.argv[1]), step, method, optimizer, {}, {}, keep=2)\n"
+        "    saver.save(step, method, optimizer, {}, {})\n"
         "    print(step, flush=True)\n"
     )
+    root = Path(__file__).resolve().parents[2]
     for _ in range(5):
         process = subprocess.Popen(
-            [sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True, cwd=tmp_path
+            [sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True, cwd=root
         )
         process.stdout.readline()
         process.stdout.readline()
@@ -119,5 +143,5 @@ def test_a_process_killed_while_saving_leaves_a_loadable_newest_checkpoint(tmp_p
 
 def test_saving_over_nothing_but_a_missing_parent_works(tmp_path: Path) -> None:
     method = torch.nn.Linear(2, 2)
-    path = save_checkpoint(tmp_path / "a" / "b", 1, method, torch.optim.SGD(method.parameters()), {}, {}, keep=1)
-    assert read_checkpoint(path).method.keys() == {"weight", "bias"}
+    Saver(tmp_path / "a" / "b", ALONE).save(1, method, torch.optim.SGD(method.parameters()), {}, {})
+    assert load_file(checkpoint_path(tmp_path / "a" / "b", 1) / "method.safetensors").keys() == {"weight", "bias"}
