@@ -24,7 +24,7 @@ from torch.distributed.tensor import DTensor
 from ssl_zoo.engine.checkpoint import list_checkpoints, read_checkpoint
 from ssl_zoo.engine.distributed import Processes, processes
 from ssl_zoo.engine.hooks import Pictures
-from ssl_zoo.engine.optim import AdamWConfig
+from ssl_zoo.engine.optim import AdamWConfig, MuonConfig
 from ssl_zoo.engine.settings import Device, Parallel, Precision
 from ssl_zoo.engine.trainer import Trainer
 from ssl_zoo.method import METHODS
@@ -38,6 +38,7 @@ class Job:
     folder: str
     parallel: str = "ddp"
     stop: int | None = None
+    muon: bool = False
     settings: dict[str, Any] = field(default_factory=dict)
 
     def run(self, ranks: Processes) -> None:
@@ -48,7 +49,7 @@ class Job:
             masks=METHODS.get(self.method).default_masks,
             ranks=ranks,
             hooks=[Pictures(folder / "figures", 2, None), *([StopAfter(self.stop)] if self.stop else [])],
-            optim=AdamWConfig(warmup_epochs=0.2, clip_norm=1.0),
+            optim=(MuonConfig if self.muon else AdamWConfig)(warmup_epochs=0.2, clip_norm=1.0),
             precision=Precision.fp32,
             parallel=parallel,
             **self.settings,

@@ -23,6 +23,8 @@ from ssl_zoo.engine.storage import CheckpointError, Fingerprint, SafetensorsWrit
 from ssl_zoo.io import publish_directory
 
 log = logging.getLogger(__name__)
+# torch's own log of saving; it would tell every error twice, with its traceback in a single line.
+logging.getLogger("c10d-NullHandler-dcp_logger").propagate = False
 
 
 class Saver:
@@ -39,6 +41,7 @@ class Saver:
     ) -> None:
         self.run, self.ranks, self.keep, self.keep_every = run, ranks, keep, keep_every
         self.in_background = in_background
+        self._copies: dict[str, Tensor] = {}  # kept: the first touch of new memory takes longer than the copy
         self._thread: threading.Thread | None = None
         self._error: CheckpointError | None = None
 
@@ -58,7 +61,7 @@ class Saver:
         self.wait()
         warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninit")
         state = _own_share(_state(method, optimizer), self.ranks)
-        copies = _copies(state, even_on_cpu=self.in_background)
+        copies = self._copied(state)
         content = {"state.json": json.dumps(hooks), "manifest": {"format": FORMAT, "step": step, **manifest}}
         self._thread = threading.Thread(target=self._write, args=(step, state, copies, content), name=f"save {step}")
         self._thread.start()
@@ -76,6 +79,22 @@ class Saver:
         error, self._thread, self._error = self._error, None, None
         if error is not None:
             raise error
+
+    def _copied(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors in memory of the host that no training step writes to, unless it waits."""
+        tensors = {key: local(tensor.detach()) for key, tensor in state.items()}
+        on_gpu = any(tensor.is_cuda for tensor in tensors.values())
+        if not on_gpu and not self.in_background:
+            return {key: tensor.contiguous() for key, tensor in tensors.items()}
+        if {k: t.shape for k, t in tensors.items()} != {k: t.shape for k, t in self._copies.items()}:
+            self._copies = {
+                key: torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=on_gpu) for key, tensor in tensors.items()
+            }
+        for key, copy in self._copies.items():
+            copy.copy_(tensors[key], non_blocking=True)
+        if on_gpu:
+            torch.cuda.synchronize()
+        return self._copies
 
     def _write(
         self, step: int, state: Mapping[str, Tensor], copies: Mapping[str, Tensor], content: Mapping[str, Any]
@@ -161,22 +180,6 @@ def _own_share(state: Mapping[str, Tensor], ranks: Processes) -> dict[str, Tenso
             own[key] = state[key]
     divided = {key: tensor for key, tensor in state.items() if isinstance(tensor, DTensor)}
     return own | {key: tensor for key, tensor in divided.items() if tensor.to_local().numel()}
-
-
-def _copies(state: Mapping[str, Tensor], even_on_cpu: bool) -> dict[str, Tensor]:
-    """The tensors in memory of the host that no training step writes to, unless it waits."""
-    copies, device = {}, None
-    for key, tensor in state.items():
-        values = local(tensor.detach())
-        if values.device.type == "cpu":
-            copies[key] = values.clone(memory_format=torch.contiguous_format) if even_on_cpu else values.contiguous()
-        else:
-            device = values.device
-            pinned = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
-            copies[key] = pinned.copy_(values, non_blocking=True)
-    if device is not None:
-        torch.cuda.synchronize(device)
-    return copies
 
 
 def _publish(temporary: Path, final: Path, files: Mapping[str, Fingerprint], content: Mapping[str, Any]) -> None:

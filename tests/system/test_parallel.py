@@ -1,9 +1,11 @@
-"""One, two and four processes, data-parallel or sharded: the same training."""
+"""One, two and four processes, data-parallel or sharded: the same training, and one goes on with what another saved."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from tiny_processes import Job, run_jobs
 from tiny_runs import ALONE
@@ -16,6 +18,7 @@ discover()
 
 EXACT = {"step", "epoch", "samples", "lr", "weight_decay", "momentum"}
 STEPS = {"num_steps": 3, "checkpoint_every": 3}
+LAYOUTS = [(ranks, parallel) for ranks in (1, 2, 4) for parallel in ("ddp", "fsdp2")]
 
 
 def records(folder: Path | str) -> list[dict]:
@@ -63,3 +66,48 @@ def test_all_methods_train_alike_however_they_are_divided(tmp_path: Path, ranks:
     references = {job.method: job for job in alone}
     for job in jobs:
         assert_same_training(job, references[job.method])
+
+
+@pytest.mark.slow
+def test_a_run_saved_in_any_layout_goes_on_in_any_other(tmp_path: Path) -> None:
+    def folder(*parts: object) -> Path:
+        return tmp_path / "_".join(str(part) for part in parts)
+
+    def job(*parts: object, parallel: str, stop: int | None = None) -> Job:
+        return Job("ijepa", str(folder(*parts)), parallel, stop, settings={"num_steps": 4, "checkpoint_every": 4})
+
+    for ranks in (1, 2, 4):
+        whole = [job("whole", ranks, parallel, parallel=parallel) for parallel in ("ddp", "fsdp2")]
+        cut = [job("cut", ranks, parallel, parallel=parallel, stop=2) for parallel in ("ddp", "fsdp2")]
+        run_jobs([*whole, *cut], ranks, tmp_path)
+    for ranks in (1, 2, 4):
+        resumed = []
+        for parallel in ("ddp", "fsdp2"):
+            for origin in LAYOUTS:
+                resumed.append(job("from", *origin, "to", ranks, parallel, parallel=parallel))
+                shutil.copytree(folder("cut", *origin), resumed[-1].folder)
+        run_jobs(resumed, ranks, tmp_path)
+    expected = [line["loss"] for line in records(folder("whole", 1, "ddp"))]
+    for origin in LAYOUTS:
+        for layout in LAYOUTS:
+            there = folder("from", *origin, "to", *layout)
+            assert [line["loss"] for line in records(there)] == pytest.approx(expected, rel=1e-5), (origin, layout)
+        resumed, whole = (
+            load_file(place / "outcome.safetensors")
+            for place in (folder("from", *origin, "to", *origin), folder("whole", *origin))
+        )
+        weights = [name for name in whole if name.startswith("weight.")]
+        assert weights and all(torch.equal(resumed[name], whole[name]) for name in weights), origin
+
+
+@pytest.mark.slow
+def test_muon_sees_whole_matrices(tmp_path: Path) -> None:
+    alone, sharded = Job("mae", str(tmp_path / "alone"), muon=True), Job("mae", str(tmp_path / "3"), "fsdp2", muon=True)
+    alone, sharded = (Job(**{**vars(j), "settings": {**STEPS, "images_per_step": 6}}) for j in (alone, sharded))
+    alone.run(ALONE)
+    run_jobs([sharded], 3, tmp_path)
+    tensors, expected = (load_file(Path(j.folder) / "outcome.safetensors") for j in (sharded, alone))
+    for name in expected:
+        if name.startswith("weight.") and name.endswith("weight") and expected[name].ndim == 2:
+            # Directions of small singular values are made as long as the others, and so are their rounding errors.
+            assert relative_error(tensors[name], expected[name]) < 1e-4, name
