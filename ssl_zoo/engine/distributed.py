@@ -42,11 +42,6 @@ class Processes:
             values /= self.world_size
         return values
 
-    def barrier(self) -> None:
-        """Wait until every rank is here."""
-        if self.world_size > 1:
-            dist.barrier(group=self.control)
-
 
 @contextmanager
 def processes(device: Device, parallel: Parallel = Parallel.ddp, timeout_minutes: float = 30) -> Iterator[Processes]:

@@ -67,6 +67,7 @@ class Checkpointer(Hook):
 
     def __init__(self, run: Path, config: TrainerConfig, manifest: Mapping[str, Any]) -> None:
         self.run, self.config, self.manifest = run, config, manifest
+        self.saver: Saver | None = None
 
     def before_train(self, trainer: Trainer) -> None:
         self.saver = Saver(
@@ -87,6 +88,8 @@ class Checkpointer(Hook):
             self.saver.wait()  # while a further signal still does nothing
 
     def on_exception(self, trainer: Trainer, error: BaseException) -> None:
+        if self.saver is None:
+            return
         try:
             self.saver.wait()
         except CheckpointError as other:  # it is in the log; what ends the run is the first error

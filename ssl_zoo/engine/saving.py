@@ -6,6 +6,7 @@ import shutil
 import threading
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -106,20 +107,22 @@ class Saver:
             _publish(temporary, final, files, content)
             self._remove_old(step)
 
+        ranks = self.ranks
+        prepare = partial(clear_leftovers, self.run)
         try:
-            if self.ranks.is_main:
-                clear_leftovers(self.run)
             dcp.save(
                 dict(state),
-                storage_writer=SafetensorsWriter(temporary, self.ranks.rank, self.ranks.world_size, publish),
+                storage_writer=SafetensorsWriter(
+                    temporary, ranks.rank, ranks.world_size, prepare=prepare, publish=publish
+                ),
                 planner=_CopiesPlanner(copies),
-                process_group=self.ranks.saving,
-                no_dist=self.ranks.world_size == 1,
+                process_group=ranks.saving,
+                no_dist=ranks.world_size == 1,
             )
         except (Exception, dcp.CheckpointException) as error:
             self._error = self._explained(error, final)
             self._error.__cause__ = error
-            if self.ranks.is_main:
+            if ranks.is_main:
                 log.error("%s", self._error)
                 shutil.rmtree(temporary, ignore_errors=True)  # its space may be what is missing
 

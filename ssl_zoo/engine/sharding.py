@@ -79,7 +79,7 @@ def gathered(tensors: Sequence[Tensor]) -> list[Tensor]:
     rows = -(-shape[0] // mesh.size())  # of the first ranks; later ones may have fewer or none
     parts = torch.stack([_padded(tensor.to_local(), rows) for tensor in tensors])
     whole = parts.new_empty(mesh.size(), *parts.shape)
-    dist.all_gather_into_tensor(whole, parts, group=mesh.get_group())
+    dist.all_gather(list(whole.unbind()), parts, group=mesh.get_group())
     return list(whole.transpose(0, 1).flatten(1, 2)[:, : shape[0]].unbind())
 
 

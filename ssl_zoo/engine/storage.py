@@ -72,19 +72,28 @@ class SafetensorsWriter(StorageWriter):
     """Writes this rank's pieces into a folder, flushed and read back.
 
     Args:
-        folder: made by the main rank, which clears away what stands there; seen by all ranks.
+        folder: made by the main rank; seen by all ranks.
+        prepare: called on the main rank before.
         publish: called on the main rank with the fingerprints of all ranks' files when they are complete.
     """
 
     def __init__(
-        self, folder: Path, rank: int, world_size: int, publish: Callable[[Mapping[str, Fingerprint]], None]
+        self,
+        folder: Path,
+        rank: int,
+        world_size: int,
+        *,
+        prepare: Callable[[], None],
+        publish: Callable[[Mapping[str, Fingerprint]], None],
     ) -> None:
-        self.folder, self.rank, self.world_size, self.publish = folder, rank, world_size, publish
+        self.folder, self.rank, self.world_size = folder, rank, world_size
+        self.prepare, self.publish = prepare, publish
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None: ...
 
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
         if is_coordinator:
+            self.prepare()
             self.folder.mkdir(parents=True)
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:

@@ -150,6 +150,7 @@ class Trainer:
         """Run the remaining steps, with every hook's ``after_train`` or ``on_exception`` at the end."""
         try:
             self._each("before_train")
+            self._settle_buckets()
             self.batches = on_device(self.data, self.data.batches(self.step, self.num_steps), self.device)
             for progress in self._remaining():
                 self.progress = progress
@@ -216,6 +217,21 @@ class Trainer:
             return outputs[0]
         metrics = {k: torch.stack([o.metrics[k] for o in outputs]).mean() for k in outputs[0].metrics}
         return Output(torch.stack([o.loss for o in outputs]).sum(), metrics)
+
+    def _settle_buckets(self) -> None:
+        """One backward pass without a step, after which DDP keeps its buckets.
+
+        It forms them anew after its first pass, and from three ranks on the order of sums depends on the place in a
+        bucket: without this the first step of a resumed run would not be bit-equal to that of an uninterrupted one.
+        """
+        if self.wrapped is self.method or self.processes.world_size < 3 or self.is_done:
+            return
+        batch = self.data.to_device(self.data.batch(self.step), self.device)
+        self.method.train()
+        with autocast(self.precision, self.device):
+            output = self.wrapped(batch.micro_batches(self.config.micro_batches)[-1], next(self._remaining()))
+        output.loss.backward()
+        self.optimization.optimizer.zero_grad(set_to_none=True)
 
     def _shares(self, parts: Sequence[Batch]) -> Sequence[float | Tensor]:
         """Factors of the micro-batches' losses, so that their sum, averaged over ranks, is the loss of the step."""
