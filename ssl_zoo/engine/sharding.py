@@ -22,7 +22,12 @@ def shard(method: Method, config: TrainerConfig, device: torch.device) -> None:
     Units of gathering are each transformer block, each averaged network, the rest of each network, and what the method
     holds beside its networks. Averaged networks are divided as the networks they follow, so that their updates need no
     communication.
+
+    Raises:
+        ValueError: no process group has been opened.
     """
+    if not dist.is_initialized():
+        raise ValueError("trainer.parallel=fsdp2 needs a process group, also alone: processes(device, Parallel.fsdp2)")
     # Networks end in `unflatten`, a view; nobody changes their outputs in place.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))

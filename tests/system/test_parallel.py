@@ -1,7 +1,12 @@
 """One, two and four processes, data-parallel or sharded: the same training, and one goes on with what another saved."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -11,11 +16,15 @@ from tiny_processes import Job, run_jobs
 from tiny_runs import ALONE
 from torch import Tensor
 
+from ssl_zoo.config import compose
+from ssl_zoo.engine.checkpoint import list_checkpoints, step_of
+from ssl_zoo.engine.trained import open_run
 from ssl_zoo.method import METHODS
 from ssl_zoo.registry import discover
 
 discover()
 
+ROOT = Path(__file__).resolve().parents[2]
 EXACT = {"step", "epoch", "samples", "lr", "weight_decay", "momentum"}
 STEPS = {"num_steps": 3, "checkpoint_every": 3}
 LAYOUTS = [(ranks, parallel) for ranks in (1, 2, 4) for parallel in ("ddp", "fsdp2")]
@@ -111,3 +120,37 @@ def test_muon_sees_whole_matrices(tmp_path: Path) -> None:
         if name.startswith("weight.") and name.endswith("weight") and expected[name].ndim == 2:
             # Directions of small singular values are made as long as the others, and so are their rounding errors.
             assert relative_error(tensors[name], expected[name]) < 1e-4, name
+
+
+@pytest.mark.slow
+def test_the_tool_trains_sharded_and_a_signal_to_one_rank_saves_and_stops_all(tmp_path: Path) -> None:
+    tiny = [
+        *("backbone.embed_dim=48", "backbone.depth=2", "backbone.num_heads=4", "backbone.image_size=32"),
+        *("backbone.patch_size=4", "data.image_size=32", "data.num_train=64", "data.num_test=32"),
+        *("method.predictor_dim=32", "method.predictor_depth=1", "method.predictor_heads=4", "masks.min_patches=4"),
+        *("trainer.images_per_step=8", "trainer.num_steps=5000", "trainer.checkpoint_every=5000"),
+        *("monitor.tensorboard=false", "monitor.log_every=1", "monitor.pictures_every=3", "probe.every_steps=2"),
+        *("probe.protocols=[knn,finetune]", "probe.train_samples=32", "probe.test_samples=16", "probe.knn.k=[5]"),
+        *("probe.finetune.epochs=1", "trainer.parallel=fsdp2", f"output_dir={tmp_path}"),
+    ]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    tool, recipe = ROOT / "tools" / "train_net.py", ROOT / "configs" / "ijepa" / "demo.yaml"
+    command = [*launcher, str(tool), "--config", str(recipe), *tiny]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    metrics = tmp_path / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and '"step": 4,' in metrics.read_text()):
+        time.sleep(0.05)
+    workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(workers[-1]), signal.SIGUSR1)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    [checkpoint] = list_checkpoints(tmp_path)
+    assert step_of(checkpoint) == records(tmp_path)[-1]["step"]
+    assert any("finetune" in key for line in records(tmp_path) for key in line)
+    assert {path.name for path in (tmp_path / "figures").glob("*_step_00000003.png")}
+    written = {path.name for path in checkpoint.glob("*.safetensors")}
+    assert written == {f"{part}_0000{rank}_of_00002.safetensors" for part in ("method", "optimizer") for rank in (1, 2)}
+    method = open_run(tmp_path, compose(tmp_path / "config.yaml").config).method
+    assert not torch.equal(method.encoder.norm.bias, torch.zeros(48))
