@@ -217,7 +217,11 @@ def _verify(path: Path, name: str, expected: Mapping[str, Any]) -> None:
             f"{path} is damaged: {name} has {file.stat().st_size} bytes, its manifest says {expected['bytes']}. "
             + _alternatives(path)
         )
-    if fingerprint(file) != expected:
+    try:
+        found = fingerprint(file)
+    except OSError as error:
+        raise CheckpointError(f"{file} can't be read ({error}). {_alternatives(path)}") from error
+    if found != expected:
         raise CheckpointError(f"{path} is damaged: {name} does not match its SHA-256. {_alternatives(path)}")
 
 

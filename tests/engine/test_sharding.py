@@ -89,3 +89,20 @@ def test_a_network_may_run_before_the_method_does(group: Processes, tmp_path: Pa
     ).train()
     moments = load_file(list_checkpoints(tmp_path)[-1] / "optimizer.safetensors")
     assert "encoder.blocks.0.attn.qkv.weight:exp_avg" in moments
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpoint_activations", [False, True])
+def test_compiled_blocks_train_alike_when_sharded(
+    group: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpoint_activations: bool
+) -> None:
+    compile_module = torch.nn.Module.compile  # traced as for inductor, without its minutes of compiling C++
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compile_module(module, backend="aot_eager"))
+    settings = {"compile": True, "checkpoint_activations": checkpoint_activations}
+    for name, more in (("plain", {}), ("sharded", {"parallel": Parallel.fsdp2, **settings})):
+        tiny_trainer(tmp_path / name, ranks=group, num_steps=2, precision=Precision.fp32, **more).train()
+    plain, sharded = (
+        load_file(list_checkpoints(tmp_path / n)[-1] / "method.safetensors") for n in ("plain", "sharded")
+    )
+    for key, tensor in sharded.items():
+        torch.testing.assert_close(tensor, plain[key], rtol=1e-5, atol=1e-7, msg=key)
