@@ -34,6 +34,7 @@ setup(
             "ssl-zoo-list = ssl_zoo.tools.list:main",
             "ssl-zoo-verify-golden = ssl_zoo.tools.verify_golden:main",
             "ssl-zoo-visualize = ssl_zoo.tools.visualize:main",
+            "ssl-zoo-export-weights = ssl_zoo.tools.export_weights:main",
         ]
     },
     python_requires=">=3.10",

@@ -4,8 +4,6 @@ import os
 import re
 import urllib.request
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -101,16 +99,10 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     fsync_path(path.parent)
 
 
-@contextmanager
-def publish_directory(final: Path, temporary: Path) -> Iterator[Path]:
-    """A fresh ``temporary`` directory to fill, renamed to ``final`` when the block ends without an error.
-
-    Files and directory are flushed before the rename, so that ``final`` is whole or does not exist.
-    """
-    temporary.mkdir(parents=True)
-    yield temporary
-    for file in temporary.iterdir():
+def publish_directory(filled: Path, final: Path) -> None:
+    """Flush a directory of files, then rename it to ``final``, which is whole or does not exist."""
+    for file in filled.iterdir():
         fsync_path(file)
-    fsync_path(temporary)
-    os.replace(temporary, final)
+    fsync_path(filled)
+    os.replace(filled, final)
     fsync_path(final.parent)

@@ -105,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif arguments.dry_run:
             Plan.of(composed.config).print(console)
         else:
-            with processes(composed.config.trainer.device) as ranks:
+            with processes(composed.config.trainer.device, composed.config.trainer.parallel) as ranks:
                 train(composed, arguments.resume, console, ranks)
     except (ValueError, LookupError, OSError, LoaderError, NonFiniteLoss, Collapse) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -125,7 +125,7 @@ def _serve(pipe: Connection, contest: Contest, rank: int, port: str) -> None:
         torch.set_num_threads(max(1, torch.get_num_threads() // contest.world_size))
     try:
         discover(contest.plugins)
-        with processes(contest.config.trainer.device) as ranks:
+        with processes(contest.config.trainer.device, contest.config.trainer.parallel) as ranks:
             (_train_plain if contest.plain else _train)(pipe, contest, ranks)
     except (ValueError, LookupError, OSError, RuntimeError) as error:
         pipe.send(error)

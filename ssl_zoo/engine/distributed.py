@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ssl_zoo.engine.settings import Device
+from ssl_zoo.engine.settings import Device, Parallel
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class Processes:
     world_size: int
     device: torch.device
     control: dist.ProcessGroup | None = None  # a CPU group for flags, so that agreeing on a stop never syncs the device
+    saving: dist.ProcessGroup | None = None  # another one, of the threads that write checkpoints
 
     @property
     def is_main(self) -> bool:
@@ -41,15 +42,12 @@ class Processes:
             values /= self.world_size
         return values
 
-    def barrier(self) -> None:
-        """Wait until every rank is here."""
-        if self.world_size > 1:
-            dist.barrier(group=self.control)
-
 
 @contextmanager
-def processes(device: Device, timeout_minutes: float = 30) -> Iterator[Processes]:
+def processes(device: Device, parallel: Parallel = Parallel.ddp, timeout_minutes: float = 30) -> Iterator[Processes]:
     """Join the run's processes as torchrun describes them in the environment, or run alone.
+
+    Alone with ``parallel=fsdp2`` there is a process group too, of one rank, on which weights are "divided".
 
     Raises:
         ValueError: ``trainer.device=cuda`` without a CUDA device, or more ranks on a machine than devices.
@@ -58,15 +56,17 @@ def processes(device: Device, timeout_minutes: float = 30) -> Iterator[Processes
     local = _local_device(device, int(os.environ.get("LOCAL_RANK", 0)))
     if local.type == "cuda":
         torch.cuda.set_device(local)
-    if world_size == 1:
+    if world_size == 1 and parallel is Parallel.ddp:
         yield Processes(0, 1, local)
         return
     backend = "nccl" if local.type == "cuda" else "gloo"
+    # Alone there is nobody to meet, hence no address either, which torchrun would give.
+    meeting = {"store": dist.HashStore(), "rank": 0, "world_size": 1} if world_size == 1 else {}
     dist.init_process_group(
-        backend, timeout=timedelta(minutes=timeout_minutes), device_id=local if backend == "nccl" else None
+        backend, timeout=timedelta(minutes=timeout_minutes), device_id=local if backend == "nccl" else None, **meeting
     )
     try:
-        yield Processes(rank, world_size, local, dist.new_group(backend="gloo"))
+        yield Processes(rank, world_size, local, dist.new_group(backend="gloo"), dist.new_group(backend="gloo"))
     finally:
         dist.destroy_process_group()
 

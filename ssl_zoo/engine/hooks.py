@@ -11,10 +11,12 @@ import torch
 from safetensors.torch import save_file
 
 from ssl_zoo.data.batch import Batch
-from ssl_zoo.engine.checkpoint import Checkpoint, restore, save_checkpoint
+from ssl_zoo.engine.checkpoint import Checkpoint, CheckpointError, restore
 from ssl_zoo.engine.metrics import Metrics, TensorBoard
 from ssl_zoo.engine.pictures import save_pictures
+from ssl_zoo.engine.saving import Saver
 from ssl_zoo.engine.settings import TrainerConfig
+from ssl_zoo.engine.sharding import is_sharded, reshard, whole_copy
 from ssl_zoo.engine.trainer import Hook, NonFiniteLoss, StepResult, Trainer
 from ssl_zoo.nn import ViT
 
@@ -55,7 +57,7 @@ class StopOnSignal(Hook):
 
 
 class Checkpointer(Hook):
-    """Saves at intervals, at the end and when the run is stopped; keeps the newest few.
+    """Saves at intervals, at the end and when the run is stopped; keeps the newest few and those asked for.
 
     Args:
         manifest: written into every checkpoint beside its step: method name, config, environment.
@@ -64,15 +66,34 @@ class Checkpointer(Hook):
     name = "checkpointer"
 
     def __init__(self, run: Path, config: TrainerConfig, manifest: Mapping[str, Any]) -> None:
-        self.run, self.manifest = run, manifest
-        self.every, self.keep = config.checkpoint_every, config.keep_checkpoints
+        self.run, self.config, self.manifest = run, config, manifest
+        self.saver: Saver | None = None
+
+    def before_train(self, trainer: Trainer) -> None:
+        self.saver = Saver(
+            self.run,
+            trainer.processes,
+            keep=self.config.keep_checkpoints,
+            keep_every=self.config.keep_every,
+            in_background=self.config.async_checkpoints,
+        )
 
     def after_step(self, trainer: Trainer, result: StepResult) -> None:
-        if trainer.step % self.every == 0 or trainer.is_done or trainer.stop:
+        is_last = trainer.is_done or trainer.stop
+        if trainer.step % self.config.checkpoint_every == 0 or is_last:
             trainer.raise_if_not_finite()
-            if trainer.processes.is_main:
-                self._save(trainer)
-            trainer.processes.barrier()
+            hooks = {hook.name: hook.state_dict() for hook in trainer.hooks}
+            self.saver.save(trainer.step, trainer.method, trainer.optimization.optimizer, hooks, self.manifest)
+        if is_last:
+            self.saver.wait()  # while a further signal still does nothing
+
+    def on_exception(self, trainer: Trainer, error: BaseException) -> None:
+        if self.saver is None:
+            return
+        try:
+            self.saver.wait()
+        except CheckpointError as other:  # it is in the log; what ends the run is the first error
+            log.debug("%s", other)
 
     def resume(self, trainer: Trainer, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint: networks, averages, optimizer, hooks and step."""
@@ -81,12 +102,6 @@ class Checkpointer(Hook):
             if hook.name in checkpoint.hooks:
                 hook.load_state_dict(checkpoint.hooks[hook.name])
         trainer.step = checkpoint.step
-
-    def _save(self, trainer: Trainer) -> None:
-        hooks = {hook.name: hook.state_dict() for hook in trainer.hooks}
-        save_checkpoint(
-            self.run, trainer.step, trainer.method, trainer.optimization.optimizer, hooks, self.manifest, self.keep
-        )
 
 
 class CorruptSamples(Hook):
@@ -150,7 +165,10 @@ def batch_tensors(batch: Batch) -> dict[str, torch.Tensor]:
 
 
 class Pictures(Hook):
-    """What the method draws of a few images, as PNG files and in TensorBoard, from the main process."""
+    """What the method draws of a few images of the main process, as PNG files and in TensorBoard.
+
+    All ranks draw, since networks may be divided among them; without that they would only wait for the next step.
+    """
 
     name = "pictures"
 
@@ -159,10 +177,13 @@ class Pictures(Hook):
 
     def after_step(self, trainer: Trainer, result: StepResult) -> None:
         due = self.every and (trainer.step == 1 or trainer.is_done or trainer.step % self.every == 0)
-        if not due or not trainer.processes.is_main:
+        if not due:
             return
         with torch.no_grad():
             pictures = trainer.method.pictures(trainer.batch.rows(slice(0, self.num_images)))
+        reshard(trainer.method)
+        if not trainer.processes.is_main:
+            return
         save_pictures(pictures, self.folder, trainer.step)
         if self.tensorboard is not None:
             for name, picture in pictures.items():
@@ -228,7 +249,10 @@ class Evaluation(Hook):
         self.scores = [Score(**score) for score in state["scores"]]
 
     def _evaluate(self, trainer: Trainer) -> None:
-        measured = self.evaluate(trainer.method.evaluated(), step=trainer.step)
+        encoder = trainer.method.evaluated()
+        if is_sharded(encoder):
+            encoder = whole_copy(encoder, trainer.config)
+        measured = self.evaluate(encoder, step=trainer.step)
         self.scores = [Score(s.name, s.value, s.baseline, s.is_fraction) for s in measured]
         if self.scores:
             values = {score.name: score.value for score in self.scores}

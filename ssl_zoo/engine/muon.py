@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from ssl_zoo.engine.device import multiplies_bf16
+from ssl_zoo.engine.sharding import gathered, local, own_rows
 
 # Quintic Newton-Schulz iteration of github.com/KellerJordan/Muon: singular values end in about 0.7..1.2.
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -39,22 +41,39 @@ class Muon(torch.optim.AdamW):
         super().step()
 
     def _step_matrices(self, group: dict[str, Any]) -> None:
-        params = [p for p in group["params"] if p.grad is not None]
-        if not params:
+        whole = [p for p in group["params"] if p.grad is not None]
+        if not whole:
             return
-        gradients = [p.grad for p in params]
-        averages = [self.state[p].setdefault("momentum", torch.zeros_like(p)) for p in params]
+        gradients = [p.grad for p in whole]
+        averages = [self.state[p].setdefault("momentum", torch.zeros_like(p)) for p in whole]
         torch._foreach_lerp_(averages, gradients, 1 - self.momentum)
-        updates = orthogonalize(torch._foreach_lerp(gradients, averages, self.momentum))
-        torch._foreach_mul_(updates, [-group["lr"] * 0.2 * max(p.shape) ** 0.5 for p in params])
+        updates = _orthogonal_parts(torch._foreach_lerp(gradients, averages, self.momentum))
+        params = [local(p) for p in whole]
+        torch._foreach_mul_(updates, [-group["lr"] * 0.2 * max(p.shape) ** 0.5 for p in whole])
         torch._foreach_add_(updates, params, alpha=-group["lr"] * group["weight_decay"])
         if getattr(self, "found_inf", None) is not None:  # as torch's fused optimizers: skip without asking the host
             torch._foreach_mul_(updates, 1 - self.found_inf)
             for update in updates:
                 update.nan_to_num_(0.0, 0.0, 0.0)
         torch._foreach_add_(params, updates)
-        for parameter in params:
+        for parameter in whole:
             parameter.grad = None  # AdamW's step leaves them alone then
+
+
+def _orthogonal_parts(matrices: Sequence[Float[Tensor, "_ _"]]) -> list[Float[Tensor, "_ _"]]:
+    """``orthogonalize``; of matrices that are divided among ranks, each gets its rows of the result.
+
+    Matrices of one shape are gathered at once, so that no more of them are whole at a time.
+    """
+    shapes = defaultdict(list)
+    for position, matrix in enumerate(matrices):
+        shapes[matrix.shape if isinstance(matrix, DTensor) else None].append(position)
+    results: list[Tensor] = [torch.empty(0)] * len(matrices)
+    for positions in shapes.values():
+        same = [matrices[position] for position in positions]
+        for position, result in zip(positions, orthogonalize(gathered(same)), strict=True):
+            results[position] = own_rows(result, matrices[position])
+    return results
 
 
 def orthogonalize(matrices: Sequence[Float[Tensor, "_ _"]]) -> list[Float[Tensor, "_ _"]]:

@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from ssl_zoo.engine.muon import Muon
+from ssl_zoo.engine.sharding import local, sum_over_parts
 from ssl_zoo.method import Clip, ParamGroup
 from ssl_zoo.registry import Registry, setting
 from ssl_zoo.schedules import Shape, ramp, warmed_up
@@ -121,10 +124,6 @@ class Optimization:
         self.optimizer = OPTIMIZERS.build(config)(
             [{"params": list(g.params), "name": g.name, "decay": g.decay, "lr_scale": g.lr_scale} for g in groups]
         )
-        self._clipped = [
-            (clip, [p for g in groups if g.clip is clip for p in g.params])
-            for clip in (Clip.globally, Clip.per_parameter)
-        ]
 
     def set_rates(self, step: int) -> Rates:
         """Set and return the values of step ``step``."""
@@ -136,22 +135,29 @@ class Optimization:
 
     def clip(self) -> Tensor:
         """Clip gradients as their groups ask; returns the norm of all gradients before clipping, on the device."""
-        gradients = [p.grad for group in self.groups for p in group.params if p.grad is not None]
-        norms = torch.stack(torch._foreach_norm(gradients))
-        total = norms.norm()
-        limit = self.config.clip_norm
-        if limit is None:
-            return total
-        for clip, params in self._clipped:
-            gradients = [p.grad for p in params if p.grad is not None]
-            if not gradients:
-                continue
-            if clip is Clip.globally:
-                nn.utils.clip_grads_with_norm_(params, limit, nn.utils.get_total_norm(gradients), foreach=True)
-            else:
-                scales = (limit / (torch.stack(torch._foreach_norm(gradients)) + 1e-6)).clamp(max=1.0)
-                torch._foreach_mul_(gradients, list(scales.unbind()))
-        return total
+        clipped = [(group.clip, p.grad) for group in self.groups for p in group.params if p.grad is not None]
+        norms = _norms([gradient for _, gradient in clipped])
+        if self.config.clip_norm is not None:
+            parts = [(clip, local(gradient), norm) for (clip, gradient), norm in zip(clipped, norms, strict=True)]
+            for wanted in (Clip.globally, Clip.per_parameter):
+                chosen = [(gradient, norm) for clip, gradient, norm in parts if clip is wanted]
+                if chosen:
+                    self._shrink(*zip(*chosen, strict=True), together=wanted is Clip.globally)
+        return norms.norm()
+
+    def _shrink(self, gradients: Sequence[Tensor], norms: Sequence[Float[Tensor, ""]], *, together: bool) -> None:
+        """Bring the norm of each gradient, or of all together, down to the limit."""
+        each = torch.stack(norms)
+        scales = (self.config.clip_norm / ((each.norm() if together else each) + 1e-6)).clamp(max=1.0)
+        torch._foreach_mul_(gradients, scales if together else list(scales.unbind()))
+
+
+def _norms(gradients: Sequence[Tensor]) -> Float[Tensor, "P"]:
+    """The norm of each gradient, over all ranks where it is divided among them."""
+    norms = torch.stack(torch._foreach_norm([local(gradient) for gradient in gradients]))
+    if not isinstance(gradients[0], DTensor):
+        return norms
+    return sum_over_parts(norms.square(), gradients[0]).sqrt()
 
 
 def check_groups(groups: Iterable[ParamGroup], module: nn.Module) -> None:

@@ -20,7 +20,8 @@ from ssl_zoo.io import write_atomic
 
 _PACKAGES = ("torch", "torchvision", "timm", "hydra-core", "numpy", "safetensors")
 
-# What may differ between a run and its continuation: none of it changes a single number of the training.
+# What may differ between a run and its continuation: none of it changes a number of the training, but for the order in
+# which trainer.parallel adds them up.
 _FREE_KEYS = (
     "output_dir",
     "loader.",
@@ -32,6 +33,11 @@ _FREE_KEYS = (
     "trainer.device",
     "trainer.checkpoint_every",
     "trainer.keep_checkpoints",
+    "trainer.keep_every",
+    "trainer.async_checkpoints",
+    "trainer.checkpoint_activations",
+    "trainer.parallel",
+    "trainer.reshard_after_forward",
 )
 
 

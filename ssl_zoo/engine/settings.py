@@ -22,6 +22,13 @@ class Precision(Enum):
     bf16 = "bf16"
 
 
+class Parallel(Enum):
+    """How several ranks train one method; both give the same numbers."""
+
+    ddp = "ddp"  # every rank holds everything and gradients are averaged (DistributedDataParallel)
+    fsdp2 = "fsdp2"  # every rank holds a part of weights, averages, gradients and moments (fully_shard)
+
+
 @dataclass
 class TrainerConfig:
     """Budget, batch and machine of a run."""
@@ -32,6 +39,13 @@ class TrainerConfig:
     num_steps: int | None = setting(None, "optimizer steps of the run; replaces what epochs gives")
     device: Device = setting(Device.auto, "auto takes a CUDA device when there is one")
     precision: Precision = setting(Precision.auto, "auto is bf16 where the device multiplies it natively, else fp32")
+    parallel: Parallel = setting(
+        Parallel.ddp,
+        "ddp: every rank holds the whole method; fsdp2: a part of it, and blocks are gathered when they run",
+    )
+    reshard_after_forward: bool = setting(
+        True, "of fsdp2: false keeps gathered weights until the backward pass, for more memory and fewer exchanges"
+    )
     compile: bool = setting(False, "compile every transformer block with torch.compile")
     fused_attention: bool | None = setting(
         None, "torch's fused attention kernel; null: but for bf16 on a CPU with a gradient, where it is the slower one"
@@ -41,11 +55,22 @@ class TrainerConfig:
     )
     checkpoint_every: int = setting(1000, "steps between checkpoints; the last step is always saved")
     keep_checkpoints: int = setting(3, "newest checkpoints kept in the run directory")
+    keep_every: int = setting(0, "checkpoints of steps that are multiples of it are kept for good; 0 = none")
+    async_checkpoints: bool = setting(
+        True, "write checkpoints while the training goes on, from a copy of the state in the host's memory"
+    )
 
     def __post_init__(self) -> None:
         for key in ("images_per_step", "micro_batches", "checkpoint_every", "keep_checkpoints"):
             if getattr(self, key) < 1:
                 raise ValueError(f"trainer.{key}={getattr(self, key)}: needs at least 1")
+        if self.keep_every < 0:
+            raise ValueError(f"trainer.keep_every={self.keep_every} must be 0 or more")
+        if self.keep_every % self.checkpoint_every:
+            raise ValueError(
+                f"trainer.keep_every={self.keep_every} is no multiple of trainer.checkpoint_every="
+                f"{self.checkpoint_every}, so that some of its steps would not be saved at all"
+            )
         if self.num_steps is not None and self.num_steps < 1:
             raise ValueError(f"trainer.num_steps={self.num_steps}: needs at least 1, or null to use trainer.epochs")
         if self.epochs <= 0:

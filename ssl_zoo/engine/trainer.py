@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import record_function
 
@@ -17,7 +17,8 @@ from ssl_zoo.engine.device import autocast, prepare_device, prepare_method, reso
 from ssl_zoo.engine.distributed import Processes
 from ssl_zoo.engine.optim import OptimConfig, Optimization, Rates, RateSchedules, check_groups
 from ssl_zoo.engine.prefetch import on_device
-from ssl_zoo.engine.settings import TrainerConfig
+from ssl_zoo.engine.settings import Parallel, TrainerConfig
+from ssl_zoo.engine.sharding import shard
 from ssl_zoo.method import Method, Output, Progress
 from ssl_zoo.seeding import seed_for
 
@@ -129,6 +130,8 @@ class Trainer:
         self.precision = resolve_precision(config.precision, self.device)
         prepare_device(self.device)
         self.method = prepare_method(method, config, self.device)
+        if config.parallel is Parallel.fsdp2:
+            shard(self.method, config, self.device)  # before anything holds its parameters, which it replaces
         groups = self.method.param_groups()
         check_groups(groups, self.method)
         schedules = RateSchedules(optim, num_steps=self.num_steps, steps_per_epoch=self.steps_per_epoch)
@@ -136,7 +139,9 @@ class Trainer:
         self.averages = self.method.averages()
         for masks in data.sample_masks():
             self.method.check_masks(masks)
-        self.wrapped = self.method if processes.world_size == 1 else DistributedDataParallel(self.method)
+        self.wrapped: nn.Module = self.method
+        if config.parallel is Parallel.ddp and processes.world_size > 1:
+            self.wrapped = DistributedDataParallel(self.method)
         self.step = 0
         self.stop = False
         self._first_bad_step = torch.full((), -1, device=self.device)
@@ -145,6 +150,7 @@ class Trainer:
         """Run the remaining steps, with every hook's ``after_train`` or ``on_exception`` at the end."""
         try:
             self._each("before_train")
+            self._settle_buckets()
             self.batches = on_device(self.data, self.data.batches(self.step, self.num_steps), self.device)
             for progress in self._remaining():
                 self.progress = progress
@@ -199,6 +205,7 @@ class Trainer:
         outputs = []
         for part, share in zip(parts, self._shares(parts), strict=True):
             last = part is parts[-1]
+            # Sharded gradients are reduced after each micro-batch, since otherwise every rank would hold all of them.
             with nullcontext() if last or self.wrapped is self.method else self.wrapped.no_sync():
                 with self.span("forward"), autocast(self.precision, self.device):
                     output = self.wrapped(part, progress)
@@ -210,6 +217,21 @@ class Trainer:
             return outputs[0]
         metrics = {k: torch.stack([o.metrics[k] for o in outputs]).mean() for k in outputs[0].metrics}
         return Output(torch.stack([o.loss for o in outputs]).sum(), metrics)
+
+    def _settle_buckets(self) -> None:
+        """One backward pass without a step, after which DDP keeps its buckets.
+
+        It forms them anew after its first pass, and from three ranks on the order of sums depends on the place in a
+        bucket: without this the first step of a resumed run would not be bit-equal to that of an uninterrupted one.
+        """
+        if self.wrapped is self.method or self.processes.world_size < 3 or self.is_done:
+            return
+        batch = self.data.to_device(self.data.batch(self.step), self.device)
+        self.method.train()
+        with autocast(self.precision, self.device):
+            output = self.wrapped(batch.micro_batches(self.config.micro_batches)[-1], next(self._remaining()))
+        output.loss.backward()
+        self.optimization.optimizer.zero_grad(set_to_none=True)
 
     def _shares(self, parts: Sequence[Batch]) -> Sequence[float | Tensor]:
         """Factors of the micro-batches' losses, so that their sum, averaged over ranks, is the loss of the step."""

@@ -1,0 +1,127 @@
+"""Methods whose weights, averages, gradients and optimizer state are divided among the ranks (FSDP2)."""
+
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+import torch.distributed as dist
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
+
+from ssl_zoo.engine.settings import TrainerConfig
+from ssl_zoo.method import Method
+from ssl_zoo.nn import BACKBONES, ViT, set_fused_attention
+
+
+def shard(method: Method, config: TrainerConfig, device: torch.device) -> None:
+    """Divide every parameter of a method among the ranks of the default process group, along its first dimension.
+
+    Units of gathering are each transformer block, each averaged network, the rest of each network, and what the method
+    holds beside its networks. Averaged networks are divided as the networks they follow, so that their updates need no
+    communication.
+
+    Raises:
+        ValueError: no process group has been opened.
+    """
+    if not dist.is_initialized():
+        raise ValueError("trainer.parallel=fsdp2 needs a process group, also alone: processes(device, Parallel.fsdp2)")
+    # Networks end in `unflatten`, a view; nobody changes their outputs in place.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    units = set(_units(method))
+    for module in reversed(list(method.modules())):  # inner ones first
+        if module in units:
+            # An average never sees a backward pass, after which it would be divided again.
+            trains = any(parameter.requires_grad for parameter in module.parameters())
+            fully_shard(module, mesh=mesh, reshard_after_forward=config.reshard_after_forward or not trains)
+    fully_shard(method, mesh=mesh)
+    register_fsdp_forward_method(method, "pictures")
+    # The first module to run becomes the root of all gathering. That must be the method, also where a network of it is
+    # probed before the first step.
+    method._get_fsdp_state()._lazy_init()
+
+
+def _units(method: Method) -> Iterator[nn.Module]:
+    yield from (module for module in method.modules() if isinstance(module, Block))
+    for average in method.averages():
+        yield from (average.online, average.average)
+    # A child without children is a single layer, which is better gathered with the method's own parameters.
+    for child in method.children():
+        if list(child.children()) and list(child.parameters()):
+            yield child
+
+
+def is_sharded(module: nn.Module) -> bool:
+    return isinstance(module, FSDPModule)
+
+
+def reshard(method: nn.Module) -> None:
+    """Give up weights that are still whole after a forward pass without a backward pass, as in an evaluation."""
+    for module in method.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part of a divided tensor, sharing its memory; any other tensor as it is."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def sum_over_parts(values: Tensor, tensor: DTensor) -> Tensor:
+    """The sum of ``values``, which it becomes, over the ranks among which ``tensor`` is divided."""
+    dist.all_reduce(values, group=tensor.device_mesh.get_group())
+    return values
+
+
+def gathered(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Whole copies of tensors of one shape that are divided alike, in one exchange; other tensors as they are."""
+    if not isinstance(tensors[0], DTensor):
+        return list(tensors)
+    mesh, shape = tensors[0].device_mesh, tensors[0].shape
+    rows = -(-shape[0] // mesh.size())  # of the first ranks; later ones may have fewer or none
+    parts = torch.stack([_padded(tensor.to_local(), rows) for tensor in tensors])
+    whole = parts.new_empty(mesh.size(), *parts.shape)
+    dist.all_gather(list(whole.unbind()), parts, group=mesh.get_group())
+    return list(whole.transpose(0, 1).flatten(1, 2)[:, : shape[0]].unbind())
+
+
+def own_rows(whole: Tensor, like: Tensor) -> Tensor:
+    """The rows of a whole tensor that this rank holds of ``like``."""
+    if not isinstance(like, DTensor):
+        return whole
+    mesh = like.device_mesh
+    rows = -(-like.shape[0] // mesh.size())
+    start = min(mesh.get_local_rank() * rows, like.shape[0])
+    return whole[start : start + len(like.to_local())]
+
+
+def _padded(rows: Tensor, count: int) -> Tensor:
+    return torch.cat([rows, rows.new_zeros(count - len(rows), *rows.shape[1:])])
+
+
+@torch.no_grad()
+def whole_copy(encoder: ViT, config: TrainerConfig) -> ViT:
+    """A copy of a divided encoder with all its weights, on every rank; called on all of them.
+
+    It runs without the other ranks and can be copied and trained, as protocols of evaluation do.
+    """
+    some = next(encoder.parameters())
+    with torch.device("meta"):
+        copy = BACKBONES.build(encoder.config)
+    copy.to_empty(device=some.device)
+    tensors = _named_tensors(encoder)
+    for name, tensor in _named_tensors(copy).items():
+        source = tensors[name]
+        tensor.copy_(source.full_tensor() if isinstance(source, DTensor) else source)
+    for own, other in zip(copy.parameters(), encoder.parameters(), strict=True):
+        own.requires_grad_(other.requires_grad)
+    set_fused_attention(copy, config.fused_attention)
+    return copy.train(encoder.training)
+
+
+def _named_tensors(module: nn.Module) -> dict[str, Tensor]:
+    both: Iterable[tuple[str, Tensor]] = (*module.named_parameters(), *module.named_buffers())
+    return dict(both)

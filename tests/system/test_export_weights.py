@@ -1,0 +1,75 @@
+"""Weights to share, as somebody uses them who has nothing but the exported folder."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from timm.models.vision_transformer import VisionTransformer
+
+from ssl_zoo.config import compose
+from ssl_zoo.engine.storage import fingerprint
+from ssl_zoo.engine.trained import open_run
+from ssl_zoo.tools import eval_net, export_weights, train_net
+
+ROOT = Path(train_net.__file__).resolve().parents[1]
+TINY = [
+    *("backbone.embed_dim=48", "backbone.depth=2", "backbone.num_heads=4", "backbone.image_size=32"),
+    *("backbone.patch_size=4", "data.image_size=32", "data.num_train=64", "data.num_test=32", "masks.min_patches=4"),
+    *("method.predictor_dim=32", "method.predictor_depth=1", "method.predictor_heads=4", "probe.protocols=[]"),
+    *("trainer.images_per_step=16", "trainer.num_steps=4", "trainer.checkpoint_every=2", "trainer.precision=fp32"),
+    *("monitor.tensorboard=false", "monitor.pictures_every=0"),
+]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("run")
+    recipe = str(ROOT / "configs" / "ijepa" / "demo.yaml")
+    assert train_net.main(["--config", recipe, *TINY, f"output_dir={run}"]) == 0
+    return run
+
+
+@pytest.fixture(scope="module")
+def exported(run: Path) -> Path:
+    assert export_weights.main(["--run", str(run)]) == 0
+    return run / "export" / "step_00000004"
+
+
+def test_the_folder_says_what_is_in_it(exported: Path) -> None:
+    manifest = json.loads((exported / "manifest.json").read_text())
+    assert {path.name for path in exported.iterdir()} == {*manifest["files"], "manifest.json"}
+    assert manifest["files"].keys() == {"encoder.safetensors", "target_encoder.safetensors", "predictor.safetensors"}
+    assert (manifest["method"], manifest["step"], manifest["evaluated"]) == ("ijepa", 4, "target_encoder")
+    assert manifest["config"]["backbone"]["embed_dim"] == 48
+    for name, expected in manifest["files"].items():
+        assert fingerprint(exported / name) == {key: expected[key] for key in ("bytes", "sha256")}
+
+
+def test_exported_weights_get_the_scores_of_their_run(run: Path, exported: Path, tmp_path: Path) -> None:
+    asked = ["--protocol", "knn", "--no-cache", "--no-baseline", "probe.knn.k=[5]", "--out"]
+    scores = {}
+    for network in ("encoder", "target_encoder"):
+        weights = ["--weights", str(exported / f"{network}.safetensors"), "--config", str(run / "config.yaml")]
+        for name, source in (("file", weights), ("run", ["--run", str(run), "--network", network])):
+            out = tmp_path / f"{network}_{name}"
+            assert eval_net.main([*source, *asked, str(out)]) == 0
+            scores[network, name] = json.loads(next(out.glob("*.json")).read_text())["scores"]
+        assert scores[network, "file"] == scores[network, "run"]
+
+
+def test_timm_reads_an_exported_encoder_and_computes_the_same_features(run: Path, exported: Path) -> None:
+    sizes = {"img_size": 32, "patch_size": 4, "embed_dim": 48, "depth": 2, "num_heads": 4, "num_classes": 0}
+    theirs = VisionTransformer(**sizes, class_token=False, global_pool="avg", fc_norm=False)
+    theirs.load_state_dict(load_file(exported / "target_encoder.safetensors"))
+    ours = open_run(run, compose(run / "config.yaml").config).method.evaluated()
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(theirs.eval().forward_features(images), ours.eval()(images), rtol=1e-4, atol=1e-5)
+
+
+def test_a_folder_that_exists_is_not_overwritten(run: Path, exported: Path, capsys: pytest.CaptureFixture) -> None:
+    assert export_weights.main(["--run", str(run), "--checkpoint", "2", "--out", str(exported)]) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: --out") and "exists" in line

@@ -1,0 +1,156 @@
+"""One, two and four processes, data-parallel or sharded: the same training, and one goes on with what another saved."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_processes import Job, run_jobs
+from tiny_runs import ALONE
+from torch import Tensor
+
+from ssl_zoo.config import compose
+from ssl_zoo.engine.checkpoint import list_checkpoints, step_of
+from ssl_zoo.engine.trained import open_run
+from ssl_zoo.method import METHODS
+from ssl_zoo.registry import discover
+
+discover()
+
+ROOT = Path(__file__).resolve().parents[2]
+EXACT = {"step", "epoch", "samples", "lr", "weight_decay", "momentum"}
+STEPS = {"num_steps": 3, "checkpoint_every": 3}
+LAYOUTS = [(ranks, parallel) for ranks in (1, 2, 4) for parallel in ("ddp", "fsdp2")]
+
+
+def records(folder: Path | str) -> list[dict]:
+    return [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+
+
+def relative_error(values: Tensor, expected: Tensor) -> float:
+    return ((values - expected).norm() / expected.norm().clamp(min=1e-4)).item()
+
+
+def assert_same_training(job: Job, reference: Job, tolerance: float = 1e-5) -> None:
+    lines, expected = records(job.folder), records(reference.folder)
+    assert len(lines) == len(expected)
+    for line, other in zip(lines, expected, strict=True):
+        assert {key: line[key] for key in EXACT & line.keys()} == {key: other[key] for key in EXACT & other.keys()}
+        assert line["loss"] == pytest.approx(other["loss"], rel=tolerance), (job, line["step"])
+        assert line["grad_norm"] == pytest.approx(other["grad_norm"], rel=tolerance), (job, line["step"])
+    tensors, others = (load_file(Path(j.folder) / "outcome.safetensors") for j in (job, reference))
+    assert tensors.keys() == others.keys()
+    gradients = [name for name in tensors if name.startswith("gradient.")]
+    assert gradients
+    largest = max(others[name].norm() for name in gradients)
+    for name in gradients:  # of the whole, since some are zero but for rounding, e.g. those of biases on keys
+        assert (tensors[name] - others[name]).norm() <= tolerance * max(others[name].norm(), 1e-3 * largest), (
+            job,
+            name,
+        )
+    for name in tensors.keys() - set(gradients):
+        if name.startswith("weight.target."):
+            assert relative_error(tensors[name].float(), others[name].float()) < tolerance, (job, name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_all_methods_train_alike_however_they_are_divided(tmp_path: Path, ranks: int) -> None:
+    alone = [Job(name, str(tmp_path / "alone" / name), settings=STEPS) for name in METHODS.names()]
+    for job in alone:
+        job.run(ALONE)
+    jobs = [
+        Job(name, str(tmp_path / parallel / name), parallel, settings=STEPS)
+        for name in METHODS.names()
+        for parallel in ("ddp", "fsdp2")
+    ]
+    run_jobs(jobs, ranks, tmp_path)
+    references = {job.method: job for job in alone}
+    for job in jobs:
+        assert_same_training(job, references[job.method])
+
+
+@pytest.mark.slow
+def test_a_run_saved_in_any_layout_goes_on_in_any_other(tmp_path: Path) -> None:
+    def folder(*parts: object) -> Path:
+        return tmp_path / "_".join(str(part) for part in parts)
+
+    def job(*parts: object, parallel: str, stop: int | None = None) -> Job:
+        return Job("ijepa", str(folder(*parts)), parallel, stop, settings={"num_steps": 4, "checkpoint_every": 4})
+
+    for ranks in (1, 2, 4):
+        whole = [job("whole", ranks, parallel, parallel=parallel) for parallel in ("ddp", "fsdp2")]
+        cut = [job("cut", ranks, parallel, parallel=parallel, stop=2) for parallel in ("ddp", "fsdp2")]
+        run_jobs([*whole, *cut], ranks, tmp_path)
+    for ranks in (1, 2, 4):
+        resumed = []
+        for parallel in ("ddp", "fsdp2"):
+            for origin in LAYOUTS:
+                resumed.append(job("from", *origin, "to", ranks, parallel, parallel=parallel))
+                shutil.copytree(folder("cut", *origin), resumed[-1].folder)
+        run_jobs(resumed, ranks, tmp_path)
+    expected = [line["loss"] for line in records(folder("whole", 1, "ddp"))]
+    for origin in LAYOUTS:
+        for layout in LAYOUTS:
+            there = folder("from", *origin, "to", *layout)
+            assert [line["loss"] for line in records(there)] == pytest.approx(expected, rel=1e-5), (origin, layout)
+        resumed, whole = (
+            load_file(place / "outcome.safetensors")
+            for place in (folder("from", *origin, "to", *origin), folder("whole", *origin))
+        )
+        weights = [name for name in whole if name.startswith("weight.")]
+        assert weights and all(torch.equal(resumed[name], whole[name]) for name in weights), origin
+
+
+@pytest.mark.slow
+def test_muon_sees_whole_matrices(tmp_path: Path) -> None:
+    alone, sharded = Job("mae", str(tmp_path / "alone"), muon=True), Job("mae", str(tmp_path / "3"), "fsdp2", muon=True)
+    alone, sharded = (Job(**{**vars(j), "settings": {**STEPS, "images_per_step": 6}}) for j in (alone, sharded))
+    alone.run(ALONE)
+    run_jobs([sharded], 3, tmp_path)
+    tensors, expected = (load_file(Path(j.folder) / "outcome.safetensors") for j in (sharded, alone))
+    for name in expected:
+        if name.startswith("weight.") and name.endswith("weight") and expected[name].ndim == 2:
+            # Directions of small singular values are made as long as the others, and so are their rounding errors.
+            assert relative_error(tensors[name], expected[name]) < 1e-4, name
+
+
+@pytest.mark.slow
+def test_the_tool_trains_sharded_and_a_signal_to_one_rank_saves_and_stops_all(tmp_path: Path) -> None:
+    tiny = [
+        *("backbone.embed_dim=48", "backbone.depth=2", "backbone.num_heads=4", "backbone.image_size=32"),
+        *("backbone.patch_size=4", "data.image_size=32", "data.num_train=64", "data.num_test=32"),
+        *("method.predictor_dim=32", "method.predictor_depth=1", "method.predictor_heads=4", "masks.min_patches=4"),
+        *("trainer.images_per_step=8", "trainer.num_steps=5000", "trainer.checkpoint_every=5000"),
+        *("monitor.tensorboard=false", "monitor.log_every=1", "monitor.pictures_every=3", "probe.every_steps=2"),
+        *("probe.protocols=[knn,finetune]", "probe.train_samples=32", "probe.test_samples=16", "probe.knn.k=[5]"),
+        *("probe.finetune.epochs=1", "trainer.parallel=fsdp2", f"output_dir={tmp_path}"),
+    ]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    tool, recipe = ROOT / "tools" / "train_net.py", ROOT / "configs" / "ijepa" / "demo.yaml"
+    command = [*launcher, str(tool), "--config", str(recipe), *tiny]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    metrics = tmp_path / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and '"step": 4,' in metrics.read_text()):
+        time.sleep(0.05)
+    workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(workers[-1]), signal.SIGUSR1)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    [checkpoint] = list_checkpoints(tmp_path)
+    assert step_of(checkpoint) == records(tmp_path)[-1]["step"]
+    assert any("finetune" in key for line in records(tmp_path) for key in line)
+    assert {path.name for path in (tmp_path / "figures").glob("*_step_00000003.png")}
+    written = {path.name for path in checkpoint.glob("*.safetensors")}
+    assert written == {f"{part}_0000{rank}_of_00002.safetensors" for part in ("method", "optimizer") for rank in (1, 2)}
+    method = open_run(tmp_path, compose(tmp_path / "config.yaml").config).method
+    assert not torch.equal(method.encoder.norm.bias, torch.zeros(48))

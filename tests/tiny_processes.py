@@ -1,0 +1,104 @@
+"""Tiny trainings in real processes: ``python tiny_processes.py JOBS.json`` under torchrun runs one job after another.
+
+A job trains a method, or goes on with one, and leaves in its folder what tests compare: ``metrics.jsonl``, checkpoints,
+and ``outcome.safetensors`` with whole gradients of its first step and whole weights after its last one.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from tiny_methods import tiny_method
+from tiny_runs import StopAfter, checkpointer_of, tiny_trainer
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from ssl_zoo.engine.checkpoint import list_checkpoints, read_checkpoint
+from ssl_zoo.engine.distributed import Processes, processes
+from ssl_zoo.engine.hooks import Pictures
+from ssl_zoo.engine.optim import AdamWConfig, MuonConfig
+from ssl_zoo.engine.settings import Device, Parallel, Precision
+from ssl_zoo.engine.trainer import Trainer
+from ssl_zoo.method import METHODS
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training; ``stop`` ends it early, and a folder with checkpoints is gone on with."""
+
+    method: str
+    folder: str
+    parallel: str = "ddp"
+    stop: int | None = None
+    muon: bool = False
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def run(self, ranks: Processes) -> None:
+        folder, parallel = Path(self.folder), Parallel(self.parallel)
+        trainer = tiny_trainer(
+            folder,
+            method=tiny_method(self.method),
+            masks=METHODS.get(self.method).default_masks,
+            ranks=ranks,
+            hooks=[Pictures(folder / "figures", 2, None), *([StopAfter(self.stop)] if self.stop else [])],
+            optim=(MuonConfig if self.muon else AdamWConfig)(warmup_epochs=0.2, clip_norm=1.0),
+            precision=Precision.fp32,
+            parallel=parallel,
+            **self.settings,
+        )
+        if found := list_checkpoints(folder):
+            checkpointer_of(trainer).resume(trainer, read_checkpoint(found[-1]))
+        with _first_gradients(trainer) as gradients:
+            trainer.train()
+        outcome = gradients | {f"weight.{name}": whole(value) for name, value in trainer.method.state_dict().items()}
+        if ranks.is_main:
+            save_file({name: value.clone() for name, value in outcome.items()}, folder / "outcome.safetensors")
+
+
+def run_jobs(jobs: Sequence[Job], ranks: int, folder: Path) -> None:
+    """Run the jobs under torchrun with so many gloo processes; raises AssertionError with their output on failure."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"jobs_of_{ranks}.json"
+    path.write_text(json.dumps([asdict(job) for job in jobs]))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(
+        [*launcher, __file__, str(path)], env=environment, capture_output=True, text=True, timeout=500
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def whole(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+@contextmanager
+def _first_gradients(trainer: Trainer) -> Iterator[dict[str, Tensor]]:
+    """Filled with ``gradient.NAME``, clipped, by the first step."""
+    gradients: dict[str, Tensor] = {}
+    names = {parameter: name for name, parameter in trainer.method.named_parameters()}
+
+    def remember(optimizer: torch.optim.Optimizer, *_: object) -> None:
+        if not gradients:
+            for group in optimizer.param_groups:
+                gradients.update({f"gradient.{names[p]}": whole(p.grad).clone() for p in group["params"]})
+
+    handle = trainer.optimization.optimizer.register_step_pre_hook(remember)
+    yield gradients
+    handle.remove()
+
+
+if __name__ == "__main__":
+    todo = [Job(**job) for job in json.loads(Path(sys.argv[1]).read_text())]
+    torch.set_num_threads(1)
+    with processes(Device.cpu, Parallel.fsdp2) as ranks:
+        for job in todo:
+            job.run(ranks)
