@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ssl_zoo.data.batch import Batch
 from ssl_zoo.data.sources import SOURCES
 from ssl_zoo.engine.build import RunConfig, build_generators, build_views
-from ssl_zoo.engine.optim import OptimConfig, RateSchedules
+from ssl_zoo.engine.optim import MuonConfig, OptimConfig, RateSchedules
 from ssl_zoo.engine.settings import TrainerConfig
 from ssl_zoo.engine.trainer import BatchPlan, run_length
 from ssl_zoo.masks import MaskGenerator, Masks
@@ -81,7 +81,15 @@ class Plan:
             table.add_row(f"FLOPs per image, {name}", f"{count / 1e9:,.2f} G", "counted on the meta device")
         table.add_row("weights", f"{4 * total / _GIBI:.2f} GiB", f"4 bytes x {total:,}, averages included")
         table.add_row("gradients", f"{4 * trainable / _GIBI:.2f} GiB", f"4 bytes x {trainable:,}")
-        table.add_row("optimizer", f"{8 * trainable / _GIBI:.2f} GiB", f"2 moments x 4 bytes x {trainable:,}")
+        once = sum(p.numel() for p in self.method.parameters() if p.requires_grad and p.ndim == 2)
+        if isinstance(self.optim, MuonConfig):
+            size, how = (
+                8 * trainable - 4 * once,
+                f"4 bytes x (2 moments x {trainable - once:,} + 1 x {once:,} in matrices)",
+            )
+        else:
+            size, how = 8 * trainable, f"2 moments x 4 bytes x {trainable:,}"
+        table.add_row("optimizer", f"{size / _GIBI:.2f} GiB", how)
         return table
 
     def _batch(self) -> Table:
