@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     import submitit
 
 _GRACE_SECONDS = 120  # between Slurm's SIGTERM, on which a training saves, and the signal that submitit requeues on
+_POLL_SECONDS = 0.2
 _MAX_TIMEOUTS = 1000  # how often a job that reaches its time limit is queued again; submitit's own limit is 3
 
 
@@ -102,6 +104,7 @@ class TrainingJob:
         )
         if output is not None:
             output.close()
+        self._wait()
         if self.process.wait():
             where = "" if self.log is None else f"; see {self.log}"
             raise RuntimeError(f"the training ended with status {self.process.returncode}{where}")
@@ -110,8 +113,14 @@ class TrainingJob:
         import submitit
 
         self.process.terminate()  # all ranks save and end after the same step
-        self.process.wait()
+        self._wait()
         return submitit.helpers.DelayedSubmission(TrainingJob(self.command, log=self.log, run=self.run))
+
+    def _wait(self) -> None:
+        # Not Popen.wait: it holds a lock, on which the wait of a signal handler in the same thread would never end.
+        with suppress(ChildProcessError):  # waited for already
+            while os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+                time.sleep(_POLL_SECONDS)
 
 
 def is_finished(run: Path) -> bool:

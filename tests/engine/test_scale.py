@@ -62,6 +62,7 @@ def test_activations_in_float32_are_those_of_a_real_step() -> None:
     assert sum(found.backward.values()) == pytest.approx(sum(ledger.peak.values()), rel=0.05)
 
 
+@pytest.mark.slow
 def test_micro_batches_and_checkpointing_lower_the_activations() -> None:
     whole, parts, inputs = (
         rehearsed(*overrides)
@@ -73,6 +74,7 @@ def test_micro_batches_and_checkpointing_lower_the_activations() -> None:
     assert parts.backward[GRADIENTS] == parts.trained and whole.backward[GRADIENTS] < whole.trained
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_fits_with_the_remedy() -> None:
     machine = Machine(world_size=4, device_memory="30MB")
     said = printed(machine)
@@ -82,11 +84,13 @@ def test_what_does_not_fit_fits_with_the_remedy() -> None:
     assert f"DDP fits: {remedy[2]} GiB" in after
 
 
+@pytest.mark.slow
 def test_a_model_too_large_for_a_device_is_told_to_be_sharded() -> None:
     said = printed(Machine(world_size=4, device_memory="15MB"))
     assert "DDP does not fit" in said and "trainer.parallel=fsdp2" in said
 
 
+@pytest.mark.slow
 def test_hours_are_operations_over_what_the_devices_do() -> None:
     def hours(machine: Machine) -> float:
         return float(re.search(r"hours\W+([\d.,]+)", printed(machine, "trainer.num_steps=1000000"))[1].replace(",", ""))

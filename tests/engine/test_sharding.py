@@ -43,6 +43,7 @@ def test_shards_and_traffic_are_those_of_the_arithmetic(world_size: int) -> None
     assert not dist.is_initialized()
 
 
+@pytest.mark.slow
 def test_what_is_gathered_at_once_is_a_few_blocks_however_deep_the_network() -> None:
     shallow, deep = (
         rehearse_sharded(compose(DEMO, [f"backbone.depth={depth}"]).config, 4).working for depth in (6, 18)
