@@ -30,6 +30,7 @@ setup(
             "ssl-zoo-eval = ssl_zoo.tools.eval_net:main",
             "ssl-zoo-benchmark = ssl_zoo.tools.benchmark:main",
             "ssl-zoo-make-shards = ssl_zoo.tools.make_shards:main",
+            "ssl-zoo-submit = ssl_zoo.tools.submit:main",
             "ssl-zoo-compare = ssl_zoo.tools.compare:main",
             "ssl-zoo-list = ssl_zoo.tools.list:main",
             "ssl-zoo-verify-golden = ssl_zoo.tools.verify_golden:main",
@@ -61,6 +62,7 @@ setup(
     extras_require={
         "slurm": ["submitit>=1.5"],
         "test": [
+            "submitit>=1.5",
             "pytest>=8.0",
             "pytest-timeout>=2.3",
             "hypothesis>=6.100",

@@ -4,8 +4,9 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 if __package__ in (None, ""):  # run as a file of a checkout: its packages are one folder up
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -26,6 +27,7 @@ from ssl_zoo.engine.plan import Plan
 from ssl_zoo.engine.progress import ProgressBar
 from ssl_zoo.engine.report import report
 from ssl_zoo.engine.run_directory import RunDirectory, environment
+from ssl_zoo.engine.scale import Machine, ScalePlan
 from ssl_zoo.engine.trainer import NonFiniteLoss, Trainer
 from ssl_zoo.eval.online import OnlineProbe
 from ssl_zoo.method import build_method
@@ -86,7 +88,25 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--plugin", action="append", default=[], help="module or file that registers parts; repeatable")
     parser.add_argument("--dry-run", action="store_true", help="print the plan; no data, no accelerator, no weights")
     parser.add_argument("--help-config", action="store_true", help="print every key with type, default and meaning")
-    return parser.parse_intermixed_args(argv)
+    machine = parser.add_argument_group("machine to plan for, with --dry-run; it need not be here")
+    machine.add_argument("--world-size", type=int, metavar="N", help="ranks, one device each (default: 1)")
+    machine.add_argument("--device-memory", metavar="SIZE", help="of a device, e.g. 80GB; says whether the run fits")
+    machine.add_argument("--device-flops", type=float, metavar="F", help="peak per second (default: 312e12, A100 bf16)")
+    machine.add_argument("--utilisation", type=float, metavar="U", help="fraction of it that is reached (default: 0.4)")
+    arguments = parser.parse_intermixed_args(argv)
+    options = ("world_size", "device_memory", "device_flops", "utilisation")
+    arguments.machine = {name: value for name in options if (value := getattr(arguments, name)) is not None}
+    if arguments.machine and not arguments.dry_run:
+        given = ", ".join(f"--{name.replace('_', '-')}" for name in arguments.machine)
+        parser.error(f"{given}: a machine to plan for; add --dry-run, or start the ranks with torchrun")
+    return arguments
+
+
+def plan(composed: Composed, given: Mapping[str, Any], console: Console) -> None:
+    machine = Machine(**given)
+    Plan.of(composed.config, machine.world_size).print(console)
+    if given:
+        ScalePlan(composed.config, machine).print(console)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -103,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.help_config:
             print(describe(composed))
         elif arguments.dry_run:
-            Plan.of(composed.config).print(console)
+            plan(composed, arguments.machine, console)
         else:
             with processes(composed.config.trainer.device, composed.config.trainer.parallel) as ranks:
                 train(composed, arguments.resume, console, ranks)

@@ -9,6 +9,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from ssl_zoo.engine.settings import Device, Parallel
 
@@ -60,15 +61,27 @@ def processes(device: Device, parallel: Parallel = Parallel.ddp, timeout_minutes
         yield Processes(0, 1, local)
         return
     backend = "nccl" if local.type == "cuda" else "gloo"
+    timeout = timedelta(minutes=timeout_minutes)
     # Alone there is nobody to meet, hence no address either, which torchrun would give.
-    meeting = {"store": dist.HashStore(), "rank": 0, "world_size": 1} if world_size == 1 else {}
+    store = dist.HashStore() if world_size == 1 else _meeting_place(timeout)
+    device_id = local if backend == "nccl" else None
     dist.init_process_group(
-        backend, timeout=timedelta(minutes=timeout_minutes), device_id=local if backend == "nccl" else None, **meeting
+        backend, store=store, rank=rank, world_size=world_size, timeout=timeout, device_id=device_id
     )
     try:
         yield Processes(rank, world_size, local, dist.new_group(backend="gloo"), dist.new_group(backend="gloo"))
     finally:
         dist.destroy_process_group()
+
+
+def _meeting_place(timeout: timedelta) -> dist.Store:
+    """Where the ranks find each other.
+
+    torchrun hands a restarted group the store of the one before it, with the addresses of processes that are dead.
+    """
+    store, _, _ = next(rendezvous("env://", timeout=timeout))
+    store.set_timeout(timeout)
+    return dist.PrefixStore(f"restart_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
 
 
 def _local_device(device: Device, local_rank: int) -> torch.device:

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ssl_zoo.data.batch import Batch
 from ssl_zoo.data.sources import SOURCES
 from ssl_zoo.engine.build import RunConfig, build_generators, build_views
-from ssl_zoo.engine.optim import OptimConfig, RateSchedules
+from ssl_zoo.engine.optim import MuonConfig, OptimConfig, RateSchedules
 from ssl_zoo.engine.settings import TrainerConfig
 from ssl_zoo.engine.trainer import BatchPlan, run_length
 from ssl_zoo.masks import MaskGenerator, Masks
@@ -67,7 +67,7 @@ class Plan:
                 console.print(table)
 
     def _networks(self) -> Table:
-        table = _table("Networks", "part", "parameters", "trainable")
+        table = titled_table("Networks", "part", "parameters", "trainable")
         for name, part in [*self.method.named_children(), ("total", self.method)]:
             total, trainable = count_parameters(part)
             table.add_row(name, f"{total:,}", f"{trainable:,}")
@@ -76,17 +76,25 @@ class Plan:
     def _cost(self) -> Table:
         flops = count_flops(self.method, self.views, self.generators)
         total, trainable = count_parameters(self.method)
-        table = _table("Cost", "", "", "how")
+        table = titled_table("Cost", "", "", "how")
         for name, count in flops.items():
             table.add_row(f"FLOPs per image, {name}", f"{count / 1e9:,.2f} G", "counted on the meta device")
         table.add_row("weights", f"{4 * total / _GIBI:.2f} GiB", f"4 bytes x {total:,}, averages included")
         table.add_row("gradients", f"{4 * trainable / _GIBI:.2f} GiB", f"4 bytes x {trainable:,}")
-        table.add_row("optimizer", f"{8 * trainable / _GIBI:.2f} GiB", f"2 moments x 4 bytes x {trainable:,}")
+        once = sum(p.numel() for p in self.method.parameters() if p.requires_grad and p.ndim == 2)
+        if isinstance(self.optim, MuonConfig):
+            size, how = (
+                8 * trainable - 4 * once,
+                f"4 bytes x (2 moments x {trainable - once:,} + 1 x {once:,} in matrices)",
+            )
+        else:
+            size, how = 8 * trainable, f"2 moments x 4 bytes x {trainable:,}"
+        table.add_row("optimizer", f"{size / _GIBI:.2f} GiB", how)
         return table
 
     def _batch(self) -> Table:
         batch = BatchPlan(self.trainer.images_per_step, self.world_size, self.trainer.micro_batches)
-        table = _table("Batch and length", "", "", "how")
+        table = titled_table("Batch and length", "", "", "how")
         how = f"{batch.images_per_step} / ({batch.world_size} ranks x {batch.micro_batches} micro-batches)"
         table.add_row("images per micro-batch", f"{batch.images_per_micro_batch:,}", how)
         if self.num_samples is None:
@@ -105,7 +113,7 @@ class Plan:
         described = [(v, g) for v, g in zip(_flat(self.views), self.generators, strict=True) if g is not None]
         if not described:
             return None
-        table = _table("Masks", "view", "grid", "context patches", "target blocks x patches", "seen")
+        table = titled_table("Masks", "view", "grid", "context patches", "target blocks x patches", "seen")
         for view, generator in described:
             drawn = [generator(64, generator_for("plan", i)) for i in range(8)]
             table.add_row(
@@ -122,7 +130,7 @@ class Plan:
             return None
         num_steps, per_epoch = run_length(self.trainer, self.num_samples or self.trainer.images_per_step)
         schedules = RateSchedules(self.optim, num_steps=num_steps, steps_per_epoch=per_epoch)
-        table = _table("Schedules", "step", "epoch", "lr", "weight decay", "EMA momentum")
+        table = titled_table("Schedules", "step", "epoch", "lr", "weight decay", "EMA momentum")
         for step in sorted({0, schedules.warmup_steps, *(int(f * (num_steps - 1)) for f in (0.25, 0.5, 0.75, 1.0))}):
             if step < num_steps:
                 rates = schedules(step)
@@ -171,12 +179,14 @@ def plan_batch(
     generators: Sequence[MaskGenerator | None],
     images_per_step: int = _PLAN_IMAGES,
     draw: int = 0,
+    *,
+    num_images: int = _PLAN_IMAGES,
 ) -> Batch:
-    """A batch of the right shapes on the meta device: the first images of a step."""
-    images = [torch.empty(_PLAN_IMAGES, 3, *view.size, device="meta") for view in _flat(views)]
-    count = max(images_per_step, _PLAN_IMAGES)
+    """A batch of the right shapes on the meta device: the first ``num_images`` images of a step."""
+    images = [torch.empty(num_images, 3, *view.size, device="meta") for view in _flat(views)]
+    count = max(images_per_step, num_images)
     masks: list[Masks | None] = [
-        None if g is None else g(count, generator_for("plan", draw)).map(lambda t: t[:_PLAN_IMAGES].to("meta"))
+        None if g is None else g(count, generator_for("plan", draw)).map(lambda t: t[:num_images].to("meta"))
         for g in generators
     ]
     return Batch(tuple(images), tuple(masks))
@@ -191,7 +201,7 @@ def _range(counts: Sequence[int]) -> str:
     return str(min(counts)) if min(counts) == max(counts) else f"{min(counts)}..{max(counts)}"
 
 
-def _table(title: str, *columns: str) -> Table:
+def titled_table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", header_style="bold")
     for column in columns:
         table.add_column(column)

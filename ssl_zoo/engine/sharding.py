@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
@@ -16,8 +16,13 @@ from ssl_zoo.method import Method
 from ssl_zoo.nn import BACKBONES, ViT, set_fused_attention
 
 
-def shard(method: Method, config: TrainerConfig, device: torch.device) -> None:
-    """Divide every parameter of a method among the ranks of the default process group, along its first dimension.
+def all_ranks(device: torch.device) -> DeviceMesh:
+    """The ranks of the default process group."""
+    return init_device_mesh(device.type, (dist.get_world_size(),))
+
+
+def shard(method: Method, config: TrainerConfig, mesh: DeviceMesh) -> None:
+    """Divide every parameter of a method among ranks, along its first dimension.
 
     Units of gathering are each transformer block, each averaged network, the rest of each network, and what the method
     holds beside its networks. Averaged networks are divided as the networks they follow, so that their updates need no
@@ -30,7 +35,6 @@ def shard(method: Method, config: TrainerConfig, device: torch.device) -> None:
         raise ValueError("trainer.parallel=fsdp2 needs a process group, also alone: processes(device, Parallel.fsdp2)")
     # Networks end in `unflatten`, a view; nobody changes their outputs in place.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
-    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     units = set(_units(method))
     for module in reversed(list(method.modules())):  # inner ones first
         if module in units:

@@ -18,7 +18,7 @@ from ssl_zoo.engine.distributed import Processes
 from ssl_zoo.engine.optim import OptimConfig, Optimization, Rates, RateSchedules, check_groups
 from ssl_zoo.engine.prefetch import on_device
 from ssl_zoo.engine.settings import Parallel, TrainerConfig
-from ssl_zoo.engine.sharding import shard
+from ssl_zoo.engine.sharding import all_ranks, shard
 from ssl_zoo.method import Method, Output, Progress
 from ssl_zoo.seeding import seed_for
 
@@ -131,7 +131,9 @@ class Trainer:
         prepare_device(self.device)
         self.method = prepare_method(method, config, self.device)
         if config.parallel is Parallel.fsdp2:
-            shard(self.method, config, self.device)  # before anything holds its parameters, which it replaces
+            shard(
+                self.method, config, all_ranks(self.device)
+            )  # before anything holds its parameters, which it replaces
         groups = self.method.param_groups()
         check_groups(groups, self.method)
         schedules = RateSchedules(optim, num_steps=self.num_steps, steps_per_epoch=self.steps_per_epoch)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Protocol
 
-import ssl_zoo
+from ssl_zoo.engine.cluster import import_path
 from ssl_zoo.study.plan import PlannedRun
 from ssl_zoo.study.record import RunFolder
 
@@ -65,12 +65,6 @@ class LocalTraining:
 
     def kill(self) -> None:
         self._process.kill()
-
-
-def import_path() -> dict[str, str]:
-    """Environment in which another process imports this very package."""
-    here = str(Path(ssl_zoo.__file__).parent.parent)
-    return {"PYTHONPATH": os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))}
 
 
 def threads_per_job(jobs: int) -> int | None:

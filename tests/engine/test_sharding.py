@@ -15,7 +15,7 @@ from ssl_zoo.engine.checkpoint import list_checkpoints
 from ssl_zoo.engine.distributed import Processes, processes
 from ssl_zoo.engine.hooks import Pictures
 from ssl_zoo.engine.settings import Device, Parallel, Precision, TrainerConfig
-from ssl_zoo.engine.sharding import is_sharded, shard, whole_copy
+from ssl_zoo.engine.sharding import all_ranks, is_sharded, shard, whole_copy
 from ssl_zoo.engine.trainer import Hook, StepResult, Trainer
 from ssl_zoo.method import METHODS
 
@@ -57,7 +57,7 @@ def test_alone_a_sharded_training_equals_a_plain_one(group: Processes, tmp_path:
 
 def test_every_parameter_is_divided_and_every_average_follows(group: Processes) -> None:
     method = tiny_method("data2vec")
-    shard(method, TrainerConfig(), CPU)
+    shard(method, TrainerConfig(), all_ranks(CPU))
     assert all(isinstance(parameter, DTensor) for parameter in method.parameters())
     assert all(is_sharded(part) for part in (method, method.encoder, method.target.encoder, *method.encoder.blocks))
 
@@ -65,7 +65,7 @@ def test_every_parameter_is_divided_and_every_average_follows(group: Processes) 
 def test_a_whole_copy_is_a_plain_encoder_that_can_be_copied_and_trained(group: Processes) -> None:
     method, plain = tiny_method("ijepa"), tiny_method("ijepa")
     images = tiny_batch(plain, "ijepa").views[0]
-    shard(method, TrainerConfig(), CPU)
+    shard(method, TrainerConfig(), all_ranks(CPU))
     encoder = whole_copy(method.evaluated(), TrainerConfig())
     assert type(encoder) is type(plain.encoder) and not is_sharded(encoder)
     copy.deepcopy(encoder)

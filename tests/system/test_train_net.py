@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from tiny_commands import DEMO, ROOT, TINY, children_of, records, wait_for_step
 
 from ssl_zoo.engine.checkpoint import list_checkpoints
 from ssl_zoo.registry import discover
@@ -18,34 +19,7 @@ from ssl_zoo.tools.train_net import main
 
 discover()
 
-ROOT = Path(__file__).resolve().parents[2]
 TOOL = ROOT / "tools" / "train_net.py"
-DEMO = ROOT / "configs" / "ijepa" / "demo.yaml"
-TIMING = {"images_per_second", "data_wait", "memory_bytes"}
-TINY = [
-    "backbone.embed_dim=48",
-    "backbone.depth=2",
-    "backbone.num_heads=4",
-    "backbone.image_size=32",
-    "backbone.patch_size=4",
-    "data.image_size=32",
-    "data.num_train=160",
-    "data.num_test=48",
-    "method.predictor_dim=32",
-    "method.predictor_depth=1",
-    "method.predictor_heads=4",
-    "masks.min_patches=4",
-    "trainer.images_per_step=16",
-    "trainer.num_steps=20",
-    "trainer.checkpoint_every=4",
-    "trainer.precision=fp32",
-    "optim.warmup_epochs=0.5",
-    "monitor.log_every=1",
-    "monitor.tensorboard=false",
-    "probe.every_steps=8",
-    "probe.train_samples=96",
-    "probe.knn.k=[5]",
-]
 
 
 def run_main(*arguments: str) -> int:
@@ -53,11 +27,12 @@ def run_main(*arguments: str) -> int:
     return main(["--config", str(DEMO), *TINY, *arguments])
 
 
-def start(output: Path, *arguments: str, ranks: int = 1) -> subprocess.Popen:
+def start(output: Path, *arguments: str, ranks: int = 1, restarts: int = 0) -> subprocess.Popen:
     """The tool as a process of its own, or as several under torchrun."""
     launcher = [sys.executable]
     if ranks > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+        torchrun = ["--standalone", f"--nproc-per-node={ranks}", f"--max-restarts={restarts}"]
+        launcher += ["-m", "torch.distributed.run", *torchrun]
     command = [*launcher, str(TOOL), "--config", str(DEMO), *TINY, f"output_dir={output}", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
@@ -69,21 +44,6 @@ def finish(process: subprocess.Popen) -> str:
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     return output
-
-
-def records(run: Path) -> list[dict]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key not in TIMING} for line in lines]
-
-
-def wait_for_step(run: Path, step: int, process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 240
-    while process.poll() is None and time.monotonic() < deadline:
-        metrics = run / "metrics.jsonl"
-        lines = metrics.read_text().splitlines() if metrics.is_file() else []
-        if any(f'"step": {step},' in line for line in lines):
-            return
-        time.sleep(0.02)
 
 
 @pytest.mark.slow
@@ -99,6 +59,17 @@ def test_a_run_killed_five_times_equals_the_uninterrupted_one_line_by_line(tmp_p
         process.communicate()
     finish(start(tmp_path / "killed", ranks=ranks))
     assert records(tmp_path / "killed") == records(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_torchrun_restarts_a_run_that_lost_a_rank_and_it_ends_as_the_undisturbed_one(tmp_path: Path) -> None:
+    settings = ["trainer.num_steps=10", "probe.protocols=[]"]
+    finish(start(tmp_path / "whole", *settings, ranks=2))
+    process = start(tmp_path / "struck", *settings, ranks=2, restarts=2)
+    wait_for_step(tmp_path / "struck", 6, process)
+    os.kill(children_of(process.pid)[-1], signal.SIGKILL)
+    finish(process)
+    assert records(tmp_path / "struck") == records(tmp_path / "whole")
 
 
 @pytest.mark.slow
@@ -189,6 +160,34 @@ def test_bad_input_gives_one_clear_error(case: str, tmp_path: Path, capsys: pyte
     for hint in hints:
         assert hint in error
     assert not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.slow
+def test_the_plan_for_another_machine_gives_both_layouts(capsys: pytest.CaptureFixture) -> None:
+    assert run_main("--dry-run", "--world-size", "4", "--device-memory", "80GB") == 0
+    said = capsys.readouterr().out
+    for expected in ("FSDP2 fits", "DDP fits", "all-gather of parameters", "tokens per step, encoder", "hours"):
+        assert expected in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["--dry-run", "--device-memory", "80 bytes"], "--device-memory 80 bytes"),
+        (["--dry-run", "--world-size", "5"], "trainer.images_per_step=16 is no multiple of 5 ranks"),
+    ],
+)
+def test_a_machine_that_the_run_does_not_divide_among_is_refused(
+    arguments: list[str], hint: str, capsys: pytest.CaptureFixture
+) -> None:
+    assert run_main(*arguments) == 1
+    assert hint in capsys.readouterr().err
+
+
+def test_a_machine_to_plan_for_needs_a_dry_run(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        run_main("--world-size", "4")
+    assert "--world-size: a machine to plan for; add --dry-run" in capsys.readouterr().err
 
 
 def test_a_recipe_that_does_not_exist_is_named(capsys: pytest.CaptureFixture) -> None:

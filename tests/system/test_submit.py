@@ -1,0 +1,74 @@
+"""Trainings as jobs, as their users submit them: submitit's local executor, real processes, real signals."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_commands import DEMO, ROOT, TINY, children_of, records, wait_for_step
+
+from ssl_zoo.tools.submit import main, minutes
+
+TOOL = ROOT / "tools" / "submit.py"
+
+
+def submit(output: Path, *arguments: str) -> subprocess.Popen:
+    settings = [*TINY, "trainer.num_steps=10", "probe.protocols=[]", f"output_dir={output}"]
+    command = [sys.executable, str(TOOL), "--config", str(DEMO), "--local", *settings, *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+
+
+def finish(process: subprocess.Popen, run: Path) -> str:
+    output, _ = process.communicate(timeout=500)
+    logs = "".join(path.read_text() for path in sorted((run / "slurm").glob("*_log.*")))
+    assert process.returncode == 0, output + logs
+    return output
+
+
+@pytest.mark.slow
+def test_a_preempted_job_of_two_ranks_is_requeued_and_ends_as_the_uninterrupted_one(tmp_path: Path) -> None:
+    pytest.importorskip("submitit")
+    said = finish(submit(tmp_path / "whole", "--gpus-per-node", "2"), tmp_path / "whole")
+    assert f"2 ranks, run directory {tmp_path / 'whole'}" in said and "logs: " in said
+    assert json.loads((tmp_path / "whole" / "environment.json").read_text())["world_size"] == 2
+    process = submit(tmp_path / "preempted", "--gpus-per-node", "2", "trainer.checkpoint_every=1000")
+    wait_for_step(tmp_path / "preempted", 3, process)
+    (script,) = (tmp_path / "preempted" / "slurm").glob("*_0_log.out")
+    for task in children_of(int(script.name.partition("_")[0])):
+        os.kill(task, signal.SIGUSR2)
+    finish(process, tmp_path / "preempted")
+    assert "Requeued job" in "".join(p.read_text() for p in (tmp_path / "preempted" / "slurm").glob("*_0_log.*"))
+    assert records(tmp_path / "preempted") == records(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_a_job_that_fails_ends_with_an_error(tmp_path: Path) -> None:
+    pytest.importorskip("submitit")
+    process = submit(tmp_path / "run", "trainer.device=cuda", "--gpus-per-node", "0")
+    process.communicate(timeout=300)
+    assert process.returncode == 1
+
+
+def test_what_can_be_checked_is_checked_before_anything_is_submitted(tmp_path: Path, capsys) -> None:
+    for arguments, hint in (
+        (["--nodes", "3"], "trainer.images_per_step=16 is no multiple of 3 ranks"),
+        (["trainer.num_stepz=3"], "trainer.num_steps"),
+    ):
+        assert main(["--config", str(DEMO), *TINY, f"output_dir={tmp_path / 'run'}", *arguments]) == 1
+        assert hint in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_a_cluster_the_remedy_is_told(tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert main(["--config", str(DEMO), *TINY, f"output_dir={tmp_path / 'run'}"]) == 1
+    error = capsys.readouterr().err
+    assert "this machine has no sbatch" in error or "pip install 'ssl-zoo[slurm]'" in error
+
+
+def test_limits_of_time_are_read_as_slurm_writes_them() -> None:
+    assert [minutes(text) for text in ("90", "12:30:00", "3-01:00:00")] == [90, 750, 4380]

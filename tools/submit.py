@@ -1,0 +1,95 @@
+"""Train as a job of a Slurm cluster: ``python tools/submit.py --config RECIPE --nodes 2 --gpus-per-node 8 ...``."""
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if __package__ in (None, ""):  # run as a file of a checkout: its packages are one folder up
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from ssl_zoo.config import compose
+from ssl_zoo.engine.cluster import TrainingJob, cluster_executor, parameters_of
+from ssl_zoo.engine.trainer import BatchPlan
+from ssl_zoo.registry import discover
+
+
+def minutes(text: str) -> int:
+    """Minutes of ``90``, ``12:00:00`` or ``3-12:00:00``, as Slurm writes them."""
+    match = re.fullmatch(r"(\d+)|(?:(\d+)-)?(\d+):(\d\d)(?::\d\d)?", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text}: needs minutes, HH:MM:SS or D-HH:MM:SS")
+    if match[1]:
+        return int(match[1])
+    return (int(match[2] or 0) * 24 + int(match[3])) * 60 + int(match[4])
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config", required=True, metavar="RECIPE", help="recipe file, anywhere")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings and group options to change")
+    parser.add_argument("--plugin", action="append", default=[], help="module or file that registers parts; repeatable")
+    parser.add_argument("--nodes", type=int, default=1, metavar="N", help="machines (default: 1)")
+    parser.add_argument("--gpus-per-node", type=int, default=1, metavar="G", help="ranks on each; 0: one, on its CPU")
+    parser.add_argument("--time", type=minutes, default=720, metavar="T", help="limit until it is requeued: 12:00:00")
+    parser.add_argument("--partition", metavar="NAME", help="of the cluster")
+    parser.add_argument("--cpus-per-task", type=int, metavar="C", help="of each rank, for its loader.num_workers")
+    parser.add_argument(
+        "--option", action="append", default=[], metavar="KEY=VALUE", help="of submitit: slurm_qos=high"
+    )
+    parser.add_argument("--folder", type=Path, metavar="DIR", help="of scripts and logs (default: OUTPUT_DIR/slurm)")
+    parser.add_argument("--local", action="store_true", help="a job on this machine, without Slurm; waits for its end")
+    arguments = parser.parse_intermixed_args(argv)
+    if arguments.nodes < 1 or arguments.gpus_per_node < 0 or arguments.time < 1:
+        parser.error("--nodes and --time need at least 1, --gpus-per-node 0 or more")
+    return arguments
+
+
+def submit(arguments: argparse.Namespace) -> int:
+    """Submit the training, after everything that can be checked here; returns the exit status."""
+    config = compose(arguments.config, arguments.overrides).config
+    tasks = max(1, arguments.gpus_per_node)
+    BatchPlan(config.trainer.images_per_step, arguments.nodes * tasks, config.trainer.micro_batches)
+    run = Path(config.output_dir).absolute()
+    folder = (arguments.folder or run / "slurm").absolute()
+    given = {
+        "slurm_partition": arguments.partition,
+        "cpus_per_task": arguments.cpus_per_task,
+        **parameters_of(arguments.option),
+    }
+    parameters = {
+        "name": f"ssl-zoo-{run.name}",
+        "nodes": arguments.nodes,
+        "tasks_per_node": tasks,
+        "gpus_per_node": arguments.gpus_per_node,
+        "timeout_min": arguments.time,
+        **{key: value for key, value in given.items() if value is not None},
+    }
+    cluster = "local" if arguments.local else "slurm"
+    executor = cluster_executor(folder, parameters, cluster=cluster, option="tools/submit.py")
+    plugged = [word for plugin in arguments.plugin for word in ("--plugin", plugin)]
+    recipe = str(Path(arguments.config).absolute())
+    settings = [*arguments.overrides, f"output_dir={run}"]
+    command = [sys.executable, "-m", "ssl_zoo.tools.train_net", "--config", recipe, *plugged, *settings]
+    job = executor.submit(TrainingJob(command, run=run))
+    print(f"job {job.job_id}: {arguments.nodes * tasks} ranks, run directory {run}")
+    print(f"logs: {job.paths.stdout} (rank 0), {job.paths.stderr}", flush=True)
+    if not arguments.local:
+        return 0
+    job.wait()
+    return 0 if job.exception() is None else 1
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parse(argv)
+    try:
+        discover(arguments.plugin)
+        return submit(arguments)
+    except (ValueError, LookupError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
