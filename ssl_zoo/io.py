@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import urllib.request
 import uuid
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from iopath.common.file_io import NativePathHandler, PathHandler, PathManager
+from safetensors import SafetensorError
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 _SILENCE_S = 60.0  # a server that sends nothing for so long counts as gone
@@ -106,11 +108,18 @@ def publish_directory(final: Path, temporary: Path) -> Iterator[Path]:
     """A fresh ``temporary`` directory to fill, renamed to ``final`` when the block ends without an error.
 
     Files and directory are flushed before the rename, so that ``final`` is whole or does not exist.
+
+    Raises:
+        OSError: it can't be written, e.g. for want of room; what was written of it is removed again.
     """
     temporary.mkdir(parents=True)
-    yield temporary
-    for file in temporary.iterdir():
-        fsync_path(file)
-    fsync_path(temporary)
-    os.replace(temporary, final)
-    fsync_path(final.parent)
+    try:
+        yield temporary
+        for file in temporary.iterdir():
+            fsync_path(file)
+        fsync_path(temporary)
+        os.replace(temporary, final)
+        fsync_path(final.parent)
+    except (OSError, SafetensorError) as error:  # safetensors has its own error for a full disk
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise OSError(f"{final} can't be written: {error}") from error

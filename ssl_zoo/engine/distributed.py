@@ -47,12 +47,20 @@ class Processes:
             dist.barrier(group=self.control)
 
 
+class LostRank(RuntimeError):
+    """Another rank has ended, or does not answer; its own output says why."""
+
+
 @contextmanager
 def processes(device: Device, timeout_minutes: float = 30) -> Iterator[Processes]:
     """Join the run's processes as torchrun describes them in the environment, or run alone.
 
+    Args:
+        timeout_minutes: how long ranks wait for each other.
+
     Raises:
         ValueError: ``trainer.device=cuda`` without a CUDA device, or more ranks on a machine than devices.
+        LostRank: the block waited for a rank that has ended or did not answer in time.
     """
     world_size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     local = _local_device(device, int(os.environ.get("LOCAL_RANK", 0)))
@@ -62,13 +70,33 @@ def processes(device: Device, timeout_minutes: float = 30) -> Iterator[Processes
         yield Processes(0, 1, local)
         return
     backend = "nccl" if local.type == "cuda" else "gloo"
-    dist.init_process_group(
-        backend, timeout=timedelta(minutes=timeout_minutes), device_id=local if backend == "nccl" else None
-    )
+    timeout = timedelta(minutes=timeout_minutes)
+    dist.init_process_group(backend, timeout=timeout, device_id=local if backend == "nccl" else None)
     try:
-        yield Processes(rank, world_size, local, dist.new_group(backend="gloo"))
+        yield Processes(rank, world_size, local, dist.new_group(backend="gloo", timeout=timeout))
+    except (RuntimeError, dist.DistError) as error:
+        lost = _lost_rank(error, rank, timeout_minutes)
+        if lost is None:
+            raise
+        raise lost from error
     finally:
         dist.destroy_process_group()
+
+
+def _lost_rank(error: Exception, rank: int, timeout_minutes: float) -> LostRank | None:
+    """What an error of torch's collectives means, if it is about another rank; gloo's have no class of their own."""
+    if type(error) is not RuntimeError and not isinstance(error, dist.DistError):
+        return None
+    words = str(error).lower()
+    if "timed out" in words:
+        return LostRank(
+            f"rank {rank} waited trainer.timeout_minutes={timeout_minutes:g} for another rank. It hangs or is very "
+            "slow: see its output, and raise the setting if so long a wait is to be expected. The same command goes on "
+            "from the last checkpoint"
+        )
+    if "connection closed by peer" in words or "connection reset by peer" in words:
+        return LostRank(f"rank {rank} lost another rank, which has ended; that rank's output says why")
+    return None
 
 
 def _local_device(device: Device, local_rank: int) -> torch.device:
