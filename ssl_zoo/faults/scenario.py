@@ -30,9 +30,18 @@ class Laboratory:
     folder: Path
     settings: Sequence[str] = ()
     _references: dict[tuple[object, ...], Path] = field(default_factory=dict)
+    _started: list[Training] = field(default_factory=list)
 
     def start(self, run: Path, *settings: str, **options: object) -> Training:
-        return Training(run, [*self.settings, *settings], **options)
+        self._started.append(Training(run, [*self.settings, *settings], **options))
+        return self._started[-1]
+
+    def close(self) -> None:
+        """End the trainings that still run, after a failure or a Ctrl-C."""
+        while self._started:
+            training = self._started.pop()
+            if training.is_alive:
+                training.kill_all()
 
     def reference(self, *settings: str, ranks: int = 1) -> Path:
         """A finished, undisturbed run, trained when it is first asked for."""
@@ -121,6 +130,8 @@ class Scenario:
             report.problem = str(error)
         except NotPossible as error:
             report.impossible = str(error)
+        finally:
+            laboratory.close()
         report.seconds = time.monotonic() - started
         return report
 
