@@ -46,13 +46,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             for scenario in scenarios:
                 reports.append(scenario.run(laboratory))
                 print(line(reports[-1]), file=sys.stderr, flush=True)
-            text = table(reports, reference, command)
+                text = table(reports, reference, command)
+                if arguments.out:
+                    write_atomic(arguments.out, text)  # as far as it is known, for those who break it off
     except (ValueError, OSError, NotSurvived) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(text, end="")
-    if arguments.out:
-        write_atomic(arguments.out, text)
     return 0 if all(report.is_kept for report in reports) else 1
 
 
