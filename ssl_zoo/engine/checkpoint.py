@@ -7,6 +7,7 @@ config, versions, size and SHA-256 of every file). Nothing in it can execute cod
 
 import hashlib
 import json
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -74,7 +75,9 @@ def save_checkpoint(
         content = {"format": FORMAT, "step": step, **manifest, "files": files}
         (folder / "manifest.json").write_text(json.dumps(content, indent=1))
     for old in list_checkpoints(run)[:-keep]:
-        shutil.rmtree(old)
+        leaving = old.with_name(f".{old.name}.removed")
+        os.replace(old, leaving)  # who is cut off while removing it leaves no half checkpoint behind
+        shutil.rmtree(leaving)
     return final
 
 

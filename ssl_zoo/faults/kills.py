@@ -58,7 +58,7 @@ class _Victim:
 
 def _has_begun_save(run: Path, step: int) -> bool:
     started = [*unfinished(run), *checkpoints(run)]
-    return any(step_of(path.with_name(path.name.lstrip("."))) >= step for path in started)
+    return any(step_of(path) >= step for path in started)
 
 
 def in_saves(laboratory: Laboratory, report: Report) -> None:

@@ -26,12 +26,13 @@ def checkpoints(run: Path) -> list[Path]:
 
 
 def step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("step_"))
+    """The step of a checkpoint's folder, also while it has a hidden name."""
+    return int(checkpoint.name.lstrip(".").removeprefix("step_"))
 
 
 def unfinished(run: Path) -> list[Path]:
-    """Folders that a save has not published."""
-    return sorted((run / "checkpoints").glob(".step_*"))
+    """Folders that a save has not published; not those that are being removed, which end in ``.removed``."""
+    return [path for path in (run / "checkpoints").glob(".step_*") if path.suffix != ".removed"]
 
 
 def files(checkpoint: Path) -> list[Path]:

@@ -66,4 +66,5 @@ def test_an_earlier_end_and_an_unfinished_save_are_seen(whole: Path, run: Path) 
     newest = checkpoints(run)[-1]
     newest.rename(newest.with_name(f".{newest.name}"))
     assert difference(run, whole) == "the last checkpoint is step_00000002, not step_00000003"
+    (newest.parent / ".step_00000001.removed").mkdir()
     assert [path.name for path in unfinished(run)] == [".step_00000003"]
