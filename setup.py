@@ -32,6 +32,7 @@ setup(
             "ssl-zoo-make-shards = ssl_zoo.tools.make_shards:main",
             "ssl-zoo-submit = ssl_zoo.tools.submit:main",
             "ssl-zoo-compare = ssl_zoo.tools.compare:main",
+            "ssl-zoo-inject-faults = ssl_zoo.tools.inject_faults:main",
             "ssl-zoo-list = ssl_zoo.tools.list:main",
             "ssl-zoo-verify-golden = ssl_zoo.tools.verify_golden:main",
             "ssl-zoo-visualize = ssl_zoo.tools.visualize:main",

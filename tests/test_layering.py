@@ -29,10 +29,12 @@ MAY_IMPORT = {
     "config": ("data", "engine", "eval", "masks", "method", "nn", "targets"),
     # Trainings are processes of their own: it starts the training tool by its name and imports it not.
     "study": ("config", "engine", "eval"),
+    # It starts tools by their names; its plug-in derives from a method.
+    "faults": ("data", "method", "methods"),
     "interop": ("data.batch", "engine", "masks", "method", "methods", "nn", "targets"),
     "configs": (),
     "tools": (
-        *("benchmark", "config", "configs", "data", "engine", "eval"),
+        *("benchmark", "config", "configs", "data", "engine", "eval", "faults"),
         *("interop", "masks", "method", "methods", "nn", "study", "targets"),
     ),
 }

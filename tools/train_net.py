@@ -21,7 +21,7 @@ from ssl_zoo.engine import hooks
 from ssl_zoo.engine.alarm import Collapse, CollapseAlarm
 from ssl_zoo.engine.build import build_data
 from ssl_zoo.engine.device import autocast, resolve_precision
-from ssl_zoo.engine.distributed import Processes, processes
+from ssl_zoo.engine.distributed import LostRank, Processes, processes
 from ssl_zoo.engine.metrics import JsonLines, Metrics, TensorBoard
 from ssl_zoo.engine.plan import Plan
 from ssl_zoo.engine.progress import ProgressBar
@@ -73,6 +73,8 @@ def train(composed: Composed, resume: str, console: Console, ranks: Processes) -
     if checkpoint is not None:
         checkpointer.resume(trainer, checkpoint)
     if ranks.is_main:
+        if checkpoint is not None:
+            run.set_aside_after(checkpoint)
         length = {"num_steps": trainer.num_steps, "images_per_step": config.trainer.images_per_step}
         run.write_start(recipe_text(composed), {**environment(ranks, trainer.precision), **length})
     trainer.train()
@@ -125,9 +127,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif arguments.dry_run:
             plan(composed, arguments.machine, console)
         else:
-            with processes(composed.config.trainer.device, composed.config.trainer.parallel) as ranks:
+            trainer = composed.config.trainer
+            with processes(trainer.device, trainer.parallel, trainer.timeout_minutes) as ranks:
                 train(composed, arguments.resume, console, ranks)
-    except (ValueError, LookupError, OSError, LoaderError, NonFiniteLoss, Collapse) as error:
+    except (ValueError, LookupError, OSError, LoaderError, LostRank, NonFiniteLoss, Collapse) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

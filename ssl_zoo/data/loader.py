@@ -5,10 +5,15 @@ neither the number of ranks nor that of worker processes changes what an image l
 """
 
 import hashlib
+import multiprocessing
 import os
-from collections.abc import Iterator, Sequence
+import re
+import signal
+import threading
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -24,6 +29,7 @@ from ssl_zoo.registry import setting
 from ssl_zoo.seeding import generator_for
 
 _MAX_AUTO_WORKERS = 8
+_GRACE_S = 5.0  # beyond the timeout of torch's loader, which comes first where it can
 
 
 @dataclass
@@ -184,12 +190,14 @@ class TrainingData:
             try:
                 return candidate, self.source.image(candidate)
             except CorruptImage as error:
-                corrupt.append(Corrupt(error.name, error.reason))
+                # A substitute that is corrupt too is not counted here, but where it is planned itself.
+                if distance == 0:
+                    corrupt.append(Corrupt(error.name, error.reason))
                 if num_samples > _MAX_SUBSTITUTES and distance == _MAX_SUBSTITUTES:
                     break
+        first = corrupt[-1]
         raise ValueError(
-            f"none of {distance + 1} images in a row could be decoded; the first: {corrupt[-distance - 1].name}: "
-            f"{corrupt[-distance - 1].reason}"
+            f"none of {distance + 1} images in a row could be decoded; the first: {first.name}: {first.reason}"
         )
 
 
@@ -333,14 +341,36 @@ def _in_workers(
         # The loader draws a base seed for its workers; from a generator of ours it leaves the global state untouched.
         generator=torch.Generator(),
     )
+    others = set(multiprocessing.active_children())
     batches = iter(loader)
+    workers = set(multiprocessing.active_children()) - others
+    is_late = threading.Event()
+
+    def give_up() -> None:
+        is_late.set()
+        for worker in workers:
+            worker.kill()  # of which the main process is told by a signal, whatever it is waiting for
+
     while True:
+        # Torch's own timeout does not hold where tensors are fetched from a worker that has announced them.
+        alarm = threading.Timer(timeout_s + _GRACE_S, give_up)
+        alarm.daemon = True
+        if timeout_s:
+            alarm.start()
         try:
             batch = next(batches)
         except StopIteration:
             return
-        except RuntimeError as error:
-            raise _explain(error, num_workers) from error
+        except (RuntimeError, ConnectionError, EOFError) as error:
+            told = explain(error)
+            if is_late.is_set():
+                told = _late(timeout_s)
+            elif not isinstance(error, RuntimeError) and "in DataLoader worker process" not in str(error):
+                told = _died(f"{type(error).__name__}: {error}")  # in the middle of a batch
+            _end(workers)
+            raise told or error from error
+        finally:
+            alarm.cancel()
         if isinstance(batch, ValueError):
             raise batch
         yield batch
@@ -352,17 +382,44 @@ def _start_worker(worker: int) -> None:
     os.setpgid(0, 0)
 
 
-def _explain(error: RuntimeError, num_workers: int) -> RuntimeError:
+def _end(workers: Iterable[BaseProcess]) -> None:
+    """Kill workers. Torch asks them politely, which one that hangs may not heed; the process then never ends either."""
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's would raise here
+    try:
+        for worker in workers:
+            worker.kill()
+        for worker in workers:
+            worker.join(_GRACE_S)
+    finally:
+        signal.signal(signal.SIGCHLD, handler)
+
+
+def explain(error: BaseException) -> LoaderError | None:
+    """What an error of torch's loader means, None for any other.
+
+    Torch tells of a dead worker wherever the main process happens to be, not only where it takes a batch.
+    """
     message = str(error)
+    if not isinstance(error, RuntimeError) or not message.startswith("DataLoader "):
+        return None
     if "timed out" in message:
-        return LoaderError(
-            f"no batch came from loader.num_workers={num_workers} processes in time ({message}). Slow storage: raise "
-            "loader.timeout_s; otherwise find the sample that hangs with loader.num_workers=0"
-        )
+        return _late(float(re.search(r"after ([\d.]+) seconds", message)[1]))
     if "exited unexpectedly" in message or "killed by signal" in message:
-        return LoaderError(
-            f"a data worker process died ({message.splitlines()[0]}). Often memory: lower loader.num_workers or "
-            "loader.prefetch_per_worker, or give the container more shared memory; loader.num_workers=0 shows a crash "
-            "in this process. Restart the run to continue from its last checkpoint"
-        )
-    return error
+        return _died(message.splitlines()[0])
+    return None
+
+
+def _late(seconds: float) -> LoaderError:
+    return LoaderError(
+        f"no batch came from the worker processes within loader.timeout_s={seconds:g}. Slow storage: raise it; "
+        "otherwise find the sample that hangs with loader.num_workers=0. The same command goes on from the last "
+        "checkpoint"
+    )
+
+
+def _died(how: str) -> LoaderError:
+    return LoaderError(
+        f"a data worker process died ({how}). Often memory: lower loader.num_workers or loader.prefetch_per_worker, or "
+        "give the container more shared memory; loader.num_workers=0 shows a crash in this process. Restart the run to "
+        "continue from its last checkpoint"
+    )

@@ -44,14 +44,22 @@ class Processes:
         return values
 
 
+class LostRank(RuntimeError):
+    """Another rank has ended, or does not answer; its own output says why."""
+
+
 @contextmanager
 def processes(device: Device, parallel: Parallel = Parallel.ddp, timeout_minutes: float = 30) -> Iterator[Processes]:
     """Join the run's processes as torchrun describes them in the environment, or run alone.
 
     Alone with ``parallel=fsdp2`` there is a process group too, of one rank, on which weights are "divided".
 
+    Args:
+        timeout_minutes: how long ranks wait for each other.
+
     Raises:
         ValueError: ``trainer.device=cuda`` without a CUDA device, or more ranks on a machine than devices.
+        LostRank: the block waited for a rank that has ended or did not answer in time.
     """
     world_size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     local = _local_device(device, int(os.environ.get("LOCAL_RANK", 0)))
@@ -69,7 +77,13 @@ def processes(device: Device, parallel: Parallel = Parallel.ddp, timeout_minutes
         backend, store=store, rank=rank, world_size=world_size, timeout=timeout, device_id=device_id
     )
     try:
-        yield Processes(rank, world_size, local, dist.new_group(backend="gloo"), dist.new_group(backend="gloo"))
+        control, saving = (dist.new_group(backend="gloo", timeout=timeout) for _ in range(2))
+        yield Processes(rank, world_size, local, control, saving)
+    except (RuntimeError, dist.DistError) as error:
+        lost = _lost_rank(error, rank, timeout_minutes)
+        if lost is None:
+            raise
+        raise lost from error
     finally:
         dist.destroy_process_group()
 
@@ -82,6 +96,22 @@ def _meeting_place(timeout: timedelta) -> dist.Store:
     store, _, _ = next(rendezvous("env://", timeout=timeout))
     store.set_timeout(timeout)
     return dist.PrefixStore(f"restart_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+
+
+def _lost_rank(error: Exception, rank: int, timeout_minutes: float) -> LostRank | None:
+    """What an error of torch's collectives means, if it is about another rank; gloo's have no class of their own."""
+    if type(error) is not RuntimeError and not isinstance(error, dist.DistError):
+        return None
+    words = str(error).lower()
+    if "timed out" in words:
+        return LostRank(
+            f"rank {rank} waited trainer.timeout_minutes={timeout_minutes:g} for another rank. It hangs or is very "
+            "slow: see its output, and raise the setting if so long a wait is to be expected. The same command goes on "
+            "from the last checkpoint"
+        )
+    if "connection closed by peer" in words or "connection reset by peer" in words:
+        return LostRank(f"rank {rank} lost another rank, which has ended; that rank's output says why")
+    return None
 
 
 def _local_device(device: Device, local_rank: int) -> torch.device:

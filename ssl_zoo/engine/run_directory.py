@@ -1,7 +1,10 @@
 """The run directory: what a run leaves behind, and from where it goes on."""
 
 import json
+import logging
+import os
 import platform
+import shutil
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,11 +15,13 @@ from typing import Any
 import torch
 
 import ssl_zoo
-from ssl_zoo.engine.checkpoint import Checkpoint, CheckpointError, list_checkpoints, read_checkpoint
+from ssl_zoo.engine.checkpoint import Checkpoint, CheckpointError, list_checkpoints, read_checkpoint, step_of
 from ssl_zoo.engine.device import cpu_capabilities
 from ssl_zoo.engine.distributed import Processes
 from ssl_zoo.engine.settings import Precision
 from ssl_zoo.io import write_atomic
+
+log = logging.getLogger(__name__)
 
 _PACKAGES = ("torch", "torchvision", "timm", "hydra-core", "numpy", "safetensors")
 
@@ -38,6 +43,7 @@ _FREE_KEYS = (
     "trainer.checkpoint_activations",
     "trainer.parallel",
     "trainer.reshard_after_forward",
+    "trainer.timeout_minutes",
 )
 
 
@@ -100,6 +106,22 @@ class RunDirectory:
         checkpoint = read_checkpoint(path)
         self._require_same_run(checkpoint)
         return checkpoint
+
+    def set_aside_after(self, checkpoint: Checkpoint) -> None:
+        """Move the checkpoints of later steps than the one to go on from into ``checkpoints/replaced``.
+
+        As the newest ones they would be taken for the state of the run and outlive all that is written from now on.
+        """
+        taken = checkpoint.path.resolve()
+        for path in list_checkpoints(self.path):
+            step = step_of(path)
+            if step > checkpoint.step or (step == checkpoint.step and path.resolve() != taken):
+                place = path.parent / "replaced" / path.name
+                place.parent.mkdir(exist_ok=True)
+                if place.exists():
+                    shutil.rmtree(place)
+                os.replace(path, place)
+                log.warning("%s is moved to %s, since the run goes on from step %d", path, place, checkpoint.step)
 
     def write_start(self, config_text: str, environment: Mapping[str, Any]) -> None:
         """``config.yaml``, which is itself a recipe, and ``environment.json``."""

@@ -59,6 +59,7 @@ class TrainerConfig:
     async_checkpoints: bool = setting(
         True, "write checkpoints while the training goes on, from a copy of the state in the host's memory"
     )
+    timeout_minutes: float = setting(30.0, "after which ranks that wait for another one end the run with an error")
 
     def __post_init__(self) -> None:
         for key in ("images_per_step", "micro_batches", "checkpoint_every", "keep_checkpoints"):
@@ -73,6 +74,8 @@ class TrainerConfig:
             )
         if self.num_steps is not None and self.num_steps < 1:
             raise ValueError(f"trainer.num_steps={self.num_steps}: needs at least 1, or null to use trainer.epochs")
+        if self.timeout_minutes <= 0:
+            raise ValueError(f"trainer.timeout_minutes={self.timeout_minutes}: needs a positive number")
         if self.epochs <= 0:
             raise ValueError(f"trainer.epochs={self.epochs}: needs a positive number")
 

@@ -1,5 +1,6 @@
 """Batches are a pure function of the step: ranks, workers and interruptions change nothing."""
 
+import multiprocessing
 import os
 import pickle
 import signal
@@ -54,6 +55,13 @@ class Deadly(Noise):
     def image(self, index):
         if get_worker_info() is not None:
             os.kill(os.getpid(), signal.SIGKILL)
+        return super().image(index)
+
+
+class Frozen(Noise):
+    def image(self, index):
+        if get_worker_info() is not None:
+            os.kill(os.getpid(), signal.SIGSTOP)
         return super().image(index)
 
 
@@ -143,6 +151,13 @@ def test_a_corrupt_sample_is_replaced_by_the_next_and_reported():
     assert {sample.name for batch in batches for sample in batch.corrupt} == {"noise/4", "noise/5"}
 
 
+def test_a_sample_in_a_row_of_corrupt_ones_counts_once():
+    data = _data(Noise(NoiseConfig(equal_sizes=False, corrupt=",".join(map(str, range(5, 15))))))
+    planned = torch.cat([data.indices(step) for step in range(3)])
+    reported = [sample.name for step in range(3) for sample in data.batch(step).corrupt]
+    assert reported == [f"noise/{index}" for index in planned.tolist() if 5 <= index < 15]
+
+
 def test_only_corrupt_samples_are_one_clear_error_from_any_process():
     source = Noise(NoiseConfig(equal_sizes=False, corrupt=",".join(map(str, range(NUM_SAMPLES)))))
     for num_workers in (0, 1):
@@ -155,6 +170,12 @@ def test_only_corrupt_samples_are_one_clear_error_from_any_process():
 def test_a_killed_worker_is_an_error_and_not_a_hang():
     with pytest.raises(LoaderError, match="worker process died"):
         list(_data(Deadly(NoiseConfig(equal_sizes=False)), num_workers=1, timeout_s=60.0).batches(0, 3))
+
+
+def test_a_worker_that_hangs_is_an_error_and_does_not_outlive_it():
+    with pytest.raises(LoaderError, match=r"within loader\.timeout_s=1\. "):
+        list(_data(Frozen(NoiseConfig(equal_sizes=False)), num_workers=1, timeout_s=1.0).batches(0, 3))
+    assert multiprocessing.active_children() == []
 
 
 def test_batches_arrive_normalised_on_the_device():

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from shard_archives import jpeg, write_tar
 
 from ssl_zoo.config import ConfigError, compose_section
 from ssl_zoo.data.batch import ViewConfig, ViewSpec
@@ -10,6 +9,7 @@ from ssl_zoo.data.loader import LoaderConfig, TrainingData
 from ssl_zoo.data.shards.adopt import index_shards
 from ssl_zoo.data.sources import SOURCES, Split
 from ssl_zoo.data.sources.mixture import MixtureConfig, PartConfig
+from ssl_zoo.faults.archives import jpeg, write_tar
 
 VIEWS = [ViewSpec("view", (16, 16), ViewConfig())]
 

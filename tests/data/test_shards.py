@@ -14,7 +14,7 @@ from itertools import chain
 import pytest
 import torch
 from PIL import Image
-from shard_archives import jpeg, member, write_images, write_tar
+from shard_archives import write_images
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from ssl_zoo.data.decode import DecodeLimits, decode
@@ -28,6 +28,8 @@ from ssl_zoo.data.shards.tar import RefusedArchive
 from ssl_zoo.data.shards.write import make_shards
 from ssl_zoo.data.sources import SOURCES, Split
 from ssl_zoo.data.sources.scenes import ScenesConfig
+from ssl_zoo.faults.archives import jpeg, write_tar
+from ssl_zoo.faults.corpus import ARCHIVES
 
 NAMES = [f"{kind}/{number}.jpg" for kind in ("cat", "ant", "bee") for number in range(7)]
 SHARD_BYTES = 18_000  # three shards of the 21 images
@@ -283,81 +285,10 @@ def test_shards_of_which_only_some_have_labels_are_one_clear_error(tmp_path):
         _index(tmp_path, [("0.jpg", jpeg(0)), ("0.cls", b"1"), ("1.jpg", jpeg(1))])
 
 
-def _headers(count, size=0, kind=b"x", payload=b""):
-    """Extended headers in a row, as tarfile would not write them."""
-    info = member("pax", type=kind, size=size or len(payload))
-    block = info.tobuf(tarfile.USTAR_FORMAT)
-    return (block + payload + b"\0" * (-len(payload) % 512)) * count
-
-
-def _pax(key, value):
-    record = f" {key}={value}\n"
-    length = len(record) + len(str(len(record) + 2))
-    return f"{length}{record}".encode()
-
-
-def _raw(path, data):
-    path.write_bytes(data + b"\0" * 1024)
-
-
-PICKLE = b"cos\nsystem\n(S'touch CANARY'\ntR."
-HOSTILE = {
-    "a pickle .pyd": (lambda path: write_tar(path, [("0.jpg", jpeg(0)), ("0.pyd", PICKLE)]), r"0\.pyd is of a type"),
-    "a pickle .pkl": (lambda path: write_tar(path, [("0.jpg", jpeg(0)), ("0.pkl", PICKLE)]), r"0\.pkl is of a type"),
-    "a pickle .pickle": (lambda path: write_tar(path, [("0.pickle", PICKLE)]), r"0\.pickle is of a type"),
-    "a torch file": (lambda path: write_tar(path, [("0.pth", PICKLE)]), r"0\.pth is of a type"),
-    "an array": (lambda path: write_tar(path, [("0.npy", b"\x93NUMPY")]), r"0\.npy is of a type"),
-    "a compressed member": (lambda path: write_tar(path, [("0.txt.gz", b"\x1f\x8b")]), r"0\.txt\.gz is of a type"),
-    "a script": (lambda path: write_tar(path, [("setup.py", b"")]), r"setup\.py is of a type"),
-    "no ending": (lambda path: write_tar(path, [("README", b"")]), "README is of a type"),
-    "a way out": (lambda path: write_tar(path, [("../../out.jpg", jpeg(0))]), r"'../../out\.jpg' is no name"),
-    "an inner way out": (lambda path: write_tar(path, [("a/../../out.jpg", jpeg(0))]), "is no name"),
-    "an absolute name": (lambda path: write_tar(path, [("/etc/x.jpg", jpeg(0))]), r"'/etc/x\.jpg' is no name"),
-    "an endless name": (lambda path: write_tar(path, [("a/" * 2000 + "b.jpg", jpeg(0))]), "is no name"),
-    "a symbolic link": (
-        lambda path: write_tar(path, [(member("0.jpg", type=tarfile.SYMTYPE, linkname="/etc/passwd"), b"")]),
-        r"0\.jpg is a symbolic link",
-    ),
-    "a hard link": (
-        lambda path: write_tar(path, [(member("0.jpg", type=tarfile.LNKTYPE, linkname="/etc/passwd"), b"")]),
-        r"0\.jpg is a hard link",
-    ),
-    "a device": (lambda path: write_tar(path, [(member("0.jpg", type=tarfile.CHRTYPE), b"")]), r"0\.jpg is a device"),
-    "a pipe": (lambda path: write_tar(path, [(member("0.jpg", type=tarfile.FIFOTYPE), b"")]), r"0\.jpg is a pipe"),
-    "a GNU sparse file": (
-        lambda path: write_tar(path, [(member("0.jpg", type=tarfile.GNUTYPE_SPARSE), b"")]),
-        r"0\.jpg is a sparse file",
-    ),
-    "a pax sparse file": (
-        lambda path: _raw(path, _headers(1, payload=_pax("GNU.sparse.realsize", 1 << 40))),
-        "sparse file",
-    ),
-    "endless pax headers": (lambda path: _raw(path, _headers(20_000, payload=_pax("comment", "x"))), "longer than any"),
-    "a huge pax header": (lambda path: _raw(path, _headers(1, payload=_pax("comment", "x" * 2**23))), "longer than"),
-    "a pax header that lies": (lambda path: _raw(path, _headers(1, payload=b"99 path=x\n")), "broken pax header"),
-    "a pax length without end": (lambda path: _raw(path, _headers(1, payload=b"9" * 5000 + b" path=x\n")), "broken"),
-    "a negative pax size": (lambda path: _raw(path, _headers(1, payload=_pax("size", -1))), "broken pax header"),
-    "a huge size": (
-        lambda path: path.write_bytes(member("0.jpg", size=1 << 60).tobuf(tarfile.GNU_FORMAT) + b"\0" * 1024),
-        r"ends in the middle of member 0\.jpg",
-    ),
-    "a folder with content": (
-        lambda path: _raw(path, member("a/", type=tarfile.DIRTYPE, size=512).tobuf() + b"\0" * 512),
-        "folder a/? claims to have 512 bytes",
-    ),
-    "a gzip": (lambda path: path.write_bytes(b"\x1f\x8b" + b"x" * 2000), "no tar archive"),
-    "an empty file": (lambda path: path.write_bytes(b""), "is truncated"),
-    "a wrong checksum": (
-        lambda path: write_tar(path, [("0.jpg", jpeg(0))]).write_bytes(b"1" + path.read_bytes()[1:]),
-        "wrong checksum",
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("attack", HOSTILE)
+@pytest.mark.parametrize("attack", ARCHIVES)
 def test_a_hostile_archive_is_refused_by_name_and_nothing_runs(tmp_path, monkeypatch, attack):
     monkeypatch.chdir(tmp_path)
-    build, complaint = HOSTILE[attack]
+    build, complaint = ARCHIVES[attack]
     build(tmp_path / "a.tar")
     before = time.process_time()
     with pytest.raises(RefusedArchive, match=complaint) as refused:

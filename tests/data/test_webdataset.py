@@ -1,13 +1,10 @@
 """Shards as a source: the laws of order hold as for a folder, near and far; bad content costs no more than itself."""
 
 import http.server
-import io
 import json
 import os
 import pickle
-import struct
 import threading
-import zlib
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -15,8 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from iopath.common.file_io import PathHandler
-from PIL import Image
-from shard_archives import jpeg, write_images, write_tar
+from shard_archives import write_images
 
 from ssl_zoo.data import order
 from ssl_zoo.data.batch import ViewConfig, ViewSpec
@@ -32,6 +28,8 @@ from ssl_zoo.data.sources import SOURCES, CorruptImage, Split
 from ssl_zoo.data.sources.cifar10 import Cifar10Config
 from ssl_zoo.data.sources.imagefolder import ImageFolderConfig
 from ssl_zoo.data.sources.webdataset import Shuffle, WebDatasetConfig
+from ssl_zoo.faults.archives import jpeg, write_tar
+from ssl_zoo.faults.corpus import BAD_IMAGES, ODD_IMAGES
 from ssl_zoo.io import PATHS
 
 CLASSES = ("ant", "bee", "cat")
@@ -376,62 +374,28 @@ def test_a_manifest_at_an_address_can_not_name_local_files(tmp_path):
 # --- hostile and broken content ---------------------------------------------------------------------------------------
 
 
-def _png(width, height, data=b""):
-    """A PNG whose header promises that size, with compressed zeros as its content."""
-
-    def chunk(kind, body):
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data or zlib.compress(b"\0" * (1 << 22)))
-
-
-def _image_bytes(image, kind, **options):
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-BAD = {
-    "bomb.png": (_png(50_000, 50_000), "more pixels than data.max_image_pixels"),
-    "large.jpg": (jpeg(0) + b"\0" * 200_000, "bytes are more than data.max_image_bytes"),
-    "empty.jpg": (b"", "the file is empty"),
-    "cut.jpg": (jpeg(3, (64, 64))[:-60], ""),
-    "text.jpg": (b"import os; os.system('touch CANARY')", "not an image"),
-    "pickle.png": (b"cos\nsystem\n(S'touch CANARY'\ntR.", "not an image"),
-    "postscript.jpg": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n(touch CANARY) run\n", "not an image"),
-    "zip.webp": (b"PK\x03\x04" + b"\0" * 100, "not an image"),
-    "small.png": (_png(2, 2), "pixels are below data.min_image_side"),
-}
-GOOD = {
-    "cmyk.jpg": _image_bytes(Image.new("CMYK", (24, 16)), "JPEG"),
-    "sixteen.png": _image_bytes(Image.new("I;16", (24, 16), 40_000), "PNG"),
-    "profile.jpg": _image_bytes(Image.new("RGB", (24, 16)), "JPEG", icc_profile=b"\0" * 90_000),
-}
-
-
 @pytest.fixture
 def hostile(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    files = [(f"{n:04}.jpg", jpeg(n)) for n in range(50)] + [(name, data) for name, (data, _) in BAD.items()]
-    write_tar(tmp_path / "data" / "a.tar", [*files, *GOOD.items()])
+    files = [(f"{n:04}.jpg", jpeg(n)) for n in range(50)] + [(name, data) for name, (data, _) in BAD_IMAGES.items()]
+    write_tar(tmp_path / "data" / "a.tar", [*files, *ODD_IMAGES.items()])
     index_shards([str(tmp_path / "data" / "a.tar")], tmp_path / "data")
     yield _source(tmp_path / "data", max_image_bytes=150_000)
     assert os.listdir(tmp_path) == ["data"]
 
 
 def test_bad_images_are_replaced_and_named_and_training_goes_on(hostile):
-    batches = list(_data(hostile, images_per_step=31, num_workers=2).batches(0, 2))
-    assert len(hostile) == 62 and [batch.num_images for batch in batches] == [31, 31]
+    batches = list(_data(hostile, images_per_step=32, num_workers=2).batches(0, 2))
+    assert len(hostile) == 63 and [batch.num_images for batch in batches] == [32, 32]
     reasons = {sample.name.partition("/")[2]: sample.reason for batch in batches for sample in batch.corrupt}
-    assert set(reasons) == set(BAD)
-    for name, (_, expected) in BAD.items():
+    assert set(reasons) == set(BAD_IMAGES)
+    for name, (_, expected) in BAD_IMAGES.items():
         assert expected in reasons[name]
 
 
 def test_unusual_but_whole_images_are_read(hostile):
     numbers = {hostile.sample_name(index).partition("/")[2]: index for index in range(len(hostile))}
-    assert all(hostile.image(numbers[name]).shape == (3, 16, 24) for name in GOOD)
+    assert all(hostile.image(numbers[name]).shape == (3, 16, 24) for name in ODD_IMAGES)
 
 
 def test_a_file_that_is_too_large_is_not_even_read(hostile, monkeypatch):

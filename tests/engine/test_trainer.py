@@ -11,6 +11,7 @@ from tiny_methods import tiny_method
 from tiny_runs import ALONE, Noise, StopAfter, checkpointer_of, tiny_data, tiny_trainer
 
 from ssl_zoo.data.batch import Batch, Corrupt
+from ssl_zoo.data.loader import LoaderError
 from ssl_zoo.engine.checkpoint import list_checkpoints, read_checkpoint
 from ssl_zoo.engine.hooks import CorruptSamples, OffendingBatch
 from ssl_zoo.engine.optim import AdamWConfig
@@ -154,6 +155,18 @@ def test_an_error_in_a_run_reaches_every_hook(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="disk on fire"):
         tiny_trainer(tmp_path, hooks=[Watching(), Failing()]).train()
     assert seen == ["disk on fire"]
+
+
+def test_a_dead_worker_is_told_wherever_the_trainer_is(tmp_path: Path) -> None:
+    class Interrupted(Hook):
+        name = "interrupted"
+
+        def after_step(self, trainer: Trainer, result: StepResult) -> None:
+            # What torch's handler of SIGCHLD raises, in the middle of anything.
+            raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+
+    with pytest.raises(LoaderError, match=r"a data worker process died .* killed by signal"):
+        tiny_trainer(tmp_path, hooks=[Interrupted()]).train()
 
 
 def test_a_batch_that_does_not_divide_names_the_nearest_ones() -> None:

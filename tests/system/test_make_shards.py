@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
-from shard_archives import jpeg, write_images, write_tar
+from shard_archives import write_images
 
 from ssl_zoo.engine.checkpoint import list_checkpoints
+from ssl_zoo.faults.archives import jpeg, write_tar
 from ssl_zoo.tools import list as list_tool
 from ssl_zoo.tools import make_shards, train_net
 

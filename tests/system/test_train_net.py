@@ -272,6 +272,17 @@ def test_resuming_from_a_path_goes_on_elsewhere(tmp_path: Path) -> None:
     assert main(["--config", str(DEMO), *TINY, f"output_dir={tmp_path / 'c'}", "--resume", str(tmp_path / "no")]) == 1
 
 
+def test_a_run_goes_on_from_an_earlier_checkpoint_of_its_own(tmp_path: Path) -> None:
+    settings = ["trainer.num_steps=4", "trainer.checkpoint_every=1", "trainer.keep_checkpoints=2"]
+    assert run_main(f"output_dir={tmp_path}", *settings) == 0
+    whole, (earlier, newest) = records(tmp_path), list_checkpoints(tmp_path)
+    (newest / "manifest.json").write_text("{")
+    assert run_main(f"output_dir={tmp_path}", *settings, "--resume", str(earlier)) == 0
+    assert records(tmp_path) == whole and list_checkpoints(tmp_path) == [earlier, newest]
+    assert (newest / "manifest.json").read_text() != "{"
+    assert [path.name for path in (tmp_path / "checkpoints" / "replaced").iterdir()] == [newest.name]
+
+
 @pytest.mark.parametrize("recipe", ["vith14", "vitl16", "vitg16_in22k", "demo"])
 def test_a_dry_run_plans_without_data_or_weights(recipe: str, capsys: pytest.CaptureFixture) -> None:
     started = time.monotonic()

@@ -1,0 +1,168 @@
+"""Tools as processes of their own, which can be signalled, waited for, and limited.
+
+They are forked from a process that has imported the tools already, by Python's fork server, since importing torch takes
+ten times as long as the few steps of a tiny training. Several ranks are forked and watched by torchrun's agent.
+"""
+
+import importlib
+import multiprocessing
+import os
+import resource
+import signal
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+_PRELOADED = (
+    *("ssl_zoo.tools.train_net", "ssl_zoo.tools.make_shards", "ssl_zoo.methods.ijepa"),
+    "torch.distributed.launcher.api",
+)
+
+
+class NotSurvived(Exception):
+    """A promise was broken; the message says which."""
+
+
+def expect(is_kept: bool, otherwise: str) -> None:
+    """Raise NotSurvived with the text ``otherwise`` unless the promise is kept."""
+    if not is_kept:
+        raise NotSurvived(otherwise)
+
+
+class Command:
+    """A tool that was started, in a process group of its own.
+
+    Args:
+        module: whose ``main`` is called with the arguments.
+        log: gets what it prints; appended to.
+        environment: further variables.
+        ranks: more than one run under torchrun's agent.
+        more_bytes: limit of the memory that it may map beyond what it begins with.
+    """
+
+    def __init__(
+        self,
+        module: str,
+        arguments: Sequence[str],
+        log: Path,
+        environment: Mapping[str, str] | None = None,
+        *,
+        ranks: int = 1,
+        more_bytes: int | None = None,
+    ) -> None:
+        self.log = log
+        self._log_start = log.stat().st_size if log.is_file() else 0
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(list(_PRELOADED))
+        start = (module, list(arguments), log, dict(environment or {}), ranks, more_bytes)
+        self._process = context.Process(target=_start, args=start)
+        self._process.start()
+
+    @property
+    def is_alive(self) -> bool:
+        return self._process.is_alive()
+
+    @property
+    def output(self) -> str:
+        """What was printed since this start."""
+        with open(self.log, "rb") as file:
+            file.seek(self._log_start)
+            return file.read().decode(errors="replace")
+
+    def last_words(self) -> str:
+        """The last ``error:`` that was printed, or the last line."""
+        lines = [line.strip() for line in self.output.splitlines() if line.strip()] or ["nothing printed"]
+        return next((line for line in reversed(lines) if line.startswith("error: ")), lines[-1])
+
+    def pids(self) -> list[int]:
+        """Process ids of the tool, first, and of everything that it started."""
+        found, new = [], [self._process.pid]
+        while new:
+            found += new
+            new = [child for parent in new for child in _children(parent)]
+        return found
+
+    def kill_all(self) -> None:
+        """End every process at once, as a power cut does."""
+        pids = self.pids()
+        for number in (signal.SIGSTOP, signal.SIGKILL):  # stopped first, so that nobody reacts to the death of another
+            for pid in pids:
+                with suppress(ProcessLookupError):  # it ended just now
+                    os.kill(pid, number)
+        self._process.join()
+
+    def end(self, within_s: float) -> int:
+        """The exit status, after at most ``within_s`` seconds.
+
+        Raises:
+            NotSurvived: it still runs then and is killed, or a process that it started outlives it.
+        """
+        started = self.pids()
+        self._process.join(within_s)
+        if self.is_alive:
+            self.kill_all()
+            raise NotSurvived(f"it still ran {within_s:.0f} s later: {self.last_words()}")
+        left = [pid for pid in started if _is_running(pid)]
+        expect(not left, f"it ended and left {len(left)} processes behind: {self.last_words()}")
+        return self._process.exitcode
+
+
+def _start(
+    module: str,
+    arguments: Sequence[str],
+    log: Path,
+    environment: Mapping[str, str],
+    ranks: int,
+    more_bytes: int | None,
+) -> None:
+    os.setsid()
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.environ.update(environment)
+    os.chdir(log.parent)
+    multiprocessing.set_start_method("fork", force=True)  # data workers of a command are forks, not of this kind
+    if more_bytes is not None:
+        mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (mapped + more_bytes, mapped + more_bytes))
+    if ranks == 1:
+        _call(module, arguments)
+        return
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    # As torchrun --standalone does it.
+    place = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": str(log)}
+    config = LaunchConfig(1, 1, ranks, start_method="fork", max_restarts=0, **place)
+    elastic_launch(config, _call)(module, arguments)
+
+
+def _call(module: str, arguments: Sequence[str]) -> None:
+    torch.set_num_threads(1)
+    try:
+        status = importlib.import_module(module).main(arguments)
+    except Exception:
+        # Of a function torchrun prints no traceback; of a command, which this stands for, the interpreter does.
+        traceback.print_exc()
+        status = 1
+    if status:
+        sys.exit(status)
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        tasks = Path(f"/proc/{pid}/task").iterdir()
+        return [int(child) for task in tasks for child in (task / "children").read_text().split()]
+    except (FileNotFoundError, ProcessLookupError):
+        return []  # it has just ended
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return status.rpartition(")")[2].split()[0] not in "ZX"  # dead, but nobody has asked for its status yet

@@ -1,0 +1,60 @@
+"""Inject faults into tiny trainings and tell which are survived: ``python tools/inject_faults.py [--only NAME ...]``.
+
+Processes, signals and file systems are real. A fault is survived when it ends as the table says, and the same command
+then goes on to the losses and weights of an undisturbed run, bit for bit. Linux only; some faults mount file systems,
+for which it takes root. Exit code: 0 all that were possible are survived, 1 some are not.
+"""
+
+import argparse
+import shlex
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+if __package__ in (None, ""):  # run as a file of a checkout: its packages are one folder up
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from ssl_zoo.faults.catalogue import SCENARIOS, line, table
+from ssl_zoo.faults.processes import NotSurvived
+from ssl_zoo.faults.scenario import Laboratory, choose
+from ssl_zoo.io import write_atomic
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="for all trainings, e.g. trainer.device=cuda")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help=f"of {', '.join(SCENARIOS)}")
+    parser.add_argument("--folder", type=Path, metavar="DIR", help="on the file system to be tested; default: /tmp")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="also write the table there")
+    arguments = parser.parse_intermixed_args(argv)
+    arguments.settings += [word for word in arguments.only if "=" in word]  # argparse takes them for names
+    arguments.only = [word for word in arguments.only if "=" not in word]
+    return arguments
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parse(argv)
+    command = shlex.join(["python", "tools/inject_faults.py", *(sys.argv[1:] if argv is None else argv)])
+    try:
+        scenarios = choose(SCENARIOS, arguments.only)
+        if arguments.folder:
+            arguments.folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=arguments.folder, prefix="faults-") as folder:
+            laboratory, reports = Laboratory(Path(folder), arguments.settings), []
+            reference = laboratory.reference()
+            for scenario in scenarios:
+                reports.append(scenario.run(laboratory))
+                print(line(reports[-1]), file=sys.stderr, flush=True)
+                text = table(reports, reference, command)
+                if arguments.out:
+                    write_atomic(arguments.out, text)  # as far as it is known, for those who break it off
+    except (ValueError, OSError, NotSurvived) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(text, end="")
+    return 0 if all(report.is_kept for report in reports) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
