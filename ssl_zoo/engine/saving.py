@@ -176,7 +176,8 @@ def _own_share(state: Mapping[str, Tensor], ranks: Processes) -> dict[str, Tenso
     """What this rank writes: its parts of divided tensors, and a fair share of those that all ranks hold."""
     load, own = [0] * ranks.world_size, {}
     undivided = [key for key, tensor in state.items() if not isinstance(tensor, DTensor)]
-    for key in sorted(undivided, key=lambda key: -state[key].nbytes):
+    # By name where sizes are equal: moments come in another order after they have been read.
+    for key in sorted(undivided, key=lambda key: (-state[key].nbytes, key)):
         rank = load.index(min(load))
         load[rank] += state[key].nbytes
         if rank == ranks.rank:
