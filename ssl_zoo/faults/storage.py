@@ -65,7 +65,7 @@ def truncated(laboratory: Laboratory, report: Report) -> None:
 def bit_flips(laboratory: Laboratory, report: Report) -> None:
     draws, run = random.Random("bits"), _copy(laboratory, "bit-flipped")
     newest = checkpoints(run)[-1]
-    for file in files(newest):
+    for file in [*files(newest), newest / "manifest.json"]:
         whole = file.read_bytes()
         for bit in draws.sample(range(8 * len(whole)), _NUM_FLIPS // 2):
             flipped = bytearray(whole)
