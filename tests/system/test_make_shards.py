@@ -18,6 +18,8 @@ TINY = [
     *("masks.min_patches=4", "trainer.images_per_step=8", "trainer.num_steps=4", "trainer.checkpoint_every=2"),
     *("trainer.precision=fp32", "monitor.tensorboard=false", "monitor.pictures_every=0", "monitor.log_every=1"),
 ]
+TIMING = ("images_per_second", "data_wait", "memory_bytes")
+PARTS = {"path": "train", "test_path": "test"}
 NAMES = [f"{kind}/{number}.jpg" for kind in ("ant", "bee") for number in range(12)]
 
 
@@ -59,6 +61,22 @@ def test_a_source_becomes_a_set_of_shards_per_split(tmp_path):
     assert manifests["one/test"]["source"] == "scenes, test split"
     assert sorted(path.name for path in (tmp_path / "both").iterdir()) == ["test", "train"]
     assert not (tmp_path / "one" / "train").exists()
+
+
+def test_a_run_on_shards_equals_that_on_the_folder_with_its_probe(tmp_path):
+    for part in ("train", "test"):
+        write_images(tmp_path / "images" / part, NAMES)
+        assert (
+            _run(tmp_path / "images" / part, tmp_path / "shards" / part, "--shard-size", "20KB", "--workers", "0") == 0
+        )
+    folder = ["data=imagefolder", f"data.path={tmp_path / 'images'}"]
+    shards = ["data=webdataset", *(f"data.{key}={tmp_path / 'shards' / part}" for key, part in PARTS.items())]
+    records = []
+    for name, data in (("folder", folder), ("shards", shards)):
+        assert _train(tmp_path / name, *data, "probe.protocols=[knn]", "probe.knn.k=[3]", "probe.label=null") == 0
+        lines = map(json.loads, (tmp_path / name / "metrics.jsonl").read_text().splitlines())
+        records.append([{key: value for key, value in line.items() if key not in TIMING} for line in lines])
+    assert records[0] == records[1] and "knn3" in records[0][-1]
 
 
 def test_a_run_on_shards_resumed_in_mid_epoch_with_workers_equals_the_whole_run(tmp_path):
