@@ -15,12 +15,15 @@ from PIL import Image
 from ssl_zoo.data.batch import ViewConfig, ViewSpec
 from ssl_zoo.data.loader import TrainingData
 from ssl_zoo.data.raycast import SHAPES
-from ssl_zoo.data.sources import SOURCES, Split
+from ssl_zoo.data.sources import SOURCES, CorruptImage, Split
 from ssl_zoo.data.sources.cifar10 import Cifar10Config
 from ssl_zoo.data.sources.fashion_mnist import FashionMnistConfig
 from ssl_zoo.data.sources.imagefolder import ImageFolderConfig
 from ssl_zoo.data.sources.imagenet1k import ImageNet1kConfig
 from ssl_zoo.data.sources.scenes import ScenesConfig
+from ssl_zoo.data.sources.torchvision_dataset import TorchvisionConfig
+
+PARTS = {"train": 5, "t10k": 3}
 
 
 def _jpeg(shade, size=16):
@@ -318,3 +321,49 @@ def test_sources_survive_the_way_to_a_worker_process(tmp_path):
     folder = _folder(_tar(tmp_path / "images.tar", _write(tmp_path / "images", CLASSES)))
     for source in (folder, _scenes()):
         assert torch.equal(pickle.loads(pickle.dumps(source)).image(3), source.image(3))
+
+
+def _write_idx(path, values):
+    head = struct.pack(">I", 0x800 + values.ndim) + struct.pack(f">{values.ndim}I", *values.shape)
+    path.write_bytes(head + values.tobytes())
+
+
+def test_torchvision_arrays_become_coloured_images_with_their_labels(tmp_path):
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    generator = numpy.random.default_rng(0)
+    pixels = {part: generator.integers(0, 256, (count, 28, 28), dtype=numpy.uint8) for part, count in PARTS.items()}
+    for part, values in pixels.items():
+        _write_idx(raw / f"{part}-images-idx3-ubyte", values)
+        _write_idx(raw / f"{part}-labels-idx1-ubyte", numpy.arange(len(values), dtype=numpy.uint8))
+    for split, part in ((Split.train, "train"), (Split.test, "t10k")):
+        source = SOURCES.build(TorchvisionConfig(name="MNIST", root=str(tmp_path)), split)
+        assert len(source) == PARTS[part] and source.labels.tolist() == list(range(PARTS[part]))
+        assert source.image(1).shape == (3, 28, 28)
+        assert torch.equal(source.image(1)[2], torch.from_numpy(pixels[part][1]))
+
+
+def test_a_torchvision_data_set_of_files_names_the_broken_one(tmp_path):
+    folder = tmp_path / "dtd" / "dtd"
+    _write(folder / "images", ["dotted/a.jpg", "woven/b.jpg"])
+    (folder / "labels").mkdir()
+    for part in ("train1", "test1"):
+        (folder / "labels" / f"{part}.txt").write_text("dotted/a.jpg\nwoven/b.jpg\n")
+    source = SOURCES.build(TorchvisionConfig(name="DTD", root=str(tmp_path)), Split.test)
+    assert source.classes == ["dotted", "woven"] and source.labels.tolist() == [0, 1]
+    (folder / "images" / "woven" / "b.jpg").write_bytes(b"no image")
+    with pytest.raises(CorruptImage, match="DTD/test/000001: UnidentifiedImageError"):
+        source.image(1)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("STL11", "no torchvision data set that can be read here; did you mean STL10"),
+        ("CIFAR10", "no torchvision data set that can be read here"),
+        ("KMNIST", r"data\.name=KMNIST below data\.root=.*download=True.*data\.download=true"),
+    ],
+)
+def test_what_torchvision_can_not_give_is_one_clear_error(tmp_path, name, message):
+    with pytest.raises(ValueError, match=message):
+        SOURCES.build(TorchvisionConfig(name=name, root=str(tmp_path)), Split.train)

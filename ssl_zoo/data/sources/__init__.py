@@ -8,6 +8,7 @@ from ssl_zoo.data.sources import (  # noqa: F401  (they register)
     imagenet1k,
     mixture,
     scenes,
+    torchvision_dataset,
     webdataset,
 )
 from ssl_zoo.data.sources.base import SOURCES, CorruptImage, Source, SourceConfig, Split
