@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import ssl_zoo
-from ssl_zoo.engine.checkpoint import list_checkpoints
+from ssl_zoo.engine.checkpoint import list_checkpoints, step_of
 
 if TYPE_CHECKING:
     import submitit
@@ -127,4 +127,4 @@ def is_finished(run: Path) -> bool:
     """Whether the last step of a run is saved."""
     saved = list_checkpoints(run)
     num_steps = json.loads((run / "environment.json").read_text())["num_steps"]
-    return bool(saved) and int(saved[-1].name.removeprefix("step_")) >= num_steps
+    return bool(saved) and step_of(saved[-1]) >= num_steps

@@ -16,6 +16,7 @@ from ssl_zoo.engine.checkpoint import (
     load_tensors,
     read_checkpoint,
     restore,
+    step_of,
 )
 from ssl_zoo.method import Method, build_method
 from ssl_zoo.nn import ViT
@@ -116,13 +117,13 @@ def find_checkpoint(run: Path, wanted: str) -> Path:
         return _best(run, found)
     path = checkpoint_path(run, int(wanted)) if wanted.isdecimal() else None
     if path not in found:
-        steps = ", ".join(str(_step(path)) for path in found)
+        steps = ", ".join(str(step_of(path)) for path in found)
         raise CheckpointError(f"--checkpoint {wanted}: {run} has last, best and the steps {steps}")
     return path
 
 
 def _best(run: Path, found: list[Path]) -> Path:
-    by_step = {_step(path): path for path in found}
+    by_step = {step_of(path): path for path in found}
     scores = {step: score for step, score in _probe_scores(run).items() if step in by_step}
     if not scores:
         raise CheckpointError(
@@ -141,7 +142,3 @@ def _probe_scores(run: Path) -> Mapping[int, float]:
             if first is not None:
                 scores[line["step"]] = line[first]
     return scores
-
-
-def _step(path: Path) -> int:
-    return int(path.name.removeprefix("step_"))

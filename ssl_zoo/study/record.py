@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any
 
 from ssl_zoo.config import Composed, ConfigError, compose
-from ssl_zoo.engine.checkpoint import list_checkpoints
+from ssl_zoo.engine.checkpoint import list_checkpoints, step_of
 from ssl_zoo.study.plan import identity
 
 _LOG = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class RunRecord:
             path,
             json.loads(environment.read_text()) if environment.is_file() else {},
             _lines(path / "metrics.jsonl"),
-            int(checkpoints[-1].name.removeprefix("step_")) if checkpoints else 0,
+            step_of(checkpoints[-1]) if checkpoints else 0,
         )
 
     @functools.cached_property
