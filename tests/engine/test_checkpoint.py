@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -75,17 +76,22 @@ def test_a_checkpoint_written_in_the_background_is_of_its_step_bit_for_bit(tmp_p
             assert background.read_bytes() == waiting.read_bytes()
 
 
-@pytest.fixture
-def full_disk() -> Iterator[Callable[[], None]]:
-    """Call it to have every file end after 20 kB with an error, as on a disk that is full."""
+@contextmanager
+def disk_to_fill() -> Iterator[Callable[[], None]]:
+    """Call what it yields to have every file end after 20 kB with an error, as on a disk that is full.
+
+    It ends with the block, since the file that pytest's own output goes to may be larger.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("in_background", [True, False])
 def test_a_checkpoint_that_finds_no_room_ends_the_run_and_leaves_the_others(
-    tmp_path: Path, full_disk: Callable[[], None], in_background: bool, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, in_background: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Filling(Hook):
         name = "filling"
@@ -94,10 +100,11 @@ def test_a_checkpoint_that_finds_no_room_ends_the_run_and_leaves_the_others(
             if trainer.step == 3:
                 while not list_checkpoints(tmp_path):
                     time.sleep(0.01)
-                full_disk()
+                fill_disk()
 
     trainer = tiny_trainer(tmp_path, hooks=[Filling()], checkpoint_every=2, async_checkpoints=in_background)
-    with pytest.raises(CheckpointError, match=r"step_00000004 could not be .*whole is .*step_00000002\. Make"):
+    wanted = r"step_00000004 could not be .*whole is .*step_00000002\. Make"
+    with disk_to_fill() as fill_disk, pytest.raises(CheckpointError, match=wanted):
         trainer.train()
     assert "could not be written" in caplog.text
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000002"]
