@@ -131,9 +131,8 @@ class Trainer:
         prepare_device(self.device)
         self.method = prepare_method(method, config, self.device)
         if config.parallel is Parallel.fsdp2:
-            shard(
-                self.method, config, all_ranks(self.device)
-            )  # before anything holds its parameters, which it replaces
+            # Before anything holds its parameters, which this replaces.
+            shard(self.method, config, all_ranks(self.device))
         groups = self.method.param_groups()
         check_groups(groups, self.method)
         schedules = RateSchedules(optim, num_steps=self.num_steps, steps_per_epoch=self.steps_per_epoch)
