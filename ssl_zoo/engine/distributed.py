@@ -98,20 +98,34 @@ def _meeting_place(timeout: timedelta) -> dist.Store:
     return dist.PrefixStore(f"restart_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
 
 
+def concerns_another_rank(error: BaseException) -> bool:
+    """Whether an error is of torch's collectives and tells of a rank that is gone or silent; gloo's have no class."""
+    return _is_silent(error) or _is_gone(error)
+
+
 def _lost_rank(error: Exception, rank: int, timeout_minutes: float) -> LostRank | None:
-    """What an error of torch's collectives means, if it is about another rank; gloo's have no class of their own."""
-    if type(error) is not RuntimeError and not isinstance(error, dist.DistError):
-        return None
-    words = str(error).lower()
-    if "timed out" in words:
+    if _is_silent(error):
         return LostRank(
             f"rank {rank} waited trainer.timeout_minutes={timeout_minutes:g} for another rank. It hangs or is very "
             "slow: see its output, and raise the setting if so long a wait is to be expected. The same command goes on "
             "from the last checkpoint"
         )
-    if "connection closed by peer" in words or "connection reset by peer" in words:
+    if _is_gone(error):
         return LostRank(f"rank {rank} lost another rank, which has ended; that rank's output says why")
     return None
+
+
+def _is_silent(error: BaseException) -> bool:
+    return _is_of_collectives(error) and "timed out" in str(error).lower()
+
+
+def _is_gone(error: BaseException) -> bool:
+    told = str(error).lower()
+    return _is_of_collectives(error) and ("closed by peer" in told or "reset by peer" in told)
+
+
+def _is_of_collectives(error: BaseException) -> bool:
+    return type(error) is RuntimeError or isinstance(error, dist.DistError)
 
 
 def _local_device(device: Device, local_rank: int) -> torch.device:

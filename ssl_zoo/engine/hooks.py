@@ -92,7 +92,7 @@ class Checkpointer(Hook):
             return
         try:
             self.saver.wait()
-        except CheckpointError as other:  # it is in the log; what ends the run is the first error
+        except (CheckpointError, RuntimeError) as other:  # it is in the log; what ends the run is the first error
             log.debug("%s", other)
 
     def resume(self, trainer: Trainer, checkpoint: Checkpoint) -> None:

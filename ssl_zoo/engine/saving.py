@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.metadata import MetadataIndex
 from torch.distributed.tensor import DTensor
 
 from ssl_zoo.engine.checkpoint import FORMAT, checkpoint_path, list_checkpoints, sealed, step_of
-from ssl_zoo.engine.distributed import Processes
+from ssl_zoo.engine.distributed import Processes, concerns_another_rank
 from ssl_zoo.engine.sharding import local, reshard
 from ssl_zoo.engine.storage import CheckpointError, Fingerprint, SafetensorsWriter, fingerprint, key_of
 from ssl_zoo.io import publish_directory
@@ -44,7 +44,7 @@ class Saver:
         self.in_background = in_background
         self._copies: dict[str, Tensor] = {}  # kept: the first touch of new memory takes longer than the copy
         self._thread: threading.Thread | None = None
-        self._error: CheckpointError | None = None
+        self._error: Exception | None = None
 
     def save(
         self,
@@ -74,6 +74,7 @@ class Saver:
 
         Raises:
             CheckpointError: it could not be written; told once.
+            RuntimeError: another rank was lost meanwhile, as torch's collectives tell it.
         """
         if self._thread is not None:
             self._thread.join()
@@ -121,21 +122,25 @@ class Saver:
             )
         except (Exception, dcp.CheckpointException) as error:
             self._error = self._explained(error, final)
-            self._error.__cause__ = error
             if ranks.is_main:
                 log.error("%s", self._error)
                 shutil.rmtree(temporary, ignore_errors=True)  # its space may be what is missing
 
-    def _explained(self, error: BaseException, final: Path) -> CheckpointError:
-        reasons = [str(error)]
-        if isinstance(error, dcp.CheckpointException):
-            reasons = [f"rank {rank}: {reason[0]}" for rank, reason in sorted(error.failures.items())]
+    def _explained(self, error: BaseException, final: Path) -> Exception:
+        """What ends the run: the error itself where another rank is to blame, which ``processes`` explains."""
+        failures = error.failures if isinstance(error, dcp.CheckpointException) else {}
+        for cause in (error, *(reason[0] for reason in failures.values())):
+            if concerns_another_rank(cause):
+                return cause
+        reasons = [f"rank {rank}: {reason[0]}" for rank, reason in sorted(failures.items())] or [str(error)]
         found = list_checkpoints(self.run)
         newest = f"the newest that is whole is {found[-1]}" if found else "no other is there"
-        return CheckpointError(
+        explained = CheckpointError(
             f"the checkpoint {final} could not be written ({'; '.join(reasons[:3])}); {newest}. Make room or choose "
             "another output_dir=..., and give the same command again"
         )
+        explained.__cause__ = error
+        return explained
 
     def _remove_old(self, step: int) -> None:
         """Only those up to this step: later ones are of a continuation that was left for an earlier checkpoint."""

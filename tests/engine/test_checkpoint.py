@@ -27,6 +27,7 @@ from ssl_zoo.engine.checkpoint import (
     sealed,
     step_of,
 )
+from ssl_zoo.engine.distributed import concerns_another_rank
 from ssl_zoo.engine.saving import Saver
 from ssl_zoo.engine.settings import TrainerConfig
 from ssl_zoo.engine.storage import fingerprint
@@ -109,6 +110,19 @@ def test_a_checkpoint_that_finds_no_room_ends_the_run_and_leaves_the_others(
     assert "could not be written" in caplog.text
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000002"]
     assert read_checkpoint(list_checkpoints(tmp_path)[-1]).step == 2
+
+
+def test_a_save_that_waits_for_a_lost_rank_blames_the_rank_and_not_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(*_: object, **__: object) -> None:
+        raise RuntimeError("[gloo/transport/tcp/unbound_buffer.cc:84] Timed out waiting 6000ms for recv")
+
+    monkeypatch.setattr(torch.distributed.checkpoint, "save", lost)
+    with pytest.raises(RuntimeError, match="Timed out waiting 6000ms"):
+        tiny_trainer(tmp_path, num_steps=2, checkpoint_every=1).train()
+    assert concerns_another_rank(RuntimeError("Connection closed by peer"))
+    assert not concerns_another_rank(CheckpointError("the loader timed out"))
 
 
 @pytest.mark.parametrize("name", ["method.safetensors", "optimizer.safetensors", "state.json"])
