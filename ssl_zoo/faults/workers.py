@@ -14,7 +14,7 @@ _NUM_KILLS = 4
 _TIMEOUT_S = 5
 _SLACK_S = 30.0
 _LOADER = ("loader.num_workers=2", f"loader.timeout_s={_TIMEOUT_S}")
-_STEPS_S = 0.3  # within which a random moment is drawn
+_STEPS_S = 0.03  # within which a random moment is drawn: a few steps, far from the end of the run
 
 
 def killed(laboratory: Laboratory, report: Report) -> None:
