@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from ssl_zoo.config import Config, compose
-from ssl_zoo.data.loader import LoaderError
 from ssl_zoo.data.sources import SOURCES, Split
+from ssl_zoo.data.workers import LoaderError
 from ssl_zoo.engine.build import build_views
 from ssl_zoo.engine.device import autocast, prepare_method, resolve_precision
 from ssl_zoo.engine.distributed import Processes, processes

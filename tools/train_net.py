@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from ssl_zoo.config import Composed, compose, describe, recipe_text
-from ssl_zoo.data.loader import LoaderError
 from ssl_zoo.data.sources import SOURCES, Split
+from ssl_zoo.data.workers import LoaderError
 from ssl_zoo.engine import hooks
 from ssl_zoo.engine.alarm import Collapse, CollapseAlarm
 from ssl_zoo.engine.build import build_data

@@ -77,6 +77,12 @@ def open_weights(file: Path, config: RunConfig, prefix: str = "") -> TrainedMeth
     return TrainedMethod(method, file, None)
 
 
+def encoders(method: Method) -> Mapping[str, ViT]:
+    """``encoder``, and its average as ``target_encoder`` where the method has one."""
+    average = next((ema.average for ema in method.averages() if ema.online is method.encoder), None)
+    return {"encoder": method.encoder, **({} if average is None else {"target_encoder": average})}
+
+
 def choose_network(method: Method, name: str) -> ViT:
     """One of a method's encoders.
 
@@ -88,15 +94,13 @@ def choose_network(method: Method, name: str) -> ViT:
     """
     if name == "evaluated":
         return method.evaluated()
-    if name == "encoder":
-        return method.encoder
-    average = next((ema.average for ema in method.averages() if ema.online is method.encoder), None)
-    if average is None:
+    found = encoders(method)
+    if name not in found:
         raise ValueError(
             f"--network {name}: {type(method).__name__} with these targets averages no copy of its encoder; "
             "take --network encoder"
         )
-    return average
+    return found[name]
 
 
 def find_checkpoint(run: Path, wanted: str) -> Path:

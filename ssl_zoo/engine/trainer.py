@@ -12,7 +12,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import record_function
 
 from ssl_zoo.data.batch import Batch
-from ssl_zoo.data.loader import TrainingData, explain
+from ssl_zoo.data.loader import TrainingData
+from ssl_zoo.data.workers import explained
 from ssl_zoo.engine.device import autocast, prepare_device, prepare_method, resolve_precision
 from ssl_zoo.engine.distributed import Processes
 from ssl_zoo.engine.optim import OptimConfig, Optimization, Rates, RateSchedules, check_groups
@@ -162,7 +163,7 @@ class Trainer:
             self._each("after_train")
         except BaseException as error:
             self._each("on_exception", error)
-            if told := explain(error):
+            if told := explained(error):
                 raise told from error
             raise
 

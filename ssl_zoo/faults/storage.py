@@ -4,7 +4,7 @@ import random
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from ssl_zoo.faults.scenario import Laboratory, NotPossible, Report, Scenario, e
 from ssl_zoo.faults.training import Training
 
 _SLACK_S = 30.0
-_NUM_FLIPS = 4
+_FLIPS_PER_FILE = 2
 _FEW_BYTES, _MANY_BYTES = 2 << 20, 64 << 20  # of a file system for a few checkpoints, and of one for all
 _AT_STEP = 4
 
@@ -49,33 +49,23 @@ def read_only(laboratory: Laboratory, report: Report) -> None:
 
 
 def truncated(laboratory: Laboratory, report: Report) -> None:
-    run = _copy(laboratory, "truncated")
-    newest = checkpoints(run)[-1]
-    for file in [*files(newest), newest / "manifest.json"]:
-        whole = file.read_bytes()
+    def damages(whole: bytes) -> Iterator[tuple[str, bytes]]:
         for length in (len(whole) // 2, 0):
-            file.write_bytes(whole[:length])
-            with report.fault(f"{file.name} of {length} bytes"):
-                _expect_refused(laboratory, report, run)
-        file.write_bytes(whole)
-    files(newest)[0].write_bytes(b"")
-    _finish_from_previous(laboratory, run)
+            yield f"{length} bytes", whole[:length]
+
+    _each_refused(laboratory, report, "truncated", damages)
 
 
 def bit_flips(laboratory: Laboratory, report: Report) -> None:
-    draws, run = random.Random("bits"), _copy(laboratory, "bit-flipped")
-    newest = checkpoints(run)[-1]
-    for file in [*files(newest), newest / "manifest.json"]:
-        whole = file.read_bytes()
-        for bit in draws.sample(range(8 * len(whole)), _NUM_FLIPS // 2):
+    draws = random.Random("bits")
+
+    def damages(whole: bytes) -> Iterator[tuple[str, bytes]]:
+        for bit in draws.sample(range(8 * len(whole)), _FLIPS_PER_FILE):
             flipped = bytearray(whole)
             flipped[bit // 8] ^= 1 << bit % 8
-            file.write_bytes(flipped)
-            with report.fault(f"bit {bit} of {file.name}"):
-                _expect_refused(laboratory, report, run)
-        file.write_bytes(whole)
-    files(newest)[0].write_bytes(b"")
-    _finish_from_previous(laboratory, run)
+            yield f"bit {bit}", bytes(flipped)
+
+    _each_refused(laboratory, report, "bit-flipped", damages)
 
 
 def half_written(laboratory: Laboratory, report: Report) -> None:
@@ -95,6 +85,27 @@ def _copy(laboratory: Laboratory, name: str) -> Path:
     run = laboratory.folder / name
     shutil.copytree(laboratory.reference(), run)
     return run
+
+
+def _each_refused(
+    laboratory: Laboratory, report: Report, name: str, damages: Callable[[bytes], Iterator[tuple[str, bytes]]]
+) -> None:
+    """Damage each file of the newest checkpoint in turn, then go on from the checkpoint before.
+
+    Args:
+        damages: of a file's content: what is done to it, and what becomes of it.
+    """
+    run = _copy(laboratory, name)
+    newest = checkpoints(run)[-1]
+    for file in [*files(newest), newest / "manifest.json"]:
+        whole = file.read_bytes()
+        for what, content in damages(whole):
+            file.write_bytes(content)
+            with report.fault(f"{file.name}: {what}"):
+                _expect_refused(laboratory, report, run)
+        file.write_bytes(whole)
+    files(newest)[0].write_bytes(b"")
+    _finish_from_previous(laboratory, run)
 
 
 def _expect_refused(laboratory: Laboratory, report: Report, run: Path) -> None:

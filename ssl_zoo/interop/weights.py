@@ -12,18 +12,11 @@ from torch import Tensor
 
 import ssl_zoo
 from ssl_zoo.engine.storage import fingerprint
-from ssl_zoo.engine.trained import TrainedMethod
+from ssl_zoo.engine.trained import TrainedMethod, encoders
 from ssl_zoo.io import publish_directory
 from ssl_zoo.method import Method
-from ssl_zoo.nn import ViT
 
 _PACKAGES = ("torch", "timm", "safetensors")
-
-
-def encoders(method: Method) -> Mapping[str, ViT]:
-    """``encoder``, and its average as ``target_encoder`` where the method has one."""
-    average = next((ema.average for ema in method.averages() if ema.online is method.encoder), None)
-    return {"encoder": method.encoder, **({} if average is None else {"target_encoder": average})}
 
 
 def predictor(method: Method) -> Mapping[str, Tensor]:

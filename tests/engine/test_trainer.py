@@ -11,7 +11,7 @@ from tiny_methods import tiny_method
 from tiny_runs import ALONE, Noise, StopAfter, checkpointer_of, tiny_data, tiny_trainer
 
 from ssl_zoo.data.batch import Batch, Corrupt
-from ssl_zoo.data.loader import LoaderError
+from ssl_zoo.data.workers import LoaderError
 from ssl_zoo.engine.checkpoint import list_checkpoints, read_checkpoint
 from ssl_zoo.engine.hooks import CorruptSamples, OffendingBatch
 from ssl_zoo.engine.optim import AdamWConfig

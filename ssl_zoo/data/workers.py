@@ -1,0 +1,164 @@
+"""Processes that load batches: how many, their batches in order, and what their deaths and silences mean."""
+
+import multiprocessing
+import os
+import re
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from multiprocessing.process import BaseProcess
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from ssl_zoo.data.batch import Batch
+
+_MAX_AUTO_WORKERS = 8
+_GRACE_S = 5.0  # beyond the timeout of torch's loader, which comes first where it can
+
+
+class LoaderError(RuntimeError):
+    """A worker process died or hangs."""
+
+
+def resolve_workers(num_workers: int | None) -> int:
+    """The number of worker processes of a rank; None chooses one.
+
+    Without an accelerator the training itself fills every core, and workers would only take turns with it.
+    """
+    if num_workers is not None:
+        return num_workers
+    if not torch.cuda.is_available():
+        return 0
+    cpus = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun sets it
+    return max(1, min(_MAX_AUTO_WORKERS, cpus - 1))
+
+
+class Items(Dataset):
+    """``function`` of each of ``arguments``, computed in a worker process.
+
+    A ValueError, which a user can cause, travels as a value: raised in the worker it would reach the user wrapped
+    in the worker's traceback.
+    """
+
+    def __init__(self, function: Callable[[int], Batch], arguments: range) -> None:
+        self.function, self.arguments = function, arguments
+
+    def __len__(self) -> int:
+        return len(self.arguments)
+
+    def __getitem__(self, position: int) -> Batch | ValueError:
+        try:
+            return self.function(self.arguments[position])
+        except ValueError as error:
+            return error
+
+
+def in_workers(
+    items: Items,
+    num_workers: int,
+    *,
+    prefetch_per_worker: int = 2,
+    timeout_s: float = 300.0,
+    pin_memory: bool = False,
+) -> Iterator[Batch]:
+    """The items in order, computed by worker processes.
+
+    Raises:
+        ValueError: one of the items raised it.
+        LoaderError: a worker died, or gave nothing for ``timeout_s`` seconds; 0 waits for ever.
+    """
+    loader = DataLoader(
+        items,
+        batch_size=None,
+        sampler=range(len(items)),
+        num_workers=num_workers,
+        prefetch_factor=prefetch_per_worker,
+        timeout=timeout_s,
+        pin_memory=pin_memory,
+        worker_init_fn=_start_worker,
+        # The loader draws a base seed for its workers; from a generator of ours it leaves the global state untouched.
+        generator=torch.Generator(),
+    )
+    others = set(multiprocessing.active_children())
+    batches = iter(loader)
+    workers = set(multiprocessing.active_children()) - others
+    is_late = threading.Event()
+
+    def give_up() -> None:
+        is_late.set()
+        for worker in workers:
+            worker.kill()  # of which the main process is told by a signal, whatever it is waiting for
+
+    while True:
+        # Torch's own timeout does not hold where tensors are fetched from a worker that has announced them.
+        alarm = threading.Timer(timeout_s + _GRACE_S, give_up)
+        alarm.daemon = True
+        if timeout_s:
+            alarm.start()
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except (RuntimeError, ConnectionError, EOFError) as error:
+            told = explained(error)
+            if is_late.is_set():
+                told = _late(timeout_s)
+            elif not isinstance(error, RuntimeError) and "in DataLoader worker process" not in str(error):
+                told = _died(f"{type(error).__name__}: {error}")  # in the middle of a batch
+            _end(workers)
+            raise told or error from error
+        finally:
+            alarm.cancel()
+        if isinstance(batch, ValueError):
+            raise batch
+        yield batch
+
+
+def _start_worker(worker: int) -> None:
+    # Signals to the run's process group (Ctrl-C, a scheduler's SIGTERM) are for the trainer, which saves and ends;
+    # workers end with it.
+    os.setpgid(0, 0)
+
+
+def _end(workers: Iterable[BaseProcess]) -> None:
+    """Kill workers. Torch asks them politely, which one that hangs may not heed; the process then never ends either."""
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's would raise here
+    try:
+        for worker in workers:
+            worker.kill()
+        for worker in workers:
+            worker.join(_GRACE_S)
+    finally:
+        signal.signal(signal.SIGCHLD, handler)
+
+
+def explained(error: BaseException) -> LoaderError | None:
+    """What an error of torch's loader means, None for any other.
+
+    Torch tells of a dead worker wherever the main process happens to be, not only where it takes a batch.
+    """
+    message = str(error)
+    if not isinstance(error, RuntimeError) or not message.startswith("DataLoader "):
+        return None
+    if "timed out" in message:
+        return _late(float(re.search(r"after ([\d.]+) seconds", message)[1]))
+    if "exited unexpectedly" in message or "killed by signal" in message:
+        return _died(message.splitlines()[0])
+    return None
+
+
+def _late(seconds: float) -> LoaderError:
+    return LoaderError(
+        f"no batch came from the worker processes within loader.timeout_s={seconds:g}. Slow storage: raise it; "
+        "otherwise find the sample that hangs with loader.num_workers=0. The same command goes on from the last "
+        "checkpoint"
+    )
+
+
+def _died(how: str) -> LoaderError:
+    return LoaderError(
+        f"a data worker process died ({how}). Often memory: lower loader.num_workers or loader.prefetch_per_worker, or "
+        "give the container more shared memory; loader.num_workers=0 shows a crash in this process. Restart the run to "
+        "continue from its last checkpoint"
+    )
