@@ -2,14 +2,15 @@
 
 from collections.abc import Sequence
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from ssl_zoo.benchmark.contest import Result
 
 
 def table(results: Sequence[Result]) -> Table:
     """Speeds, where the time of a step goes, and what limits it; ratios are to the first column."""
-    built = Table("", *(result.contest.name for result in results), title="Training steps", title_justify="left")
+    columns = (Column(result.contest.name, overflow="fold") for result in results)  # similar names must not be cut off
+    built = Table("", *columns, title="Training steps", title_justify="left")
     for title, cells in _rows(results):
         built.add_row(title, *cells)
     return built

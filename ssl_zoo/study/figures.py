@@ -1,6 +1,7 @@
 """Plots of a comparison as SVG, small enough for a phone's width."""
 
 import io
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 # Okabe and Ito's colours, which people with colour blindness tell apart; black is the baseline's.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C564B", "#7F7F7F")
 _MARKERS = "osD^vPX*<>"
-_SIZE = (6.0, 4.6)  # inches
+_WIDTH, _PLOT_HEIGHT, _LEGEND_ROW = 6.0, 3.8, 0.24  # inches
 
 
 @dataclass(frozen=True)
@@ -101,13 +102,14 @@ def _drawn(draw: "Callable[[Axes], None]") -> bytes:
 
     # A fixed salt: equal plots are equal files.
     with matplotlib.rc_context({"svg.hashsalt": "ssl_zoo", "font.size": 12, "axes.spines.top": False}):
-        figure = Figure(figsize=_SIZE, layout="constrained")
+        figure = Figure(layout="constrained")
         axes = figure.add_subplot()
         axes.spines["right"].set_visible(False)
         axes.grid(alpha=0.3)
         draw(axes)
         handles, labels = axes.get_legend_handles_labels()
         columns = 2 if len(labels) > 3 and max(map(len, labels)) < 28 else 1
+        figure.set_size_inches(_WIDTH, _PLOT_HEIGHT + _LEGEND_ROW * math.ceil(len(labels) / columns))
         figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=11)
         output = io.BytesIO()
         figure.savefig(output, format="svg", metadata={"Date": None})

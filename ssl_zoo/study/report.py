@@ -107,8 +107,12 @@ def _setting(rows: Sequence[Row]) -> Iterator[str]:
     yield f"Pictures: {shared('data')}, {shared('backbone.image_size')} pixels wide."
     yield f"Network: {shared('backbone')}, {network}, patches of {shared('backbone.patch_size')} pixels."
     yield f"Training: {shared('optim')}, {shared('trainer.images_per_step')} pictures per step."
-    labelled = f"{shared('probe.train_samples')} labelled training pictures"
-    yield f"Scores: {shared('probe.test_samples')} test pictures, {labelled} (0: all)."
+    labelled, tested = (_count(shared(f"probe.{split}_samples")) for split in ("train", "test"))
+    yield f"Scores: {labelled} labelled training pictures, {tested} test pictures."
+
+
+def _count(number: str) -> str:
+    return "all" if number == "0" else number
 
 
 def _problems(comparison: Comparison) -> Iterator[Block]:
