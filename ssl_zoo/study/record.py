@@ -92,8 +92,8 @@ class RunRecord:
         return [name for name in names if name.startswith(protocols) and not name.endswith(_BASELINE)]
 
     def score(self, name: str) -> float | None:
-        """The latest value of a score; None where it was not probed."""
-        return next((line[name] for line in reversed(self.lines) if name in line), None)
+        """The latest value of a score after training began; None where it was not probed."""
+        return next((line[name] for line in reversed(self.lines) if name in line and line["step"] > 0), None)
 
     def baseline(self, name: str) -> float | None:
         """The same score of the network before its first step; None where that was not probed."""

@@ -38,6 +38,13 @@ def test_rows_that_start_alike_share_a_baseline():
     assert baselines(row("nothing", {})) == []
 
 
+def test_a_run_has_no_score_until_it_is_probed_after_a_step():
+    at_start = {"step": 0, "knn5": 0.1, "knn5_random_init": 0.1}
+    record = RunRecord(Path(), {"num_steps": 4}, [at_start, {"step": 2, "loss": 0.3}], 2)
+    assert record.score("knn5") is None and record.baseline("knn5") == 0.1
+    assert RunRecord(Path(), {}, [at_start, {"step": 4, "knn5": 0.2}], 4).score("knn5") == 0.2
+
+
 def test_a_mean_is_over_the_finished_runs_where_there_are_any():
     done, half = row("a", {0: 0.1, 1: 0.1}), row("a", {2: 0.1}, num_steps=9)
     both = Row("a", [*done.attempts, *half.attempts], None, None, {})
