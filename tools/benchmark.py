@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -61,8 +62,10 @@ def contests(arguments: argparse.Namespace) -> list[Contest]:
     """The columns of the table.
 
     Raises:
-        ValueError: a recipe, override or list that makes no sense.
+        ValueError: a recipe, override or list that makes no sense; or torchrun, whose processes would join each other.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("benchmark.py starts its processes itself: run it without torchrun and with --scaling 1,2,...")
     key, _, values = (arguments.sweep or "").partition("=")
     swept = [[f"{key}={value}"] for value in _OUTSIDE_BRACKETS.split(values)] if arguments.sweep else [[]]
     sizes = [int(size) for size in arguments.scaling.split(",")] if arguments.scaling else [1]

@@ -102,6 +102,7 @@ class PlainIJEPA:
         self.images = torch.randn(count, 3, *size, device=device)
 
     def step(self) -> None:
+        """Masks, loss, gradients, AdamW's update and the average's, parameter by parameter."""
         keep, targets = self._masks()
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision is torch.bfloat16):
             with torch.no_grad():

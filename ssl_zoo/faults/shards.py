@@ -33,6 +33,7 @@ def archives(laboratory: Laboratory, report: Report) -> None:
 
 
 def images(laboratory: Laboratory, report: Report) -> None:
+    """Bad images are reported and passed over, also by a run that was killed; too many of them end the run."""
     place = laboratory.folder / "hostile-images"
     data = _hostile_shard(place)
     whole, run = place / "whole", place / "killed"
@@ -59,6 +60,7 @@ def images(laboratory: Laboratory, report: Report) -> None:
 
 
 def uneven(laboratory: Laboratory, report: Report) -> None:
+    """Shards of different sizes on two ranks: every epoch has every sample once, through a kill."""
     place, number = laboratory.folder / "uneven-shards", 0
     for shard, size in enumerate(_SIZES):
         write_tar(place / f"{shard}.tar", [(f"{number + i:03}.jpg", jpeg(number + i, (40, 40))) for i in range(size)])

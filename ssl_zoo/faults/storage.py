@@ -20,6 +20,7 @@ _AT_STEP = 4
 
 
 def disk_full(laboratory: Laboratory, report: Report) -> None:
+    """A full disk is one error, damages no checkpoint, and is forgotten once there is room."""
     place = laboratory.folder / "small-disk"
     with _mounted(place, "-t", "tmpfs", "-o", f"size={_FEW_BYTES}", "tmpfs"):
         run = place / "run"

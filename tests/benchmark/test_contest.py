@@ -106,6 +106,12 @@ def test_command_times_recipe_baseline_and_two_processes(tmp_path, capsys: pytes
     assert "images/s" in capsys.readouterr().out
 
 
+def test_under_torchrun_it_says_how_to_time_several_processes(monkeypatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["--config", DEMO]) == 1
+    assert "without torchrun and with --scaling 1,2" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_recipe_that_cannot_run_is_one_error(capsys: pytest.CaptureFixture) -> None:
     words = ["--config", DEMO, *TINY_IJEPA, "data=imagenet1k", "data.root=/nowhere", "--with-data"]
