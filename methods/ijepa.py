@@ -38,6 +38,8 @@ class IJEPAConfig(MaskedMethodConfig):
     view: ViewConfig = setting(ViewConfig(crop_scale=[0.3, 1.0]), "rendering of the one view")
 
     def __post_init__(self) -> None:
+        if self.predictor_depth < 1:
+            raise ValueError(f"method.predictor_depth={self.predictor_depth}: needs 1 or more")
         if self.predictor_dim % 4:
             raise ValueError(f"method.predictor_dim={self.predictor_dim} must be a multiple of 4, for its positions")
         if self.predictor_heads is not None and self.predictor_dim % self.predictor_heads:

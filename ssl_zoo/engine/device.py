@@ -60,7 +60,7 @@ def _keep_freed_memory() -> None:
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
         libc.mallopt(M_MMAP_THRESHOLD, 1 << 30)
-        libc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
+        libc.mallopt(M_TRIM_THRESHOLD, -1)  # never
 
 
 def prepare_method(method: nn.Module, config: TrainerConfig, device: torch.device) -> nn.Module:

@@ -31,12 +31,17 @@ class _Branches(Block):
     """The two residual branches of a block, without norms."""
 
     def attention_branch(
-        self, x: Float[Tensor, "S L D"], attn_mask: Float[Tensor, "#S H L L"] | None
-    ) -> Float[Tensor, "S L D"]:
+        self, x: Float[Tensor, "S L D"], attn_mask: Float[Tensor, "#S H L L"] | None, last: int | None = None
+    ) -> Float[Tensor, "S T D"]:
         attn = self.attn
         dropout = attn.attn_drop.p if self.training else 0.0
-        qkv = _linear(attn.qkv, x)
-        attended = kernels.attention(qkv, attn.num_heads, attn_mask, dropout=dropout, fused=attn.fused_attn)
+        options = {"dropout": dropout, "fused": attn.fused_attn}
+        if last is None:
+            attended = kernels.attention(_linear(attn.qkv, x), attn.num_heads, attn_mask, **options)
+        else:
+            (q_weight, kv_weight), (q_bias, kv_bias) = _query_and_rest(attn.qkv)
+            q, kv = kernels.linear(x[:, -last:], q_weight, q_bias), kernels.linear(x, kv_weight, kv_bias)
+            attended = kernels.cross_attention(q, kv, attn.num_heads, **options)
         return self.drop_path1(self.ls1(_linear(attn.proj, attended)))
 
     def mlp_branch(self, x: Float[Tensor, "S L D"]) -> Float[Tensor, "S L D"]:
@@ -47,10 +52,20 @@ class PreNormBlock(_Branches):
     """``x += attention(norm1(x)); x += mlp(norm2(x))``."""
 
     def forward(
-        self, x: Float[Tensor, "S L D"], attn_mask: Float[Tensor, "#S H L L"] | None = None, *, tap: Tap | None = None
-    ) -> Float[Tensor, "S L D"] | tuple[Float[Tensor, "S L D"], Float[Tensor, "S L D"]]:
-        """The block's output; with ``tap`` also what is taken out of it."""
-        x = x + self.attention_branch(self.norm1(x), attn_mask)
+        self,
+        x: Float[Tensor, "S L D"],
+        attn_mask: Float[Tensor, "#S H L L"] | None = None,
+        *,
+        tap: Tap | None = None,
+        last: int | None = None,
+    ) -> Float[Tensor, "S T D"] | tuple[Float[Tensor, "S T D"], Float[Tensor, "S T D"]]:
+        """The block's output; with ``tap`` also what is taken out of it.
+
+        Args:
+            last: the output is that of so many tokens at the end, which attend to all tokens (without ``attn_mask``).
+        """
+        branch = self.attention_branch(self.norm1(x), attn_mask, last)
+        x = (x if last is None else x[:, -last:]) + branch
         branch = self.mlp_branch(self.norm2(x))
         x = x + branch
         return x if tap is None else (x, branch if tap is Tap.ffn else x)
@@ -89,8 +104,18 @@ class QueryValueBiasLinear(nn.Linear):
 
 
 def _linear(layer: nn.Linear, x: Float[Tensor, "*S D"]) -> Float[Tensor, "*S D_out"]:
-    bias = layer.packed_bias() if isinstance(layer, QueryValueBiasLinear) else layer.bias
-    return kernels.linear(x, layer.weight, bias)
+    return kernels.linear(x, layer.weight, _bias(layer))
+
+
+def _bias(layer: nn.Linear) -> Float[Tensor, "D_out"] | None:
+    return layer.packed_bias() if isinstance(layer, QueryValueBiasLinear) else layer.bias
+
+
+def _query_and_rest(qkv: nn.Linear) -> tuple[Sequence[Tensor], Sequence[Tensor | None]]:
+    """Weights and biases of queries, and of keys and values together."""
+    dim, bias = qkv.in_features, _bias(qkv)
+    sizes = (dim, 2 * dim)
+    return qkv.weight.split(sizes), (None, None) if bias is None else bias.split(sizes)
 
 
 def transformer_blocks(

@@ -5,6 +5,8 @@ waste time: they copy the bias into the output before a product, run GELU as a p
 transposed gradient, and copy queries, keys and values apart one by one. docs/performance.md has measurements.
 """
 
+from itertools import chain
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -54,22 +56,49 @@ def attention(
         dropout: probability of dropping an attention weight.
         fused: torch's fused kernel, or (false) product, softmax, product; None takes what is faster here.
     """
-    differentiated = torch.is_grad_enabled() and qkv.requires_grad
-    if fused is None:
-        # Measured in bf16 on a CPU: the fused kernel takes 0.5 to 0.8 of the plain one's time for the forward pass of
-        # 16 to 784 tokens, but 1.6 to 10 times as long with the backward pass. Elsewhere it is never much slower.
-        slow = differentiated and qkv.device.type == "cpu" and _product_dtype(qkv) is torch.bfloat16
-        if slow and bias is None and not dropout and _is_bf16_on_cpu(qkv):
-            return _Attention.apply(qkv, num_heads)
-        fused = not slow
+    if fused is None and bias is None and not dropout and _plain_is_faster(qkv) and _is_bf16_on_cpu(qkv):
+        return _Attention.apply(num_heads, qkv)
     q, k, v = qkv.unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-    if fused:
+    return _attend(q, k, v, bias, dropout, fused)
+
+
+def cross_attention(
+    q: Float[Tensor, "S T D"],
+    kv: Float[Tensor, "S L two_D"],
+    num_heads: int,
+    *,
+    dropout: float = 0.0,
+    fused: bool | None = None,
+) -> Float[Tensor, "S T D"]:
+    """``attention`` of queries that are fewer than the packed keys and values."""
+    if fused is None and not dropout and _plain_is_faster(q) and _is_bf16_on_cpu(q):
+        return _Attention.apply(num_heads, q, kv)
+    k, v = kv.unflatten(-1, (2, num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+    return _attend(q.unflatten(-1, (num_heads, -1)).transpose(1, 2), k, v, None, dropout, fused)
+
+
+def _attend(
+    q: Float[Tensor, "S H T d"],
+    k: Float[Tensor, "S H L d"],
+    v: Float[Tensor, "S H L d"],
+    bias: Float[Tensor, "#S H T L"] | None,
+    dropout: float,
+    fused: bool | None,
+) -> Float[Tensor, "S T D"]:
+    if not _plain_is_faster(q) if fused is None else fused:
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
     else:
         logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
         weights = (logits if bias is None else logits + bias).softmax(dim=-1)
         attended = F.dropout(weights, dropout) @ v
     return attended.transpose(1, 2).flatten(2)
+
+
+def _plain_is_faster(queries: Tensor) -> bool:
+    # Measured in bf16 on a CPU: the fused kernel takes 0.5 to 0.8 of the plain one's time for the forward pass of 16 to
+    # 784 tokens, but 1.6 to 10 times as long with the backward pass. Elsewhere it is never much slower.
+    differentiated = torch.is_grad_enabled() and queries.requires_grad
+    return differentiated and queries.device.type == "cpu" and _product_dtype(queries) is torch.bfloat16
 
 
 def _product_dtype(x: Tensor) -> torch.dtype:
@@ -121,31 +150,41 @@ class _NarrowingLinear(torch.autograd.Function):
 
 
 class _Attention(torch.autograd.Function):
-    """Product, softmax, product with one copy of all queries, keys and values, and one of all their gradients."""
+    """Product, softmax, product with one copy of each pack of queries, keys and values, and one of its gradient."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, qkv: Tensor, num_heads: int) -> Tensor:
-        batch, length, _ = qkv.shape
+    def forward(ctx: FunctionCtx, num_heads: int, *packs: Tensor) -> Tensor:
         with torch.autocast("cpu", enabled=False):
-            packed = qkv.bfloat16().unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4)
-            q, k, v = packed.reshape(3, batch * num_heads, length, -1).unbind(0)
+            counts = _PACKS[len(packs)]
+            parts = [_heads_first(pack.bfloat16(), count, num_heads) for pack, count in zip(packs, counts, strict=True)]
+            q, k, v = chain.from_iterable(parts)
             scale = q.shape[-1] ** -0.5
             weights = torch.baddbmm(q.new_empty(()), q, k.mT, beta=0, alpha=scale).softmax(dim=-1)
             attended = torch.bmm(weights, v)
         ctx.save_for_backward(q, k, v, weights)
-        ctx.num_heads = num_heads
-        return attended.unflatten(0, (batch, num_heads)).transpose(1, 2).flatten(2)
+        ctx.num_heads, ctx.num_packs = num_heads, len(packs)
+        return attended.unflatten(0, (-1, num_heads)).transpose(1, 2).flatten(2)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, weights = ctx.saved_tensors
         num_heads, scale = ctx.num_heads, q.shape[-1] ** -0.5
         gradient = gradient.unflatten(-1, (num_heads, -1)).transpose(1, 2).flatten(0, 1)
-        packed = torch.empty(3, *q.shape, dtype=q.dtype)
         by_weights = torch.bmm(gradient, v.mT)
         by_logits = torch._softmax_backward_data(by_weights, weights, -1, q.dtype)
-        torch.baddbmm(packed[0], by_logits, k, beta=0, alpha=scale, out=packed[0])
-        torch.baddbmm(packed[1], by_logits.mT, q, beta=0, alpha=scale, out=packed[1])
-        torch.bmm(weights.mT, gradient, out=packed[2])
-        return packed.unflatten(1, (-1, num_heads)).permute(1, 3, 0, 2, 4).flatten(2), None
+        counts = _PACKS[ctx.num_packs]
+        packs = [like.new_empty(count, *like.shape) for like, count in zip((q, k), counts, strict=False)]
+        by_q, by_k, by_v = chain.from_iterable(packs)
+        torch.baddbmm(by_q, by_logits, k, beta=0, alpha=scale, out=by_q)
+        torch.baddbmm(by_k, by_logits.mT, q, beta=0, alpha=scale, out=by_k)
+        torch.bmm(weights.mT, gradient, out=by_v)
+        return None, *(pack.unflatten(1, (-1, num_heads)).permute(1, 3, 0, 2, 4).flatten(2) for pack in packs)
+
+
+_PACKS = {1: (3,), 2: (1, 2)}  # by the number of packs: how many of queries, keys, values each one holds
+
+
+def _heads_first(pack: Float[Tensor, "S L parts_D"], count: int, num_heads: int) -> Float[Tensor, "parts S_H L d"]:
+    parts = pack.unflatten(-1, (count, num_heads, -1)).permute(2, 0, 3, 1, 4)
+    return parts.reshape(count, -1, pack.shape[1], parts.shape[-1])

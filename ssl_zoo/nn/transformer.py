@@ -86,11 +86,12 @@ class NarrowViT(nn.Module):
         queries = self.queries(targets.flatten(0, -3)).to(known.dtype)
         known = known[:, None].expand(-1, num_blocks, -1, -1)
         x = torch.cat([known, queries], dim=2).flatten(0, 1)
-        for block in self.blocks:
+        *blocks, last_block = self.blocks
+        for block in blocks:
             x = block(x)
-        # The norm and the output map act on each token by itself, so the context needs neither.
-        x = self.proj_out(self.norm(x[:, -num_targets:]))
-        return x.unflatten(0, (*leading, num_blocks))
+        # What comes after the keys and values of the last block acts on each token by itself: the context needs none.
+        x = last_block(x, last=num_targets)
+        return self.proj_out(self.norm(x)).unflatten(0, (*leading, num_blocks))
 
     def embed(self, tokens: Float[Tensor, "B L D"], context: Int[Tensor, "B K"]) -> Float[Tensor, "B L dim"]:
         """Encoded tokens at this width, with the positions of their patches; prefix tokens get none."""

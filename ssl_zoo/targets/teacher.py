@@ -117,8 +117,9 @@ class Teacher(Target):
     def _normalized(self, tokens: Float[Tensor, "*B N D"]) -> Float[Tensor, "*B N D"]:
         if self.config.normalization is Normalization.layer:
             return tokens
-        variance, mean = torch.var_mean(tokens, dim=-2, keepdim=True, correction=0)
-        return (tokens - mean) * (variance + 1e-5).rsqrt()
+        # Not torch.var_mean, which takes 3.5 times as long on a CPU over a dimension that isn't the last.
+        centred = tokens - tokens.mean(dim=-2, keepdim=True)
+        return centred * (centred.square().mean(dim=-2, keepdim=True) + 1e-5).rsqrt()
 
     def train(self, mode: bool = True) -> "Teacher":
         """The teacher drops no path and no attention, also while the method trains."""

@@ -83,6 +83,7 @@ def test_the_teacher_drops_no_path_while_the_method_trains() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"predictor_depth": 0}, "method.predictor_depth=0: needs 1 or more"),
         ({"predictor_dim": 30}, "method.predictor_dim=30 must be a multiple of 4"),
         ({"predictor_dim": 32, "predictor_heads": 5}, "method.predictor_heads=5"),
         ({"predictor_dim": 36, "predictor_heads": None}, "encoder's 8 heads; set method.predictor_heads"),
@@ -91,7 +92,7 @@ def test_the_teacher_drops_no_path_while_the_method_trains() -> None:
 def test_widths_and_heads_that_do_not_fit_name_their_keys(settings: dict[str, int | None], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         backbone = dataclasses.replace(TINY_BACKBONE, num_heads=8)
-        build_method(METHODS.config_of("ijepa")(predictor_depth=1, **settings), backbone, TeacherConfig(), seed=0)
+        build_method(METHODS.config_of("ijepa")(**{"predictor_depth": 1, **settings}), backbone, TeacherConfig(), seed=0)
 
 
 def test_targets_have_zero_mean_and_unit_variance_per_token() -> None:

@@ -57,6 +57,23 @@ def test_attention_in_bf16_errs_no_more_than_torch(length: int) -> None:
         assert error(result, wanted) < 1.1 * error(reference, wanted) + 1e-3
 
 
+@pytest.mark.parametrize("count", [1, 3, 7])
+@pytest.mark.parametrize("bf16", [False, True])
+def test_attention_of_the_last_queries_alone_is_the_end_of_the_whole(count: int, bf16: bool) -> None:
+    qkv = torch.randn(3, 7, 3 * 24)
+    qkv = qkv.bfloat16() if bf16 else qkv
+
+    def whole(x: Tensor) -> Tensor:
+        return kernels.attention(x, 4)[:, -count:]
+
+    def last(x: Tensor) -> Tensor:
+        return kernels.cross_attention(x[:, -count:, :24], x[..., 24:], 4)
+
+    tolerance = {"rtol": 0.02, "atol": 0.02} if bf16 else {"rtol": 0, "atol": 1e-6}
+    for wanted, result in zip(*(with_gradients(f, qkv, bf16=bf16) for f in (whole, last)), strict=True):
+        torch.testing.assert_close(result, wanted, **tolerance)
+
+
 @torch.no_grad()
 def test_mlp_without_gradient_in_bf16_errs_no_more_than_torch() -> None:
     first, second, x = nn.Linear(48, 96), nn.Linear(96, 48), torch.randn(4, 9, 48)

@@ -1,0 +1,48 @@
+"""Blocks that compute the last tokens alone."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ssl_zoo.nn import NarrowViT
+from ssl_zoo.nn.blocks import Tap, transformer_blocks
+
+
+def block(**options: object) -> nn.Module:
+    torch.manual_seed(0)
+    (built,) = transformer_blocks(24, 1, 4, mlp_ratio=2.0, norm_eps=1e-6, **options)
+    for parameter in built.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return built.eval()
+
+
+def weight_gradients(built: nn.Module, value: Tensor) -> list[Tensor]:
+    return list(torch.autograd.grad(value.sin().sum(), list(built.parameters())))
+
+
+@pytest.mark.parametrize("options", [{}, {"qkv_bias": False}, {"key_bias": False}, {"layer_scale": 0.1}], ids=str)
+@pytest.mark.parametrize("last", [1, 4, 9])
+def test_last_tokens_and_gradients_are_those_of_the_whole_output(last: int, options: dict) -> None:
+    built, x = block(**options), torch.randn(2, 9, 24)
+    whole, alone = built(x)[:, -last:], built(x, last=last)
+    torch.testing.assert_close(alone, whole, rtol=0, atol=1e-5)
+    for wanted, got in zip(weight_gradients(built, whole), weight_gradients(built, alone), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("tap", Tap)
+def test_taps_are_cut_too(tap: Tap) -> None:
+    built, x = block(), torch.randn(2, 9, 24)
+    for whole, alone in zip(built(x, tap=tap), built(x, tap=tap, last=3), strict=True):
+        torch.testing.assert_close(alone, whole[:, -3:], rtol=0, atol=1e-5)
+
+
+def test_last_block_of_a_predictor_leaves_the_context_out() -> None:
+    narrow = NarrowViT(dim_in=8, dim=32, dim_out=8, depth=1, num_heads=4, grid=(4, 4))
+    context, targets = torch.arange(12).expand(2, -1), torch.tensor([[[12, 13]], [[14, 15]]])
+    with FlopCounterMode(display=False) as cut:
+        narrow(torch.randn(2, 12, 8), context, targets)
+    with FlopCounterMode(display=False) as whole:
+        narrow.blocks[0](torch.randn(2, 14, 32))
+    assert cut.get_total_flops() < 0.5 * whole.get_total_flops()
