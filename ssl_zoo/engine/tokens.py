@@ -14,6 +14,8 @@ from ssl_zoo.method import Method, Progress
 class Stack:
     """Equal blocks one after the other, and what enters them per image.
 
+    The last block of a predictor or decoder, which computes the targets alone, is taken for a whole one.
+
     Attributes:
         name: of the module that owns the blocks, within the method.
         weights: elements of a block's matrices.

@@ -92,7 +92,9 @@ def test_the_teacher_drops_no_path_while_the_method_trains() -> None:
 def test_widths_and_heads_that_do_not_fit_name_their_keys(settings: dict[str, int | None], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         backbone = dataclasses.replace(TINY_BACKBONE, num_heads=8)
-        build_method(METHODS.config_of("ijepa")(**{"predictor_depth": 1, **settings}), backbone, TeacherConfig(), seed=0)
+        build_method(
+            METHODS.config_of("ijepa")(**{"predictor_depth": 1, **settings}), backbone, TeacherConfig(), seed=0
+        )
 
 
 def test_targets_have_zero_mean_and_unit_variance_per_token() -> None:
