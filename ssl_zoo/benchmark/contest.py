@@ -22,7 +22,7 @@ class Timing:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Timing":
-        low, median, high = statistics.quantiles(values, n=4)
+        low, median, high = statistics.quantiles(values, n=4) if len(values) > 1 else [*values] * 3
         return cls(median, low, high)
 
 

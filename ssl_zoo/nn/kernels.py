@@ -98,12 +98,14 @@ def _plain_is_faster(queries: Tensor) -> bool:
     # Measured in bf16 on a CPU: the fused kernel takes 0.5 to 0.8 of the plain one's time for the forward pass of 16 to
     # 784 tokens, but 1.6 to 10 times as long with the backward pass. Elsewhere it is never much slower.
     differentiated = torch.is_grad_enabled() and queries.requires_grad
-    return differentiated and queries.device.type == "cpu" and _product_dtype(queries) is torch.bfloat16
+    return differentiated and queries.device.type == "cpu" and product_dtype(queries) is torch.bfloat16
 
 
-def _product_dtype(x: Tensor) -> torch.dtype:
+def product_dtype(x: Tensor) -> torch.dtype:
+    """The number format of products with ``x``: autocast's where it is on, which it never is on the meta device."""
     kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if on else x.dtype
 
 
 def _is_bf16_on_cpu(x: Tensor) -> bool:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from ssl_zoo.nn import kernels
 from ssl_zoo.nn.backbone import BACKBONES, BackboneConfig
 from ssl_zoo.nn.blocks import NormPosition, Tap, transformer_blocks
 from ssl_zoo.nn.initialization import TOKEN_STD, Initialization, initialize, initialize_token, shrink_branches
@@ -254,7 +255,7 @@ class ViT(nn.Module):
             )
         bias = self.rel_pos_bias(None if keep is None else keep.flatten(0, -2))
         # Fused kernels take it in the format of the queries.
-        return bias.to(torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype)
+        return bias.to(kernels.product_dtype(x))
 
     def _with_prefix(self, tokens: Float[Tensor, "S K D"]) -> Float[Tensor, "S L D"]:
         prefix = []

@@ -66,7 +66,9 @@ class Teacher(Target):
 
     @torch.no_grad()
     def forward(self, images: Float[Tensor, "B 3 H W"], masks: Masks) -> Float[Tensor, "B M T dim"]:
-        with torch.autocast(images.device.type, enabled=False) if self.config.full_precision else nullcontext():
+        kind = images.device.type
+        exact = self.config.full_precision and torch.amp.is_autocast_available(kind)  # which the meta device has not
+        with torch.autocast(kind, enabled=False) if exact else nullcontext():
             if self.config.mask is MaskTeacher.output:
                 tokens = take(self._features(images, None), masks.targets)
             else:

@@ -63,6 +63,10 @@ def test_clock_sums_stretches_of_one_name_within_a_step() -> None:
     assert clock.collect() == []
 
 
+def test_a_single_step_has_no_spread() -> None:
+    assert Timing.of([2.0]) == Timing(2.0, 2.0, 2.0)
+
+
 def test_matrix_peak_is_positive(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ssl_zoo.benchmark.peak._SIDES", {"cpu": (64,)})
     assert matrix_peak(torch.device("cpu"), torch.float32) > 0

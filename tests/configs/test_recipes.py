@@ -10,8 +10,9 @@ import torch
 
 from ssl_zoo.config import compose, load_config
 from ssl_zoo.config.schema import sections
+from ssl_zoo.engine.build import build_generators, build_views
 from ssl_zoo.engine.optim import RateSchedules
-from ssl_zoo.engine.plan import Plan
+from ssl_zoo.engine.plan import Plan, count_flops
 from ssl_zoo.masks import MASKS
 from ssl_zoo.method import METHODS, build_method
 from ssl_zoo.nn import Initialization
@@ -36,6 +37,15 @@ def test_a_recipe_builds_the_encoder_that_its_header_counts(recipe):
     counted = re.search(r"Encoder: ([\d,]+) trainable parameters", header)
     trainable = sum(p.numel() for p in method.encoder.parameters() if p.requires_grad)
     assert counted and int(counted[1].replace(",", "")) == trainable
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_operations_of_a_recipe_are_counted_without_weights(recipe: Path) -> None:
+    config = load_config(recipe)
+    method = build_method(config.method, config.backbone, config.targets, seed=0, device="meta")
+    views = build_views(config.method, config.backbone)
+    flops = count_flops(method, views, build_generators(views, config.masks, config.backbone))
+    assert flops["step"] == flops["forward"] + flops["backward"] and flops["backward"] > 0
 
 
 @pytest.mark.parametrize("option", OPTIONS)
