@@ -54,7 +54,13 @@ class Evaluated:
             }
             for score in self.scores
         ]
-        content = {**facts, "evaluator": self.evaluator, "seconds": round(self.seconds, 4), "scores": scores}
+        content = {
+            **facts,
+            "evaluator": self.evaluator,
+            "label": self.label,
+            "seconds": round(self.seconds, 4),
+            "scores": scores,
+        }
         path = folder / self.file_name
         write_atomic(path, json.dumps(content, indent=1) + "\n")
         return path

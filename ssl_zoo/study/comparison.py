@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ssl_zoo.config import Composed
+from ssl_zoo.study.evaluation import PlannedEvaluation, plan_evaluations
 from ssl_zoo.study.file import Study
 from ssl_zoo.study.plan import Cost, PlannedRun, cost_of, identity
 from ssl_zoo.study.record import RunFolder, RunRecord
@@ -20,6 +21,7 @@ class Attempt:
         record: None where nothing was trained.
         failure: what it failed with, if it did.
         num_steps: of the whole run, where that is known.
+        unevaluated: titles of evaluations that the trained network still lacks.
     """
 
     seed: int
@@ -27,9 +29,11 @@ class Attempt:
     record: RunRecord | None
     failure: str | None
     num_steps: int | None
+    unevaluated: Sequence[str] = ()
 
     @property
     def is_finished(self) -> bool:
+        """Whether it is trained to its end."""
         return self.record is not None and self.record.is_finished(self.num_steps)
 
     @property
@@ -90,7 +94,7 @@ class Row:
 
     @property
     def is_finished(self) -> bool:
-        return all(attempt.is_finished for attempt in self.attempts)
+        return all(attempt.is_finished and not attempt.unevaluated for attempt in self.attempts)
 
     def score(self, column: str) -> Summary | None:
         return Summary.of(record.score(column) for record in self.records)
@@ -118,6 +122,14 @@ class Baseline:
 
 
 @dataclass(frozen=True)
+class FurtherScores:
+    """A table of scores by an evaluation of the finished runs."""
+
+    title: str
+    columns: Sequence[str]
+
+
+@dataclass(frozen=True)
 class Comparison:
     """Everything that a report tells; ``command`` makes it again."""
 
@@ -129,6 +141,7 @@ class Comparison:
     published_columns: Sequence[str]
     rows: Sequence[Row]
     command: str
+    further: Sequence[FurtherScores] = ()
 
     @property
     def attempts(self) -> Sequence[tuple[Row, Attempt]]:
@@ -137,9 +150,10 @@ class Comparison:
     @property
     def baselines(self) -> Sequence[Baseline]:
         """One for all rows whose networks start alike: no two of their runs of one seed have another score at first."""
+        columns = [*self.columns, *(column for table in self.further for column in table.columns)]
         groups: list[tuple[list[str], dict[tuple[int, str], float]]] = []
         for row in self.rows:
-            at_start = row.baselines(self.columns)
+            at_start = row.baselines(columns)
             for titles, known in groups:
                 if all(known.get(key, value) == value for key, value in at_start.items()):
                     titles.append(row.title)
@@ -151,7 +165,7 @@ class Comparison:
         return [
             Baseline(
                 "random init" if len(groups) == 1 else f"random init of {', '.join(titles)}",
-                {column: Summary.of(v for (_, name), v in known.items() if name == column) for column in self.columns},
+                {column: Summary.of(v for (_, name), v in known.items() if name == column) for column in columns},
             )
             for titles, known in groups
         ]
@@ -165,10 +179,10 @@ def compare_study(
     Args:
         failures: identity of a run -> what it failed with.
     """
-    rows = []
+    rows, evaluations = [], plan_evaluations(study.evaluations)
     for name, entry in study.entries.items():
         own = [run for run in runs if run.entry == name]
-        attempts = [_attempt(run, folder, failures.get(run.identity)) for run in own]
+        attempts = [_attempt(run, folder, failures.get(run.identity), evaluations) for run in own]
         rows.append(Row(entry.title or name, attempts, own[0].composed, own[0].cost, entry.published, entry.series))
     return Comparison(
         study.title,
@@ -179,13 +193,17 @@ def compare_study(
         study.published_columns,
         rows,
         command,
+        [FurtherScores(evaluation.title, evaluation.columns) for evaluation in evaluations],
     )
 
 
-def _attempt(run: PlannedRun, folder: RunFolder, failure: str | None) -> Attempt:
+def _attempt(
+    run: PlannedRun, folder: RunFolder, failure: str | None, evaluations: Sequence[PlannedEvaluation]
+) -> Attempt:
     record = folder.find(run.identity)
     directory = folder.path / run.directory if record is None else record.path
-    return Attempt(run.seed, directory, record, failure, run.cost.num_steps)
+    unevaluated = [evaluation.title for evaluation in evaluations if not evaluation.is_done(directory)]
+    return Attempt(run.seed, directory, record, failure, run.cost.num_steps, unevaluated)
 
 
 def compare_runs(paths: Sequence[Path], command: str) -> Comparison:

@@ -29,6 +29,23 @@ class Entry:
 
 
 @dataclass
+class Evaluation:
+    """A table of its own: what else the frozen networks of finished runs are asked."""
+
+    title: str = setting("", "headline of its table; empty: the evaluation's name")
+    protocols: list[str] = setting(["knn", "linear"], "evaluators, by their registered names")
+    labels: list[str] = setting([], "label sets of the data, each a question of its own; empty: the data's first")
+    columns: list[str] = setting(["knn20", "linear"], "accuracies of the protocols that the table shows")
+    overrides: list[str] = setting([], "key=value and group=option over a run's configuration, e.g. data=scenes")
+
+    def __post_init__(self) -> None:
+        check_overrides(self.overrides)
+        if not self.protocols or not self.columns:
+            raise ValueError("needs at least one of protocols and of columns, e.g. [knn] and [knn20]")
+        check_columns(self.columns, self.protocols, "protocols")
+
+
+@dataclass
 class Study:
     """A table: its rows are ``entries``, its columns scores of the probe."""
 
@@ -41,6 +58,9 @@ class Study:
     seeds: list[int] = setting([0, 1, 2], "every entry is trained once with each")
     columns: list[str] = setting(["knn20", "logistic"], "scores of the probe, by their names in metrics.jsonl")
     entries: dict[str, Entry] = field(default_factory=dict, metadata={"meaning": "name of an entry: its settings"})
+    evaluations: dict[str, Evaluation] = field(
+        default_factory=dict, metadata={"meaning": "name of an evaluation of every finished run: its settings"}
+    )
 
     def __post_init__(self) -> None:
         if not self.entries:
@@ -50,11 +70,13 @@ class Study:
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds={written(self.seeds)}: needs at least one, and none twice")
         check_overrides(self.overrides)
+        for key, names in {"entries": self.entries, "evaluations": self.evaluations}.items():
+            for name in names:
+                if not _NAME.fullmatch(name):
+                    raise ValueError(
+                        f"{key}: {name!r} names directories; use letters, digits, '_', '-' and '.', no space"
+                    )
         for name, entry in self.entries.items():
-            if not _NAME.fullmatch(name):
-                raise ValueError(
-                    f"entries: {name!r} names directories of runs; use letters, digits, '_', '-' and '.', no space"
-                )
             check_overrides(entry.overrides)
             if entry.recipe is None and self.recipe is None:
                 raise ValueError(f"entries.{name}: neither the entry nor the study has a recipe")
@@ -77,6 +99,17 @@ def check_overrides(overrides: Sequence[str]) -> None:
             raise ConfigError(f"{override}: in a study {key} follows from {_SET_BY_THE_STUDY[key]}")
 
 
+def check_columns(columns: Sequence[str], protocols: Sequence[str], key: str) -> None:
+    """Refuse scores that none of the protocols gives.
+
+    Raises:
+        ConfigError: there is one; ``key`` names the protocols in the message.
+    """
+    for column in columns:
+        if not column.startswith(tuple(protocols)):
+            raise ConfigError(f"columns: no score {column} comes of {key}={written(protocols)}")
+
+
 def read_study(path: Path) -> Study:
     """The study of a YAML file; recipes are resolved to files.
 
@@ -89,27 +122,44 @@ def read_study(path: Path) -> Study:
     path = path.absolute()
     document = read_document(path, "study", "settings, e.g. `title: Features or pixels`")
     place = Recipe(path, {}, document)  # tells the lines of keys
-    entries = document.pop("entries", None) or {}
-    if not isinstance(entries, Mapping):
-        raise ConfigError(f"{place.where('entries')}: entries map a name to settings, e.g. `pixels: {{overrides: []}}`")
+    entries = _named(document, "entries", place, "pixels: {overrides: []}")
+    evaluations = _named(document, "evaluations", place, "scenes: {overrides: [data=scenes]}")
     values = _values(Study, document, place, "")
     if values["title"] == MISSING:
         raise ConfigError(f"{path}: title has no value. Meaning: what is compared, as a headline")
     roots = config_roots(path)
     values["recipe"] = _resolved(values["recipe"], path, roots, "recipe")
-    values["entries"] = {str(name): _entry(str(name), given, place, roots) for name, given in entries.items()}
+    values["entries"] = {name: _entry(name, given, place, roots) for name, given in entries.items()}
+    values["evaluations"] = {name: _evaluation(name, given, place) for name, given in evaluations.items()}
     try:
         return Study(**values)
     except ValueError as error:  # of __post_init__
         raise ConfigError(f"{path}: {error}") from error
 
 
-def _entry(name: str, given: Any, place: Recipe, roots: list[Path]) -> Entry:
-    if not isinstance(given or {}, Mapping):
-        raise ConfigError(f"{place.where(f'entries.{name}')}: entries.{name}: expected settings, e.g. `overrides: []`")
-    values = _values(Entry, given or {}, place, f"entries.{name}.")
+def _named(document: dict[str, Any], key: str, place: Recipe, example: str) -> dict[str, Mapping[Any, Any]]:
+    """Settings by name, taken out of the document."""
+    named = document.pop(key, None) or {}
+    if not isinstance(named, Mapping):
+        raise ConfigError(f"{place.where(key)}: {key} map a name to settings, e.g. `{example}`")
+    for name, given in named.items():
+        if not isinstance(given or {}, Mapping):
+            raise ConfigError(f"{place.where(f'{key}.{name}')}: {key}.{name}: expected settings, e.g. `overrides: []`")
+    return {str(name): given or {} for name, given in named.items()}
+
+
+def _entry(name: str, given: Mapping[Any, Any], place: Recipe, roots: list[Path]) -> Entry:
+    values = _values(Entry, given, place, f"entries.{name}.")
     values["recipe"] = _resolved(values["recipe"], place.path, roots, f"entries.{name}.recipe")
     return Entry(**values)
+
+
+def _evaluation(name: str, given: Mapping[Any, Any], place: Recipe) -> Evaluation:
+    values = _values(Evaluation, given, place, f"evaluations.{name}.")
+    try:
+        return Evaluation(**values)
+    except ValueError as error:  # of __post_init__
+        raise ConfigError(f"{place.where(f'evaluations.{name}')}: evaluations.{name}: {error}") from error
 
 
 def _values(config: type, given: Mapping[Any, Any], place: Recipe, prefix: str) -> dict[str, Any]:

@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 
 from ssl_zoo.config import Composed, ConfigError, compose
-from ssl_zoo.config.keys import written
 from ssl_zoo.config.schema import sections
 from ssl_zoo.engine.plan import Plan, count_flops
 from ssl_zoo.engine.trainer import run_length
+from ssl_zoo.eval.base import EVALUATORS
 from ssl_zoo.eval.online import ProbeConfig
 from ssl_zoo.registry import REGISTRIES
-from ssl_zoo.study.file import Study, check_overrides
+from ssl_zoo.study.file import Study, check_columns, check_overrides
 
 _DRAWS = 4  # of masks, over which the operations of an image are averaged
 
@@ -110,6 +110,7 @@ def plan_runs(study: Study, overrides: Sequence[str] = ()) -> list[PlannedRun]:
                 composed = compose(recipe, said)
                 if name not in costs:
                     _check_probe(study.columns, composed.config.probe)
+                    _check_evaluations(study, recipe, said)
                     cost = cost_of(composed)
                     config = composed.config
                     parts = (config.method, config.backbone, config.masks, config.targets, cost.images_per_step)
@@ -149,9 +150,17 @@ def cost_of(composed: Composed) -> Cost:
     return Cost(num_steps, trainer.images_per_step, Operations(plan))
 
 
+def _check_evaluations(study: Study, recipe: str, said: Sequence[str]) -> None:
+    for name, evaluation in study.evaluations.items():
+        try:
+            for protocol in evaluation.protocols:
+                EVALUATORS.get(protocol)
+            compose(recipe, (*said, *evaluation.overrides))
+        except (ValueError, LookupError) as error:
+            raise ConfigError(f"evaluations.{name}: {error}") from error
+
+
 def _check_probe(columns: Sequence[str], probe: ProbeConfig) -> None:
     if not probe.at_end:
         raise ValueError("probe.at_end=false: a study compares scores after the last step; leave it true")
-    for column in columns:
-        if not column.startswith(tuple(probe.protocols)):
-            raise ValueError(f"columns: no score {column} comes of probe.protocols={written(probe.protocols)}")
+    check_columns(columns, probe.protocols, "probe.protocols")

@@ -11,6 +11,7 @@ from typing import Any
 
 from ssl_zoo.config import Composed, ConfigError, compose
 from ssl_zoo.engine.checkpoint import list_checkpoints, step_of
+from ssl_zoo.study.evaluation import Score, scores_of
 from ssl_zoo.study.plan import identity
 
 _LOG = logging.getLogger(__name__)
@@ -91,12 +92,21 @@ class RunRecord:
         names = dict.fromkeys(name for line in self.lines if "loss" not in line for name in line)
         return [name for name in names if name.startswith(protocols) and not name.endswith(_BASELINE)]
 
+    @functools.cached_property
+    def evaluated(self) -> Mapping[str, Score]:
+        """Scores of the evaluations that studies asked for."""
+        return scores_of(self.path)
+
     def score(self, name: str) -> float | None:
         """The latest value of a score after training began; None where it was not probed."""
+        if name in self.evaluated:
+            return self.evaluated[name].value
         return next((line[name] for line in reversed(self.lines) if name in line and line["step"] > 0), None)
 
     def baseline(self, name: str) -> float | None:
         """The same score of the network before its first step; None where that was not probed."""
+        if name in self.evaluated:
+            return self.evaluated[name].random_init
         key = name + _BASELINE
         return next((line[key] for line in self.lines if key in line), None)
 

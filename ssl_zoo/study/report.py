@@ -8,6 +8,7 @@ from pathlib import Path
 from ssl_zoo.config.keys import flat, written
 from ssl_zoo.study.comparison import Attempt, Comparison, Row, Summary
 from ssl_zoo.study.document import Block, Command, Document, Figure, Heading, Items, Paragraph, Table
+from ssl_zoo.study.evaluation import question_of
 from ssl_zoo.study.figures import accuracy_against_compute, learning_curve, unit_of
 from ssl_zoo.study.record import RunRecord
 from ssl_zoo.study.training import LOG
@@ -33,6 +34,7 @@ def report(comparison: Comparison, folder: Path) -> Document:
         *_opening(comparison),
         Heading("Results"),
         _results(comparison),
+        *_further(comparison),
         *_problems(comparison),
         Heading("How to read it"),
         *_reading(comparison),
@@ -50,7 +52,10 @@ def report(comparison: Comparison, folder: Path) -> Document:
 
 
 def label_of(column: str) -> str:
-    """A score's name for readers: ``20-NN``, ``logistic regression``."""
+    """A score's name for readers: ``20-NN``, ``logistic regression``, ``count: 20-NN`` of an evaluation."""
+    if "/" in column:
+        label, score = question_of(column)
+        return f"{label}: {label_of(score)}" if label else label_of(score)
     neighbours = _NEIGHBOURS.fullmatch(column)
     return f"{neighbours[1]}-NN" if neighbours else {"logistic": "logistic regression"}.get(column, column)
 
@@ -127,6 +132,11 @@ def _problems(comparison: Comparison) -> Iterator[Block]:
         for row, attempt in comparison.attempts
         if attempt.failure is None and not attempt.is_finished
     ]
+    missing += [
+        f"{row.title}, seed {attempt.seed}: not evaluated by {', '.join(attempt.unevaluated)}"
+        for row, attempt in comparison.attempts
+        if attempt.failure is None and attempt.is_finished and attempt.unevaluated
+    ]
     if missing:
         yield Heading("Not finished")
         yield Items(missing)
@@ -146,6 +156,15 @@ def _results(comparison: Comparison) -> Table:
         ]
         rows.append([_title(row), *(_score(row, c) for c in comparison.columns), *told, *_cost(row)])
     return Table(["", *scores, *published, "images", "compute", "time"], rows)
+
+
+def _further(comparison: Comparison) -> Iterator[Block]:
+    for evaluation in comparison.further:
+        yield Heading(evaluation.title)
+        table = [[b.title, *(percent(b.scores[column]) for column in evaluation.columns)] for b in comparison.baselines]
+        for row in comparison.rows:
+            table.append([_title(row), *(percent(row.score(column)) for column in evaluation.columns)])
+        yield Table(["", *(f"{label_of(column)}, %" for column in evaluation.columns)], table)
 
 
 def _title(row: Row) -> str:

@@ -1,4 +1,4 @@
-"""Trainings as processes of their own: so many at once, none twice, and stopped such that they can go on."""
+"""Trainings and evaluations as processes: so many at once, none twice, and stopped such that they can go on."""
 
 import fcntl
 import os
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Protocol
 
 from ssl_zoo.engine.cluster import import_path
+from ssl_zoo.study.evaluation import PlannedEvaluation
 from ssl_zoo.study.plan import PlannedRun
 from ssl_zoo.study.record import RunFolder
 
@@ -74,8 +75,8 @@ def threads_per_job(jobs: int) -> int | None:
     return max(1, int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1) // jobs)
 
 
-def command_of(run: PlannedRun, directory: Path, plugins: Sequence[str] = ()) -> list[str]:
-    """What starts or continues a run."""
+def training_command(run: PlannedRun, directory: Path, plugins: Sequence[str] = ()) -> list[str]:
+    """What starts or continues the training of a run."""
     plugged = [word for plugin in plugins for word in ("--plugin", plugin)]
     settings = [*run.overrides, f"output_dir={directory}"]
     return [sys.executable, "-m", "ssl_zoo.tools.train_net", "--config", run.recipe, *plugged, *settings]
@@ -117,16 +118,17 @@ def train_all(
     start: Start,
     *,
     jobs: int,
+    evaluations: Sequence[PlannedEvaluation] = (),
     plugins: Sequence[str] = (),
     tell: Callable[[str], None],
     after_each: Callable[[Ended], None],
 ) -> bool:
-    """Train ``runs`` until all are finished or have failed once; False if a signal ended it before.
+    """Train ``runs`` and evaluate each until all are finished or have failed once; False if a signal ended it before.
 
     A run that another process trains is waited for. On a signal all trainings save and end, on a second one they are
     killed; the next start goes on from what was saved.
     """
-    return _Queue(folder, start, jobs, plugins, tell, after_each, waiting=list(runs)).work()
+    return _Queue(folder, start, jobs, evaluations, plugins, tell, after_each, waiting=list(runs)).work()
 
 
 @dataclass
@@ -134,6 +136,7 @@ class _Active:
     run: PlannedRun
     directory: Path
     training: Training
+    command: Sequence[str]
     log_start: int  # bytes of the log that are older
     started: float
 
@@ -143,6 +146,7 @@ class _Queue:
     folder: RunFolder
     start: Start
     jobs: int
+    evaluations: Sequence[PlannedEvaluation]
     plugins: Sequence[str]
     tell: Callable[[str], None]
     after_each: Callable[[Ended], None]
@@ -186,24 +190,36 @@ class _Queue:
             self.tell(f"waiting for another process, which trains {', '.join(run.title for run in self.waiting)}")
 
     def _begin(self, run: PlannedRun, lock: IO[bytes]) -> None:
-        found = self.folder.find(run.identity)
-        if found is not None and found.is_finished(run.cost.num_steps):
-            self.after_each(Ended(run, found.path, None, 0.0))
+        directory, command, how = self._next(run)
+        if command is None:
+            self.after_each(Ended(run, directory, None, 0.0))
             return
-        directory = self.folder.path / run.directory if found is None else found.path
         directory.mkdir(parents=True, exist_ok=True)
         log = directory / LOG
         length = log.stat().st_size if log.is_file() else 0
-        how = "starts" if found is None or not found.step else f"goes on from step {found.step:,}"
         self.tell(f"{run.title} {how}: {log}")
-        training = self.start(command_of(run, directory, self.plugins), log, lock)
-        self.active.append(_Active(run, directory, training, length, time.monotonic()))
+        self.active.append(_Active(run, directory, self.start(command, log, lock), command, length, time.monotonic()))
+
+    def _next(self, run: PlannedRun) -> tuple[Path, Sequence[str] | None, str]:
+        """The directory of a run, what is to be done there next (None: nothing), and that in words."""
+        found = self.folder.find(run.identity)
+        directory = self.folder.path / run.directory if found is None else found.path
+        if found is None or not found.is_finished(run.cost.num_steps):
+            how = "starts" if found is None or not found.step else f"goes on from step {found.step:,}"
+            return directory, training_command(run, directory, self.plugins), how
+        left = next((evaluation for evaluation in self.evaluations if not evaluation.is_done(directory)), None)
+        if left is None:
+            return directory, None, "is finished"
+        return directory, left.command(directory, self.plugins), f"is evaluated: {left.name}"
 
     def _collect(self) -> None:
         for active in list(self.active):
             status = active.training.poll()
             if status is not None:
                 self.active.remove(active)
+                if status == 0 and not self.is_stopping and self._next(active.run)[1] not in (None, active.command):
+                    self.waiting.insert(0, active.run)
+                    continue
                 is_failure = status != 0 and not self.is_stopping
                 failure = _last_error(active.directory / LOG, active.log_start, status) if is_failure else None
                 self.after_each(Ended(active.run, active.directory, failure, time.monotonic() - active.started))

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from ssl_zoo.config.keys import ConfigError
 from ssl_zoo.study.comparison import Comparison, compare_study
+from ssl_zoo.study.evaluation import PlannedEvaluation, plan_evaluations
 from ssl_zoo.study.file import Study, read_study
 from ssl_zoo.study.plan import PlannedRun, plan_runs
 from ssl_zoo.study.record import RunFolder
@@ -51,9 +52,23 @@ class StudyWork:
                 raise ConfigError(f"--seeds {seeds}: expected whole numbers, none twice, e.g. 0,1,2") from error
         return cls(study, plan_runs(study, overrides), RunFolder(out / "runs"), out / path.stem, command)
 
-    def is_finished(self, run: PlannedRun) -> bool:
+    def is_trained(self, run: PlannedRun) -> bool:
         record = self.runs_folder.find(run.identity)
         return record is not None and record.is_finished(run.cost.num_steps)
+
+    def is_finished(self, run: PlannedRun) -> bool:
+        """Whether a run is trained and evaluated."""
+        return self.is_trained(run) and not self.unevaluated(run)
+
+    def unevaluated(self, run: PlannedRun) -> list[str]:
+        """Names of the evaluations that a run lacks."""
+        record = self.runs_folder.find(run.identity)
+        folder = self.runs_folder.path / run.directory if record is None else record.path
+        return [evaluation.name for evaluation in self.evaluations if not evaluation.is_done(folder)]
+
+    @property
+    def evaluations(self) -> Sequence[PlannedEvaluation]:
+        return plan_evaluations(self.study.evaluations)
 
     @property
     def missing(self) -> list[PlannedRun]:
@@ -70,8 +85,9 @@ class StudyWork:
         if not missing:
             tell(f"nothing to compute: all {len(self.runs)} runs are finished")
             return True
-        tell(f"{len(missing)} of {len(self.runs)} runs are to be trained")
-
+        untrained = sum(not self.is_trained(run) for run in missing)
+        evaluated = f", {len(missing)} to be evaluated" if self.evaluations else ""
+        tell(f"{untrained} of {len(self.runs)} runs are to be trained{evaluated}")
         left = len(missing)
 
         def after_each(ended: Ended) -> None:
@@ -88,7 +104,16 @@ class StudyWork:
             if left:  # the last report is the caller's
                 report(self.comparison(), self.folder).write(self.folder)
 
-        return train_all(missing, self.runs_folder, start, jobs=jobs, plugins=plugins, tell=tell, after_each=after_each)
+        return train_all(
+            missing,
+            self.runs_folder,
+            start,
+            jobs=jobs,
+            evaluations=self.evaluations,
+            plugins=plugins,
+            tell=tell,
+            after_each=after_each,
+        )
 
 
 def schedule(work: StudyWork) -> Table:
@@ -106,10 +131,14 @@ def schedule(work: StudyWork) -> Table:
             left, state = 0, "same as one above"
         elif run.identity not in missing:
             left, state = 0, f"finished: {record.path.name}"
+        elif work.is_trained(run):
+            left, state = 0, f"to be evaluated ({', '.join(work.unevaluated(run))}): {record.path.name}"
         seen.add(run.identity)
         cost = None if left is None else left * run.cost.flops_per_image
         images, flops = images + (left or 0), flops + (cost or 0.0)
         table.add_row(run.title, state, "unknown" if left is None else f"{left:,}", quantity(cost))
     table.add_section()
-    table.add_row("all", f"{len(missing)} to train", f"{images:,}", quantity(flops))
+    untrained = {run.identity for run in work.missing if not work.is_trained(run)}
+    evaluated = f", {len(missing)} to evaluate" if work.evaluations else ""
+    table.add_row("all", f"{len(untrained)} to train{evaluated}", f"{images:,}", quantity(flops))
     return table

@@ -1,7 +1,7 @@
 """Study files: what they say, and the one message that each mistake gives."""
 
 import pytest
-from tiny_studies import TEXT, tiny_study
+from tiny_studies import TEXT, tiny_study, write_study
 
 from ssl_zoo.config import ConfigError
 from ssl_zoo.study.file import check_overrides, read_study
@@ -54,6 +54,33 @@ def test_a_mistake_is_told_with_its_place_and_the_remedy(tmp_path, old, new, par
     path.write_text(text.replace(old, new))
     told = message(path)
     assert [part for part in parts if part not in told] == []
+
+
+EVALUATIONS = """evaluations:
+  scenes:
+    protocols: [knn]
+    columns: [knn5]
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "parts"),
+    [
+        ("protocols", "protocol", ["tiny.yaml:40: ", "evaluations.scenes.protocol: there is no such key"]),
+        (
+            "[knn5]",
+            "[linear]",
+            ["tiny.yaml:39: ", "evaluations.scenes: columns: no score linear comes of protocols=[knn]"],
+        ),
+        ("[knn5]", "[]", ["evaluations.scenes: needs at least one of protocols and of columns"]),
+        ("  scenes:", "  two words:", ["evaluations: 'two words' names directories"]),
+        ("columns: [knn5]", "overrides: [seed=1]", ["evaluations.scenes: seed=1", "follows from seeds"]),
+    ],
+)
+def test_a_mistake_in_an_evaluation_is_told_likewise(tmp_path, old, new, parts):
+    path = write_study(tmp_path / "tiny.yaml", EVALUATIONS.replace(old, new))
+    told = message(path)
+    assert [part for part in parts if part not in told] == [], told
 
 
 def test_a_study_that_does_not_exist_names_the_nearest(tmp_path):

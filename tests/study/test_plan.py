@@ -50,3 +50,16 @@ def test_what_can_not_be_trained_is_told_before_anything_is(tmp_path, overrides,
     with pytest.raises(ConfigError) as caught:
         plan_runs(tiny_study(tmp_path), overrides)
     assert [part for part in parts if part not in str(caught.value)] == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ("{protocols: [nearest], columns: [nearest]}", "evaluations.other: no evaluator is named 'nearest'"),
+        ("{protocols: [knn], columns: [knn5], overrides: [data=seens]}", "evaluations.other: data=seens"),
+    ],
+)
+def test_an_evaluation_that_can_not_be_made_is_told_before_anything_is_trained(tmp_path, settings, told):
+    study = tiny_study(tmp_path, f"evaluations:\n  other: {settings}\n")
+    with pytest.raises(ConfigError, match="entry features: " + told):
+        plan_runs(study)

@@ -8,9 +8,11 @@ import pytest
 from tiny_studies import last_score, tiny_study
 
 from ssl_zoo.study.comparison import compare_runs, compare_study
+from ssl_zoo.study.evaluation import plan_evaluations, scores_of
 from ssl_zoo.study.plan import plan_runs
 from ssl_zoo.study.record import RunFolder, RunRecord
 from ssl_zoo.study.report import duration, quantity, report
+from ssl_zoo.tools.eval_net import main as evaluate
 from ssl_zoo.tools.train_net import main as train
 
 
@@ -49,6 +51,50 @@ def test_the_report_has_the_scores_of_the_runs_the_papers_values_and_the_differe
     commit = json.loads((folder / runs[0].directory / "environment.json").read_text())["commit"]
     assert commit is None or commit[:10] in text
     assert f"{runs[0].directory}/)" in text
+
+
+EVALUATION = """evaluations:
+  scenes:
+    title: How near, how many
+    protocols: [knn]
+    labels: [distance, count]
+    columns: [knn5]
+    overrides: [data.num_train=48, probe.train_samples=40]
+"""
+
+
+def test_an_evaluation_of_the_runs_has_a_table_of_its_own(trained, tmp_path):
+    folder = tmp_path / "runs"
+    shutil.copytree(trained[0], folder)
+    study = tiny_study(tmp_path, EVALUATION)
+    runs, [evaluation] = plan_runs(study), plan_evaluations(study.evaluations)
+    one, other = (folder / run.directory for run in runs)
+    _, module, name, *words = evaluation.command(one)
+    assert (module, name) == ("-m", "ssl_zoo.tools.eval_net")
+    assert not evaluation.is_done(one) and evaluate(words) == 0 and evaluation.is_done(one)
+    assert not evaluation.is_done(other)
+    comparison = compare_study(study, runs, RunFolder(folder), {}, "")
+    assert [row.is_finished for row in comparison.rows] == [True, False]
+    text = told(comparison, tmp_path)
+    assert "pixels, seed 0: not evaluated by How near, how many" in text
+    scores = [scores_of(one)[column] for column in evaluation.columns]
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    start = lines.index(["", "distance: 5-NN, %", "count: 5-NN, %"])
+    assert lines[start + 2 : start + 5] == [
+        ["random init", *(f"{100 * score.random_init:.1f}" for score in scores)],
+        ["teacher features", *(f"{100 * score.value:.1f}" for score in scores)],
+        ["pixels", "\N{EN DASH}", "\N{EN DASH}"],
+    ]
+
+
+def test_evaluations_are_equal_if_they_ask_the_same(tmp_path):
+    def folder(change: tuple[str, str]) -> str:
+        [evaluation] = plan_evaluations(tiny_study(tmp_path, EVALUATION.replace(*change)).evaluations)
+        return evaluation.folder
+
+    assert folder(("near", "far")) == folder(("", ""))  # the title
+    changes = [("", ""), ("[distance, count]", "[count]"), ("=48", "=40"), ("  scenes", "  rendered")]
+    assert len({folder(change) for change in changes}) == len(changes)
 
 
 def test_run_directories_are_compared_as_they_are(trained, tmp_path):

@@ -52,6 +52,33 @@ def test_a_failure_is_shown_the_others_are_trained_and_equal_runs_are_reused(tmp
 
 
 @pytest.mark.slow
+def test_finished_runs_are_evaluated_and_what_was_lost_of_it_is_made_again(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    settings = "{protocols: [knn], labels: [count], columns: [knn5], overrides: [data.num_test=16]}"
+    study = write_study(tmp_path / "asked.yaml", f"evaluations:\n  scenes: {settings}\n")
+    output = finish(start(study, out), 0)
+    assert "2 of 2 runs are to be trained, 2 to be evaluated" in output
+    assert output.count("is evaluated: scenes") == output.count("finished after") == 2
+    assert "<th>count: 5-NN, %</th>" in (out / "asked" / "report.html").read_text()
+    [lost] = (out / "runs").glob("pixels-*/eval/scenes-*/*.json")
+    lost.unlink()
+    assert main(["--study", str(study), "--out", str(out), "--dry-run"]) == 0
+    output = finish(start(study, out), 0)
+    assert "0 of 2 runs are to be trained, 1 to be evaluated" in output and "pixels, seed 0 is evaluated" in output
+    assert "nothing to compute" in finish(start(study, out), 0)
+
+
+@pytest.mark.slow
+def test_a_failed_evaluation_is_told_and_costs_no_training(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    settings = "{protocols: [knn], labels: [colour], columns: [knn5]}"
+    study = write_study(tmp_path / "asked.yaml", f"evaluations:\n  scenes: {settings}\n")
+    output = finish(start(study, out), 1)
+    assert "features, seed 0 failed: " in output and "colour" in output
+    assert "2 of 2 runs are finished, 2 failed" in (out / "asked" / "report.md").read_text()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_an_interrupted_study_goes_on_where_it_was(tmp_path: Path, number: signal.Signals) -> None:
     study, out = write_study(tmp_path / "long.yaml"), tmp_path / "out"
