@@ -14,21 +14,33 @@ from ssl_zoo.registry import nearest
 from ssl_zoo.seeding import generator_for
 
 Render = Callable[[Source, Int[Tensor, "n"]], EvaluationData]
+_KEPT_BYTES = 512 << 20
 
 
 class Labelled:
-    """Batches (images, labels, sample ids) of a subset of a source, anew in each iteration.
+    """Batches (images, labels, sample ids) of a subset of a source, the same in each iteration.
+
+    Up to 512 MiB of images are kept from the first iteration on, so that the random-init network and the trained one,
+    or the probes of a run, read and render them once. More are rendered anew each time.
 
     Args:
         index: sample ids, in the order of the batches.
         labels: of all samples of the source; None for evaluators that need none.
         render: the images of sample ids, at the encoder's size.
+        keep: false renders anew each time.
     """
 
     def __init__(
-        self, source: Source, index: Int[Tensor, "n"], labels: Int[Tensor, "N"] | None, render: Render
+        self,
+        source: Source,
+        index: Int[Tensor, "n"],
+        labels: Int[Tensor, "N"] | None,
+        render: Render,
+        *,
+        keep: bool = True,
     ) -> None:
-        self.source, self.index, self.labels, self._render = source, index, labels, render
+        self.source, self.index, self.labels, self._render, self._keep = source, index, labels, render, keep
+        self._kept: list[tuple[Tensor, Tensor]] | None = None
 
     @property
     def num_images(self) -> int:
@@ -45,13 +57,24 @@ class Labelled:
         return digest.hexdigest()
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None, Tensor]]:
-        for images, _, index in self._render(self.source, self.index):
+        for images, index in self._kept or self._rendered():
             yield images, None if self.labels is None else self.labels[index], index
+
+    def _rendered(self) -> Iterator[tuple[Tensor, Tensor]]:
+        kept, size = [], 0
+        for images, _, index in self._render(self.source, self.index):
+            size += images.nbytes
+            if self._keep and size <= _KEPT_BYTES:
+                kept.append((images, index))
+            else:
+                kept.clear()
+            yield images, index
+        self._kept = kept or None
 
     def shuffled(self, generator: torch.Generator) -> "Labelled":
         """The same images in another order."""
         order = torch.randperm(len(self.index), generator=generator)
-        return Labelled(self.source, self.index[order], self.labels, self._render)
+        return Labelled(self.source, self.index[order], self.labels, self._render, keep=False)
 
 
 def subset(available: int, wanted: int, seed: int, split: str) -> Int[Tensor, "n"]:

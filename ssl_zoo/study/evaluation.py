@@ -50,7 +50,12 @@ class PlannedEvaluation:
 
     def is_done(self, run: Path) -> bool:
         """Whether a run directory has every score."""
-        return set(self.columns) <= scores_of(run).keys()
+        return not self.missing(run)
+
+    def missing(self, run: Path) -> list[str]:
+        """The scores that a run directory lacks, as ``count knn20`` or, of the data's first labels, ``knn20``."""
+        known = scores_of(run)
+        return [" ".join(question_of(column)).strip() for column in self.columns if column not in known]
 
     def command(self, run: Path, plugins: Sequence[str] = ()) -> list[str]:
         """What evaluates the run in a directory."""

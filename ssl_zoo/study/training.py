@@ -131,12 +131,27 @@ def train_all(
     return _Queue(folder, start, jobs, evaluations, plugins, tell, after_each, waiting=list(runs)).work()
 
 
+@dataclass(frozen=True)
+class _Job:
+    """What is to be done next for a run.
+
+    Attributes:
+        command: None where the run is finished.
+        how: in words.
+        evaluation: that the command makes; None where it trains.
+    """
+
+    directory: Path
+    command: Sequence[str] | None
+    how: str
+    evaluation: PlannedEvaluation | None = None
+
+
 @dataclass
 class _Active:
     run: PlannedRun
-    directory: Path
+    job: _Job
     training: Training
-    command: Sequence[str]
     log_start: int  # bytes of the log that are older
     started: float
 
@@ -190,39 +205,49 @@ class _Queue:
             self.tell(f"waiting for another process, which trains {', '.join(run.title for run in self.waiting)}")
 
     def _begin(self, run: PlannedRun, lock: IO[bytes]) -> None:
-        directory, command, how = self._next(run)
-        if command is None:
-            self.after_each(Ended(run, directory, None, 0.0))
+        job = self._next(run)
+        if job.command is None:
+            self.after_each(Ended(run, job.directory, None, 0.0))
             return
-        directory.mkdir(parents=True, exist_ok=True)
-        log = directory / LOG
+        job.directory.mkdir(parents=True, exist_ok=True)
+        log = job.directory / LOG
         length = log.stat().st_size if log.is_file() else 0
-        self.tell(f"{run.title} {how}: {log}")
-        self.active.append(_Active(run, directory, self.start(command, log, lock), command, length, time.monotonic()))
+        self.tell(f"{run.title} {job.how}: {log}")
+        self.active.append(_Active(run, job, self.start(job.command, log, lock), length, time.monotonic()))
 
-    def _next(self, run: PlannedRun) -> tuple[Path, Sequence[str] | None, str]:
-        """The directory of a run, what is to be done there next (None: nothing), and that in words."""
+    def _next(self, run: PlannedRun) -> _Job:
         found = self.folder.find(run.identity)
         directory = self.folder.path / run.directory if found is None else found.path
         if found is None or not found.is_finished(run.cost.num_steps):
             how = "starts" if found is None or not found.step else f"goes on from step {found.step:,}"
-            return directory, training_command(run, directory, self.plugins), how
-        left = next((evaluation for evaluation in self.evaluations if not evaluation.is_done(directory)), None)
-        if left is None:
-            return directory, None, "is finished"
-        return directory, left.command(directory, self.plugins), f"is evaluated: {left.name}"
+            return _Job(directory, training_command(run, directory, self.plugins), how)
+        for evaluation in self.evaluations:
+            if not evaluation.is_done(directory):
+                command = evaluation.command(directory, self.plugins)
+                return _Job(directory, command, f"is evaluated: {evaluation.name}", evaluation)
+        return _Job(directory, None, "is finished")
 
     def _collect(self) -> None:
         for active in list(self.active):
             status = active.training.poll()
-            if status is not None:
-                self.active.remove(active)
-                if status == 0 and not self.is_stopping and self._next(active.run)[1] not in (None, active.command):
-                    self.waiting.insert(0, active.run)
-                    continue
-                is_failure = status != 0 and not self.is_stopping
-                failure = _last_error(active.directory / LOG, active.log_start, status) if is_failure else None
-                self.after_each(Ended(active.run, active.directory, failure, time.monotonic() - active.started))
+            if status is None:
+                continue
+            self.active.remove(active)
+            following = self._next(active.run)
+            if status == 0 and not self.is_stopping and following.command not in (None, active.job.command):
+                self.waiting.insert(0, active.run)
+                continue
+            failure = None if self.is_stopping else _failure(active, status, following)
+            self.after_each(Ended(active.run, active.job.directory, failure, time.monotonic() - active.started))
+
+
+def _failure(ended: _Active, status: int, following: _Job) -> str | None:
+    job = ended.job
+    if status != 0:
+        return _last_error(job.directory / LOG, ended.log_start, status)
+    if job.evaluation is None or following.command is None:
+        return None
+    return f"evaluation {job.evaluation.name} gave no {', '.join(job.evaluation.missing(job.directory))}"
 
 
 def _lock(path: Path) -> IO[bytes] | None:

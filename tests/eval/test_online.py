@@ -4,9 +4,10 @@ import json
 import pytest
 import torch
 from omegaconf import OmegaConf
-from tiny_probes import encoder, probe
+from tiny_probes import Stripes, encoder, probe
 
-from ssl_zoo.eval import EVALUATORS, Evaluator, EvaluatorConfig, ProbeConfig, Score, extract
+from ssl_zoo.data.sources.base import Split
+from ssl_zoo.eval import EVALUATORS, Evaluator, EvaluatorConfig, ProbeConfig, Score, extract, labelled
 from ssl_zoo.eval.features import Pooling
 from ssl_zoo.eval.health import HealthConfig
 from ssl_zoo.eval.knn import KNNConfig, knn_predictions
@@ -117,6 +118,18 @@ def test_an_evaluator_from_outside_can_be_a_protocol(monkeypatch):
 
 def test_unlabelled_images_train_without_protocols():
     assert probe(labelled=False, protocols=[])(encoder()) == []
+
+
+@pytest.mark.parametrize(("limit", "times"), [(80 * 3 * 16 * 16 * 4, 1), (80 * 3 * 16 * 16 * 4 - 1, 2)])
+def test_images_that_fit_are_rendered_once_for_all_networks(monkeypatch, limit, times):
+    monkeypatch.setattr(labelled, "_KEPT_BYTES", limit)
+    rendered = []
+    image = Stripes.image
+    monkeypatch.setattr(Stripes, "image", lambda source, index: rendered.append(source.split) or image(source, index))
+    shared = probe(batch_size=32)
+    scores = [values(shared(encoder(seed))) for seed in (0, 1)]
+    assert (rendered.count(Split.train), rendered.count(Split.test)) == (80 * times, 40)
+    assert scores == [values(probe(batch_size=32)(encoder(seed))) for seed in (0, 1)]
 
 
 @pytest.mark.parametrize(

@@ -71,11 +71,15 @@ def test_finished_runs_are_evaluated_and_what_was_lost_of_it_is_made_again(tmp_p
 @pytest.mark.slow
 def test_a_failed_evaluation_is_told_and_costs_no_training(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    settings = "{protocols: [knn], labels: [colour], columns: [knn5]}"
-    study = write_study(tmp_path / "asked.yaml", f"evaluations:\n  scenes: {settings}\n")
-    output = finish(start(study, out), 1)
-    assert "features, seed 0 failed: " in output and "colour" in output
-    assert "2 of 2 runs are finished, 2 failed" in (out / "asked" / "report.md").read_text()
+    for settings, told in [
+        ("{protocols: [knn], labels: [colour], columns: [knn5]}", "colour"),
+        ("{protocols: [knn], labels: [count], columns: [knn5, knn6]}", "evaluation scenes gave no count knn6"),
+    ]:
+        study = write_study(tmp_path / "asked.yaml", f"evaluations:\n  scenes: {settings}\n")
+        output = finish(start(study, out), 1)
+        assert "features, seed 0 failed: " in output and told in output
+        assert "2 of 2 runs are finished, 2 failed" in (out / "asked" / "report.md").read_text()
+        assert output.count(" starts: ") == (2 if "colour" in settings else 0)
 
 
 @pytest.mark.slow
