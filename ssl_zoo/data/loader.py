@@ -247,9 +247,9 @@ class EvaluationData:
 
     def _batch(self, number: int) -> Batch:
         index = self.indices[number * self.batch_size : (number + 1) * self.batch_size]
-        if self.source.image_size == self.size:
-            with suppress(CorruptImage):
-                return Batch((self.source.images(index),), index=index)
+        if self.source.image_size is not None:
+            with suppress(CorruptImage):  # which one it is, is found out one by one
+                return Batch((evaluation_view(self.source.images(index), self.size),), index=index)
         kept, views, corrupt = [], [torch.empty(0, 3, *self.size, dtype=torch.uint8)], []
         for sample in index.tolist():
             try:

@@ -11,15 +11,15 @@ from torch import Tensor
 
 
 def resize_crop(
-    image: UInt8[Tensor, "3 H W"], box: tuple[int, int, int, int], size: tuple[int, int], interpolation: str
-) -> UInt8[Tensor, "3 h w"]:
-    """The part ``box`` = (top, left, height, width) of an image at ``size`` pixels."""
+    image: UInt8[Tensor, "*B 3 H W"], box: tuple[int, int, int, int], size: tuple[int, int], interpolation: str
+) -> UInt8[Tensor, "*B 3 h w"]:
+    """The part ``box`` = (top, left, height, width) of an image, or of each of several, at ``size`` pixels."""
     top, left, height, width = box
-    crop = image[None, :, top : top + height, left : left + width]
+    crop = image[..., top : top + height, left : left + width]
     if (height, width) == size:
-        return crop[0]
-    crop = crop.contiguous(memory_format=torch.channels_last)  # torch has a quicker way for whole images
-    return F.interpolate(crop, size, mode=interpolation, antialias=True)[0]
+        return crop
+    flat = crop.reshape(-1, 3, height, width).contiguous(memory_format=torch.channels_last)  # which torch does quicker
+    return F.interpolate(flat, size, mode=interpolation, antialias=True).view(*image.shape[:-2], *size)
 
 
 def resize_crops(

@@ -159,14 +159,14 @@ def _jitter(image: UInt8[Tensor, "3 h w"], strengths: list[float], order: list[i
     return image
 
 
-def evaluation_view(image: UInt8[Tensor, "3 H W"], size: tuple[int, int]) -> UInt8[Tensor, "3 h w"]:
-    """The deterministic view for evaluation: the whole of a small image, the centre of a large one.
+def evaluation_view(image: UInt8[Tensor, "*B 3 H W"], size: tuple[int, int]) -> UInt8[Tensor, "*B 3 h w"]:
+    """The deterministic view of an image, or of each of several: the whole of a small one, the centre of a large one.
 
     Large images: the shorter side is resized to 256 / 224 of the size, then the centre is cropped (the protocol of all
     methods here on ImageNet), computed as one crop and one resize. An image that is no larger than the view has no
     margin to spare and is shown whole, up to its aspect.
     """
-    height, width = image.shape[1:]
+    height, width = image.shape[-2:]
     if (height, width) == size:
         return image
     top, left, box_height, box_width = centered_boxes(torch.tensor([height]), torch.tensor([width]), size)[0].tolist()

@@ -138,6 +138,12 @@ def test_evaluation_keeps_the_middle_of_a_photograph():
     assert (evaluation_view(image, (224, 224)) == 100).all()
 
 
+@pytest.mark.parametrize("size", [(32, 32), (24, 40), (64, 48), (96, 96)])
+def test_evaluation_views_of_a_stack_are_those_of_its_images(size):
+    images = torch.stack([_photograph(64, 48, seed) for seed in range(3)])
+    assert torch.equal(evaluation_view(images, size), torch.stack([evaluation_view(image, size) for image in images]))
+
+
 def test_evaluation_leaves_an_image_of_its_size_alone():
     image = _photograph(32, 32)
     assert torch.equal(evaluation_view(image, (32, 32)), image)
