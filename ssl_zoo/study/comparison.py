@@ -123,10 +123,11 @@ class Baseline:
 
 @dataclass(frozen=True)
 class FurtherScores:
-    """A table of scores by an evaluation of the finished runs."""
+    """A table of scores by an evaluation of the finished runs, which changes their configurations by ``overrides``."""
 
     title: str
     columns: Sequence[str]
+    overrides: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -193,7 +194,7 @@ def compare_study(
         study.published_columns,
         rows,
         command,
-        [FurtherScores(evaluation.title, evaluation.columns) for evaluation in evaluations],
+        [FurtherScores(e.title, e.columns, e.evaluation.overrides) for e in evaluations],
     )
 
 

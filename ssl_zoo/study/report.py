@@ -161,6 +161,10 @@ def _results(comparison: Comparison) -> Table:
 def _further(comparison: Comparison) -> Iterator[Block]:
     for evaluation in comparison.further:
         yield Heading(evaluation.title)
+        changes = (
+            f", with {' '.join(f'`{override}`' for override in evaluation.overrides)}" if evaluation.overrides else ""
+        )
+        yield Paragraph(f"The same frozen networks, evaluated once more{changes}.")
         table = [[b.title, *(percent(b.scores[column]) for column in evaluation.columns)] for b in comparison.baselines]
         for row in comparison.rows:
             table.append([_title(row), *(percent(row.score(column)) for column in evaluation.columns)])

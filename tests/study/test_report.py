@@ -77,6 +77,7 @@ def test_an_evaluation_of_the_runs_has_a_table_of_its_own(trained, tmp_path):
     assert [row.is_finished for row in comparison.rows] == [True, False]
     text = told(comparison, tmp_path)
     assert "pixels, seed 0: not evaluated by How near, how many" in text
+    assert "evaluated once more, with `data.num_train=48` `probe.train_samples=40`." in text
     scores = [scores_of(one)[column] for column in evaluation.columns]
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
     start = lines.index(["", "distance: 5-NN, %", "count: 5-NN, %"])
