@@ -144,6 +144,11 @@ def discover(plugins: Iterable[str] = ()) -> None:
             raise ValueError(f"--plugin {plugin}: {type(error).__name__}: {error}") from error
 
 
+def plugin_words(plugins: Iterable[str]) -> list[str]:
+    """What hands plugins on to another of the tools on its command line."""
+    return [word for plugin in plugins for word in ("--plugin", plugin)]
+
+
 def _import_or_remember(name: str, load: Callable[[], object]) -> None:
     try:
         load()

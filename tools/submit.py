@@ -12,7 +12,7 @@ if __package__ in (None, ""):  # run as a file of a checkout: its packages are o
 from ssl_zoo.config import compose
 from ssl_zoo.engine.cluster import TrainingJob, cluster_executor, parameters_of
 from ssl_zoo.engine.trainer import BatchPlan
-from ssl_zoo.registry import discover
+from ssl_zoo.registry import discover, plugin_words
 
 
 def minutes(text: str) -> int:
@@ -68,10 +68,17 @@ def submit(arguments: argparse.Namespace) -> int:
     }
     cluster = "local" if arguments.local else "slurm"
     executor = cluster_executor(folder, parameters, cluster=cluster, option="tools/submit.py")
-    plugged = [word for plugin in arguments.plugin for word in ("--plugin", plugin)]
     recipe = str(Path(arguments.config).absolute())
     settings = [*arguments.overrides, f"output_dir={run}"]
-    command = [sys.executable, "-m", "ssl_zoo.tools.train_net", "--config", recipe, *plugged, *settings]
+    command = [
+        sys.executable,
+        "-m",
+        "ssl_zoo.tools.train_net",
+        "--config",
+        recipe,
+        *plugin_words(arguments.plugin),
+        *settings,
+    ]
     job = executor.submit(TrainingJob(command, run=run))
     print(f"job {job.job_id}: {arguments.nodes * tasks} ranks, run directory {run}")
     print(f"logs: {job.paths.stdout} (rank 0), {job.paths.stderr}", flush=True)

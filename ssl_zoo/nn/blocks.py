@@ -41,7 +41,8 @@ class _Branches(Block):
         else:
             (q_weight, kv_weight), (q_bias, kv_bias) = _query_and_rest(attn.qkv)
             q, kv = kernels.linear(x[:, -last:], q_weight, q_bias), kernels.linear(x, kv_weight, kv_bias)
-            attended = kernels.cross_attention(q, kv, attn.num_heads, **options)
+            bias = None if attn_mask is None else attn_mask[..., -last:, :]
+            attended = kernels.cross_attention(q, kv, attn.num_heads, bias, **options)
         return self.drop_path1(self.ls1(_linear(attn.proj, attended)))
 
     def mlp_branch(self, x: Float[Tensor, "S L D"]) -> Float[Tensor, "S L D"]:
@@ -62,7 +63,7 @@ class PreNormBlock(_Branches):
         """The block's output; with ``tap`` also what is taken out of it.
 
         Args:
-            last: the output is that of so many tokens at the end, which attend to all tokens (without ``attn_mask``).
+            last: the output is that of so many tokens at the end, which attend to all tokens.
         """
         branch = self.attention_branch(self.norm1(x), attn_mask, last)
         x = (x if last is None else x[:, -last:]) + branch

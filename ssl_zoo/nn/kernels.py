@@ -66,15 +66,16 @@ def cross_attention(
     q: Float[Tensor, "S T D"],
     kv: Float[Tensor, "S L two_D"],
     num_heads: int,
+    bias: Float[Tensor, "#S H T L"] | None = None,
     *,
     dropout: float = 0.0,
     fused: bool | None = None,
 ) -> Float[Tensor, "S T D"]:
     """``attention`` of queries that are fewer than the packed keys and values."""
-    if fused is None and not dropout and _plain_is_faster(q) and _is_bf16_on_cpu(q):
+    if fused is None and bias is None and not dropout and _plain_is_faster(q) and _is_bf16_on_cpu(q):
         return _Attention.apply(num_heads, q, kv)
     k, v = kv.unflatten(-1, (2, num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-    return _attend(q.unflatten(-1, (num_heads, -1)).transpose(1, 2), k, v, None, dropout, fused)
+    return _attend(q.unflatten(-1, (num_heads, -1)).transpose(1, 2), k, v, bias, dropout, fused)
 
 
 def _attend(

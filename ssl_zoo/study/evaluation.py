@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ssl_zoo.registry import plugin_words
 from ssl_zoo.study.file import Evaluation
 
 _FOLDER = "eval"  # in a run directory: a folder for each evaluation
@@ -60,10 +61,9 @@ class PlannedEvaluation:
     def command(self, run: Path, plugins: Sequence[str] = ()) -> list[str]:
         """What evaluates the run in a directory."""
         asked = self.evaluation
-        plugged = [word for plugin in plugins for word in ("--plugin", plugin)]
         labels = ["--label", *asked.labels] if asked.labels else []
         place = ["--run", str(run), "--out", str(run / _FOLDER / self.folder)]
-        what = ["--protocol", *asked.protocols, *labels, *plugged, *asked.overrides]
+        what = ["--protocol", *asked.protocols, *labels, *plugin_words(plugins), *asked.overrides]
         return [sys.executable, "-m", "ssl_zoo.tools.eval_net", *place, *what]
 
 

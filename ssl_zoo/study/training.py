@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Protocol
 
 from ssl_zoo.engine.cluster import import_path
+from ssl_zoo.registry import plugin_words
 from ssl_zoo.study.evaluation import PlannedEvaluation
 from ssl_zoo.study.plan import PlannedRun
 from ssl_zoo.study.record import RunFolder
@@ -77,9 +78,8 @@ def threads_per_job(jobs: int) -> int | None:
 
 def training_command(run: PlannedRun, directory: Path, plugins: Sequence[str] = ()) -> list[str]:
     """What starts or continues the training of a run."""
-    plugged = [word for plugin in plugins for word in ("--plugin", plugin)]
     settings = [*run.overrides, f"output_dir={directory}"]
-    return [sys.executable, "-m", "ssl_zoo.tools.train_net", "--config", run.recipe, *plugged, *settings]
+    return [sys.executable, "-m", "ssl_zoo.tools.train_net", "--config", run.recipe, *plugin_words(plugins), *settings]
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,12 @@ def test_last_tokens_and_gradients_are_those_of_the_whole_output(last: int, opti
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
 
 
+def test_rows_of_the_mask_are_those_of_the_last_tokens() -> None:
+    built, x, mask = block(), torch.randn(2, 9, 24), torch.randn(1, 4, 9, 9)
+    torch.testing.assert_close(built(x, mask, last=3), built(x, mask)[:, -3:], rtol=0, atol=1e-5)
+    assert not torch.allclose(built(x, mask, last=3), built(x, last=3), atol=1e-3)
+
+
 @pytest.mark.parametrize("tap", Tap)
 def test_taps_are_cut_too(tap: Tap) -> None:
     built, x = block(), torch.randn(2, 9, 24)
