@@ -25,9 +25,13 @@ class Clock:
         self._steps.append(defaultdict(list))
 
     def start(self, name: str) -> None:
+        if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            return  # a recording is replayed as a whole
         self._open[name] = self._mark()
 
     def stop(self, name: str) -> None:
+        if name not in self._open:
+            return
         self._steps[-1][name].append((self._open.pop(name), self._mark()))
 
     @contextmanager

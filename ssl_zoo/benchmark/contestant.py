@@ -5,6 +5,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import Any
@@ -28,7 +29,7 @@ from ssl_zoo.method import build_method
 from ssl_zoo.registry import discover
 from ssl_zoo.seeding import generator_for
 
-_FIXED_COST_STEPS = 6
+_FIXED_COST_STEPS = {"cpu": 6, "cuda": 60}  # on a GPU the first of each shape are slower
 _ENDLESS = 10**9  # steps
 
 
@@ -90,13 +91,15 @@ class Contestant:
 
     def close(self) -> None:
         for pipe in self._pipes:
-            pipe.send(("stop", 0))
+            with suppress(BrokenPipeError):
+                pipe.send(("stop", 0))
         for process in self._processes:
             process.join()
 
     def _ask(self, request: tuple[str, int]) -> Any:
         for pipe in self._pipes:
-            pipe.send(request)
+            with suppress(BrokenPipeError):  # a process that failed has left its error in the pipe
+                pipe.send(request)
         return self._receive()
 
     def _receive(self) -> Any:
@@ -172,19 +175,21 @@ class _OnDemand(Hook):
 
 
 class _SameNoise(TrainingData):
-    """One batch of noise with masks drawn anew for each step."""
+    """One batch of noise, in page-locked memory where there is a GPU, with masks drawn anew for each step."""
 
     def batch(self, step: int) -> Batch:
         rows = self._rows
         masks = tuple(None if m is None else m.map(lambda tensor: tensor[rows]) for m in self.masks(step))
-        return Batch(self.noise, masks)
+        batch = Batch(self.noise, masks)
+        return batch.pin_memory() if torch.cuda.is_available() else batch
 
     @property
     def noise(self) -> tuple[torch.Tensor, ...]:
         if not hasattr(self, "_noise"):
             generator, count = generator_for("noise"), self._rows.stop - self._rows.start
             shapes = [(count, 3, *view.size) for view in self.views]
-            self._noise = tuple(torch.randint(256, s, generator=generator, dtype=torch.uint8) for s in shapes)
+            noise = tuple(torch.randint(256, s, generator=generator, dtype=torch.uint8) for s in shapes)
+            self._noise = Batch(noise).pin_memory().views if torch.cuda.is_available() else noise
         return self._noise
 
 
@@ -245,7 +250,8 @@ def _facts(config: RunConfig, ranks: Processes) -> Facts:
 def _fixed_cost(config: RunConfig, ranks: Processes) -> float:
     """Seconds of a step on one image per rank and micro-batch, the quickest of several."""
     smallest = ranks.world_size * config.trainer.micro_batches
-    config = replace(config, trainer=replace(config.trainer, images_per_step=smallest, num_steps=_FIXED_COST_STEPS))
+    steps = _FIXED_COST_STEPS[ranks.device.type]
+    config = replace(config, trainer=replace(config.trainer, images_per_step=smallest, num_steps=steps))
     clock = Clock(ranks.device)
     _trainer(config, ranks, _data(config, ranks, with_data=False), hooks=[_WholeSteps(clock)]).train()
     return min(step["step"] for step in clock.collect())

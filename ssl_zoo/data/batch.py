@@ -1,6 +1,6 @@
 """What travels from the data side to a method: view specifications and batches."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -118,6 +118,15 @@ class Batch:
             masks=tuple(None if masks is None else masks.map(function) for masks in self.masks),
             index=None if self.index is None else function(self.index),
         )
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Every tensor, in the order of ``map``."""
+        yield from self.views
+        for masks in self.masks:
+            if masks is not None:
+                yield from masks.tensors()
+        if self.index is not None:
+            yield self.index
 
     def pin_memory(self, device: object = None) -> "Batch":
         """The batch in page-locked memory; the name and signature that torch's DataLoader looks for."""

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from ssl_zoo.engine.settings import Precision, TrainerConfig
 from ssl_zoo.nn import set_fused_attention
 
+_MAX_COMPILED_FORMS = 64  # of a block: shapes, with a gradient and without, of all tokens or the last ones
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc malloc.h
 
 
@@ -66,6 +67,9 @@ def _keep_freed_memory() -> None:
 def prepare_method(method: nn.Module, config: TrainerConfig, device: torch.device) -> nn.Module:
     """Move a method to the device, choose its attention kernel and compile its blocks if asked for."""
     set_fused_attention(method, config.fused_attention)
+    if config.compile:
+        # Blocks of one class count together; beyond the limit, 8 otherwise, all others would silently run uncompiled.
+        torch._dynamo.config.cache_size_limit = _MAX_COMPILED_FORMS
     for block in _blocks(method):
         if config.checkpoint_activations and any(p.requires_grad for p in block.parameters()):
             # Drop-path must drop the same again: the state of torch's global generator is kept and restored.

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
 
 from ssl_zoo.data.batch import Batch
 from ssl_zoo.data.loader import TrainingData
@@ -31,13 +30,6 @@ def _claim(batch: Batch, stream: torch.cuda.Stream) -> Batch:
     # The memory was allocated on the side stream: without record_stream it could be reused while this stream reads it.
     current = torch.cuda.current_stream()
     current.wait_stream(stream)
-    for tensor in _tensors(batch):
+    for tensor in batch.tensors():
         tensor.record_stream(current)
     return batch
-
-
-def _tensors(batch: Batch) -> Iterator[Tensor]:
-    yield from batch.views
-    for masks in batch.masks:
-        if masks is not None:
-            yield from (masks.context, masks.targets, *([] if masks.hidden is None else [masks.hidden]))

@@ -41,6 +41,7 @@ _FREE_KEYS = (
     "trainer.keep_every",
     "trainer.async_checkpoints",
     "trainer.checkpoint_activations",
+    "trainer.cuda_graphs",
     "trainer.parallel",
     "trainer.reshard_after_forward",
     "trainer.timeout_minutes",

@@ -50,6 +50,9 @@ class TrainerConfig:
     fused_attention: bool | None = setting(
         None, "torch's fused attention kernel; null: but for bf16 on a CPU with a gradient, where it is the slower one"
     )
+    cuda_graphs: bool = setting(
+        False, "record each step's forward and backward pass as a CUDA graph: small networks run at the GPU's speed"
+    )
     checkpoint_activations: bool = setting(
         False, "keep only the inputs of blocks for the backward pass and run each block twice: less memory, more time"
     )

@@ -16,6 +16,7 @@ from ssl_zoo.data.loader import TrainingData
 from ssl_zoo.data.workers import explained
 from ssl_zoo.engine.device import autocast, prepare_device, prepare_method, resolve_precision
 from ssl_zoo.engine.distributed import Processes
+from ssl_zoo.engine.graphs import StepGraphs, check_recordable
 from ssl_zoo.engine.optim import OptimConfig, Optimization, Rates, RateSchedules, check_groups
 from ssl_zoo.engine.prefetch import on_device
 from ssl_zoo.engine.settings import Parallel, TrainerConfig
@@ -129,6 +130,8 @@ class Trainer:
         self.plan = BatchPlan(config.images_per_step, processes.world_size, config.micro_batches)
         self.num_steps, self.steps_per_epoch = run_length(config, len(data.source))
         self.precision = resolve_precision(config.precision, self.device)
+        if config.cuda_graphs:
+            check_recordable(config, self.device, processes.world_size)
         prepare_device(self.device)
         self.method = prepare_method(method, config, self.device)
         if config.parallel is Parallel.fsdp2:
@@ -144,6 +147,9 @@ class Trainer:
         self.wrapped: nn.Module = self.method
         if config.parallel is Parallel.ddp and processes.world_size > 1:
             self.wrapped = DistributedDataParallel(self.method)
+        self.compute = self._forward_backward
+        if config.cuda_graphs:
+            self.compute = StepGraphs(self._forward_backward, self.method, span)
         self.step = 0
         self.stop = False
         self._first_bad_step = torch.full((), -1, device=self.device)
@@ -191,7 +197,7 @@ class Trainer:
         self.method.train()
         # Drop-path draws from torch's global generator; seeding it here makes those draws a function of the step too.
         torch.manual_seed(seed_for(self.seed, "forward", self.step, self.processes.rank))
-        output = self._forward_backward(batch, progress)
+        output = self.compute(batch, progress)
         self.method.before_step(progress)
         with self.span("clip"):
             grad_norm = self.optimization.clip()

@@ -29,7 +29,8 @@ class RelativePositionBias(nn.Module):
         return self._biases(index[kept[:, :, None], kept[:, None, :]])
 
     def _biases(self, index: Int[Tensor, "*S L L"]) -> Float[Tensor, "*S heads L L"]:
-        return F.embedding(index, self.relative_position_bias_table).movedim(-1, -3)
+        # Contiguous, since on CUDA the memory-efficient kernel takes no other bias, and torch falls back to products.
+        return F.embedding(index, self.relative_position_bias_table).movedim(-1, -3).contiguous()
 
 
 def _index(grid: tuple[int, int], class_token: bool) -> Int[Tensor, "L L"]:

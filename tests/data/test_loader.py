@@ -174,9 +174,10 @@ def test_a_killed_worker_is_an_error_and_not_a_hang():
 
 
 def test_a_worker_that_hangs_is_an_error_and_does_not_outlive_it():
+    before = set(multiprocessing.active_children())
     with pytest.raises(LoaderError, match=r"within loader\.timeout_s=1\. "):
         list(_data(Frozen(NoiseConfig(equal_sizes=False)), num_workers=1, timeout_s=1.0).batches(0, 3))
-    assert multiprocessing.active_children() == []
+    assert set(multiprocessing.active_children()) <= before
 
 
 def test_batches_arrive_normalised_on_the_device():

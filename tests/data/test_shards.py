@@ -247,7 +247,7 @@ def _index(folder, files, **options):
 
 
 def test_shards_from_elsewhere_get_a_manifest_with_what_can_be_used(tmp_path):
-    big = b'{"height": 5, "genus": 3, "deep": ' + b"[" * 5000 + b"]" * 5000 + b"}"
+    big = b'{"height": 5, "genus": 3, "deep": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
     files = [
         ("x/0.jpg", jpeg(0)), ("x/0.cls", b"4\n"), ("x/0.json", b'{"genus": 2}'), ("x/0.txt", b"caption"),
         ("x/1.jpg", jpeg(1)), ("x/1.cls", b"cat"),

@@ -1,0 +1,217 @@
+"""A real GPU: what the tests on fake tensors can't tell. Skipped where there is none."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_commands import DEMO, ROOT, TINY, records
+from tiny_methods import TINY_BACKBONE, TINY_METHOD, tiny_method
+from tiny_runs import ALONE, Noise, StopAfter, checkpointer_of, tiny_trainer
+
+from ssl_zoo.config import compose
+from ssl_zoo.data.batch import Batch
+from ssl_zoo.data.loader import TrainingData
+from ssl_zoo.engine.build import build_generators, build_views
+from ssl_zoo.engine.checkpoint import list_checkpoints, read_checkpoint
+from ssl_zoo.engine.distributed import Processes, processes
+from ssl_zoo.engine.hooks import OffendingBatch
+from ssl_zoo.engine.optim import AdamWConfig, MuonConfig
+from ssl_zoo.engine.rehearsal import rehearse
+from ssl_zoo.engine.scale import replicated
+from ssl_zoo.engine.settings import Device, Parallel, Precision
+from ssl_zoo.engine.trainer import NonFiniteLoss, Trainer
+from ssl_zoo.method import METHODS, Output, Progress, build_method
+from ssl_zoo.registry import discover
+from ssl_zoo.targets import PixelsConfig
+from ssl_zoo.tools.eval_net import main as eval_net
+from ssl_zoo.tools.train_net import main as train_net
+
+discover()
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
+ON_GPU = Processes(0, 1, torch.device("cuda", 0))
+RECORDED = [{}, {"micro_batches": 2}, {"precision": Precision.bf16, "compile": True}]
+
+
+def trainer_of(name: str, run: Path, ranks: Processes = ON_GPU, **settings: object) -> Trainer:
+    trainer = tiny_trainer(
+        run, method=tiny_method(name), masks=METHODS.get(name).default_masks, ranks=ranks, **settings
+    )
+    # Trainers allow TF32, which rounds nearly as bf16 does; what is compared with a CPU must not.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    return trainer
+
+
+def losses(run: Path) -> list[float]:
+    return [record["loss"] for record in records(run)]
+
+
+@contextmanager
+def no_waiting() -> Iterator[None]:
+    """Whatever makes the host wait for the GPU is an error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it is a prototype
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("optim", [AdamWConfig, MuonConfig])
+@pytest.mark.parametrize("name", METHODS.names())
+def test_a_gpu_trains_as_a_cpu_does(tmp_path: Path, name: str, optim: type[AdamWConfig]) -> None:
+    for ranks in (ON_GPU, ALONE):
+        settings = {"precision": Precision.fp32, "optim": optim(warmup_epochs=0.2, clip_norm=1.0)}
+        trainer_of(name, tmp_path / ranks.device.type, ranks, **settings).train()
+    on_gpu, on_cpu = (records(tmp_path / kind) for kind in ("cuda", "cpu"))
+    assert len(on_gpu) == len(on_cpu) == 6
+    # Muon orthogonalises in bf16, where a rounding error of a gradient becomes one of 2^-8.
+    tolerance = 1e-4 if optim is AdamWConfig else 5e-3
+    for line, expected in zip(on_gpu, on_cpu, strict=True):
+        assert line["samples"] == expected["samples"]
+        assert line["loss"] == pytest.approx(expected["loss"], rel=tolerance), line["step"]
+        assert line["grad_norm"] == pytest.approx(expected["grad_norm"], rel=20 * tolerance), line["step"]
+
+
+@pytest.mark.filterwarnings("default")  # torch's compiler warns of its own doings
+@pytest.mark.parametrize("name", METHODS.names())
+def test_bf16_and_compiled_blocks_change_the_loss_by_rounding_alone(tmp_path: Path, name: str) -> None:
+    settings = {
+        "fp32": {"precision": Precision.fp32},
+        "bf16": {"precision": Precision.bf16},
+        "compiled": {"precision": Precision.bf16, "compile": True},
+        "checkpointed": {"precision": Precision.bf16, "checkpoint_activations": True},
+    }
+    for case, values in settings.items():
+        trainer_of(name, tmp_path / case, **values).train()
+    for case in ("bf16", "compiled", "checkpointed"):
+        assert losses(tmp_path / case) == pytest.approx(losses(tmp_path / "fp32"), rel=3e-2), case
+
+
+@pytest.mark.parametrize("precision", [Precision.fp32, Precision.bf16])
+@pytest.mark.parametrize("optim", [AdamWConfig, MuonConfig])
+@pytest.mark.parametrize("graphs", [False, True])
+@pytest.mark.parametrize("name", METHODS.names())
+def test_no_step_waits_for_the_gpu(
+    tmp_path: Path, name: str, graphs: bool, optim: type[AdamWConfig], precision: Precision
+) -> None:
+    if graphs and name == "data2vec2":
+        pytest.skip("data2vec 2.0 reads its progress, so that its steps can't be recorded")
+    settings = {"precision": precision, "optim": optim(warmup_epochs=0.2, clip_norm=1.0), "cuda_graphs": graphs}
+    trainer = trainer_of(name, tmp_path, **settings)
+    batch = trainer.data.to_device(trainer.data.batch(0), trainer.device)
+    for step in range(5):
+        trainer.progress, trainer._data_seconds = Progress(step, 6, 8 * step), 0.0
+        # The first steps make tables, the optimizer's state and the recording.
+        with no_waiting() if step > 2 else nullcontext():
+            trainer._run_step(batch)
+    trainer.raise_if_not_finite()
+
+
+@pytest.mark.parametrize("name", METHODS.names())
+def test_a_resumed_run_goes_on_as_the_uninterrupted_one(tmp_path: Path, name: str) -> None:
+    trainer_of(name, tmp_path / "whole").train()
+    trainer_of(name, tmp_path / "cut", hooks=[StopAfter(2)]).train()
+    resumed = trainer_of(name, tmp_path / "cut")
+    checkpointer_of(resumed).resume(resumed, read_checkpoint(list_checkpoints(tmp_path / "cut")[-1]))
+    resumed.train()
+    for line, expected in zip(records(tmp_path / "cut"), records(tmp_path / "whole"), strict=True):
+        assert line["samples"] == expected["samples"]
+        assert line["loss"] == pytest.approx(expected["loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize("optim", [AdamWConfig, MuonConfig])
+def test_weights_stay_as_they_were_before_a_loss_that_is_not_finite(tmp_path: Path, optim: type[AdamWConfig]) -> None:
+    trainer = trainer_of(
+        "mae", tmp_path, hooks=[OffendingBatch(tmp_path)], optim=optim(warmup_epochs=0.2), checkpoint_every=6
+    )
+    trainer.hooks[0].every = 5  # the host looks two steps after the bad one
+    trained, before = trainer.method, {}
+
+    def poisoned(batch: Batch, progress: Progress) -> Output:
+        output = trained(batch, progress)
+        if progress.step != 2:
+            return output
+        before.update({name: value.clone() for name, value in trained.state_dict().items()})
+        return replace(output, loss=output.loss * float("nan"))
+
+    trainer.wrapped = poisoned
+    with pytest.raises(NonFiniteLoss, match="step 3"):
+        trainer.train()
+    assert trainer.step == 5
+    assert before and all(torch.equal(value, before[name]) for name, value in trained.state_dict().items())
+    assert (tmp_path / "non_finite_step_00000003_rank_0.safetensors").is_file()
+
+
+@pytest.mark.parametrize("settings", RECORDED, ids=str)
+@pytest.mark.parametrize("name", sorted({*METHODS.names()} - {"data2vec2"}))
+@pytest.mark.filterwarnings("default")  # torch's compiler warns of its own doings
+def test_recorded_steps_are_those_of_python(tmp_path: Path, name: str, settings: dict[str, object]) -> None:
+    settings = {"precision": Precision.fp32, "optim": MuonConfig(warmup_epochs=0.2, clip_norm=1.0), **settings}
+    for graphs in (False, True):
+        trainer = trainer_of(name, tmp_path / str(graphs), cuda_graphs=graphs, num_steps=30, **settings)
+        trainer.train()
+    recordings = trainer.compute._recordings
+    assert len([r for r in recordings.values() if r is not None]) > 0
+    recorded, expected = (records(tmp_path / str(graphs)) for graphs in (True, False))
+    tolerance = 1e-2 if settings["precision"] is Precision.bf16 else 2e-3
+    for line, other in zip(recorded, expected, strict=True):
+        for key in ("loss", "target_std", "prediction_cosine", "context_tokens", "target_tokens"):
+            assert line[key] == pytest.approx(other[key], rel=tolerance, abs=tolerance), (line["step"], key)
+
+
+def test_recorded_steps_draw_anew_what_is_dropped(tmp_path: Path) -> None:
+    backbone = replace(TINY_BACKBONE, drop_path=0.5)
+    for graphs in (False, True):
+        method = build_method(METHODS.config_of("mae")(**TINY_METHOD["mae"]), backbone, PixelsConfig(), seed=0)
+        tiny_trainer(
+            tmp_path / str(graphs), method=method, masks="random", ranks=ON_GPU, num_steps=8, cuda_graphs=graphs
+        ).train()
+    assert losses(tmp_path / "True") == pytest.approx(losses(tmp_path / "False"), rel=1e-3)
+
+
+def test_a_method_that_reads_its_progress_is_not_recorded(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"Data2vec2 reads progress.step .* trainer.cuda_graphs=true"):
+        trainer_of("data2vec2", tmp_path, cuda_graphs=True).train()
+
+
+def test_sharded_on_one_gpu_trains_as_alone(tmp_path: Path) -> None:
+    for precision in (Precision.fp32, Precision.bf16):
+        alone, sharded = (tmp_path / precision.value / kind for kind in ("alone", "sharded"))
+        trainer_of("ijepa", alone, precision=precision).train()
+        with processes(Device.cuda, Parallel.fsdp2) as ranks:
+            trainer_of("ijepa", sharded, ranks, precision=precision, parallel=Parallel.fsdp2).train()
+        assert losses(sharded) == pytest.approx(losses(alone), rel=1e-4 if precision is Precision.fp32 else 2e-2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["ijepa/vitb16", "mae/vitb16"])
+def test_a_step_takes_the_memory_that_was_planned(recipe: str) -> None:
+    settings = ["trainer.images_per_step=32", "trainer.num_steps=4", "trainer.precision=bf16"]
+    config = compose(ROOT / "configs" / f"{recipe}.yaml", settings).config
+    planned = replicated(rehearse(config, images_per_rank=32), world_size=1).peak
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    method = build_method(config.method, config.backbone, config.targets, seed=0)
+    views = build_views(config.method, config.backbone)
+    generators = build_generators(views, config.masks, config.backbone)
+    data = TrainingData(Noise(), views, generators, seed=0, images_per_step=32)
+    Trainer(method, data, ON_GPU, optim=config.optim, config=config.trainer, seed=0).train()
+    assert torch.cuda.max_memory_allocated() - before == pytest.approx(planned, rel=0.05)
+
+
+@pytest.mark.slow
+def test_the_tools_train_and_evaluate_on_the_gpu(tmp_path: Path) -> None:
+    protocols = "[knn,logistic,linear,attentive,finetune]"
+    tiny = [*TINY, "trainer.device=cuda", f"probe.protocols={protocols}", "probe.every_steps=0"]
+    tiny += ["monitor.pictures_every=10", "loader.num_workers=2", f"output_dir={tmp_path}"]
+    assert train_net(["--config", str(DEMO), *tiny]) == 0
+    last = records(tmp_path)[-1]
+    assert "finetune" in last
+    assert eval_net(["--run", str(tmp_path), "--protocol", "knn", "logistic"]) == 0
