@@ -1,6 +1,6 @@
 """What travels from the data side to a method: view specifications and batches."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -119,14 +119,11 @@ class Batch:
             index=None if self.index is None else function(self.index),
         )
 
-    def tensors(self) -> Iterator[Tensor]:
+    def tensors(self) -> list[Tensor]:
         """Every tensor, in the order of ``map``."""
-        yield from self.views
-        for masks in self.masks:
-            if masks is not None:
-                yield from masks.tensors()
-        if self.index is not None:
-            yield self.index
+        found: list[Tensor] = []
+        self.map(lambda tensor: found.append(tensor) or tensor)
+        return found
 
     def pin_memory(self, device: object = None) -> "Batch":
         """The batch in page-locked memory; the name and signature that torch's DataLoader looks for."""

@@ -58,7 +58,7 @@ def rehearse(config: RunConfig, images_per_rank: int) -> Rehearsal:
         method = method.to_empty(device=device)
         batch = batch.map(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device=device))
         parameters = [*method.parameters(), *method.buffers()]
-        ledger = Ledger([*parameters, *_tensors(batch)])
+        ledger = Ledger([*parameters, *batch.tensors()])
         for parameter in trainable(method):
             parameter.register_post_accumulate_grad_hook(lambda p: ledger.reassign(p.grad, GRADIENTS))
         with ledger:
@@ -128,9 +128,3 @@ def _largest_batch(config: RunConfig, num_images: int) -> Batch:
 def _num_indices(generators: Sequence[MaskGenerator | None], num_images: int, draw: int) -> int:
     drawn = [generator(num_images, generator_for("plan", draw)) for generator in generators if generator is not None]
     return sum(masks.context.shape[1:].numel() + masks.targets.shape[1:].numel() for masks in drawn)
-
-
-def _tensors(batch: Batch) -> list[Tensor]:
-    tensors: list[Tensor] = []
-    batch.map(lambda tensor: tensors.append(tensor) or tensor)
-    return tensors

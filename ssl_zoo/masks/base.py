@@ -1,7 +1,6 @@
 """What every mask generator produces, and the contract it keeps."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -61,12 +60,6 @@ class Masks:
         """The same masks with ``function`` applied to every tensor (a device copy, a slice of the images)."""
         hidden = None if self.hidden is None else function(self.hidden)
         return Masks(function(self.context), function(self.targets), self.pairing, hidden)
-
-    def tensors(self) -> Iterator[Tensor]:
-        """Every tensor, in the order of ``map``."""
-        yield from (self.context, self.targets)
-        if self.hidden is not None:
-            yield self.hidden
 
 
 @dataclass

@@ -4,12 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_methods import tiny_batch, tiny_method
 from tiny_runs import tiny_trainer
 
 from ssl_zoo.engine.graphs import check_recordable
 from ssl_zoo.engine.settings import Parallel, TrainerConfig
-from ssl_zoo.method import METHODS
 
 GPU = torch.device("cuda", 0)
 
@@ -33,12 +31,3 @@ def test_what_can_not_be_recorded_is_refused_with_the_reason(
 def test_a_run_without_a_gpu_is_refused_before_it_starts(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"trainer\.cuda_graphs=true: steps are recorded on a GPU, .* on cpu"):
         tiny_trainer(tmp_path, cuda_graphs=True)
-
-
-@pytest.mark.parametrize("name", METHODS.names())
-def test_the_tensors_of_a_batch_are_those_that_map_visits(name: str) -> None:
-    batch, visited = tiny_batch(tiny_method(name), name), []
-    batch.map(lambda tensor: visited.append(tensor) or tensor)
-    tensors = list(batch.tensors())
-    assert len(tensors) == len(visited) > 2
-    assert all(a is b for a, b in zip(tensors, visited, strict=True))
