@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -18,8 +19,8 @@ from ssl_zoo.registry import Registry
 class Ema:
     """An exponential moving average of one module's parameters kept in another.
 
-    Holds the two modules, never lists of their parameters: ``fully_shard`` replaces parameters, and a list captured
-    before it would leave the average standing still without any error.
+    Knows the places of both modules' tensors, never the tensors: ``fully_shard`` replaces parameters, and an older list
+    would leave the average standing still without any error.
 
     Attributes:
         momentum: fraction of the run -> m in ``average = m * average + (1 - m) * online``.
@@ -33,18 +34,26 @@ class Ema:
     def update(self, fraction: float) -> float:
         """Move the average by (1 - m) of the difference; copy integer buffers. Returns m."""
         momentum = self.momentum(fraction)
-        online, average = self._tensors(self.online), self._tensors(self.average)
-        floating = [name for name, tensor in average.items() if tensor.is_floating_point()]
-        torch._foreach_lerp_([average[n] for n in floating], [online[n] for n in floating], 1.0 - momentum)
-        for name in average.keys() - set(floating):
-            average[name].copy_(online[name])
+        pairs = [(average[name], online[name]) for average, online, name in self._places]
+        floating = [pair for pair in pairs if pair[0].is_floating_point()]
+        torch._foreach_lerp_([average for average, _ in floating], [online for _, online in floating], 1.0 - momentum)
+        for average, online in pairs:
+            if not average.is_floating_point():
+                average.copy_(online)
         return momentum
 
-    @staticmethod
-    def _tensors(module: nn.Module) -> dict[str, Tensor]:
-        named = dict(module.named_parameters())
-        named.update(module.named_buffers())
-        return named
+    @cached_property
+    def _places(self) -> Sequence[tuple[dict[str, Tensor], dict[str, Tensor], str]]:
+        """The dictionaries of both modules that hold a tensor, and its name there; walking the modules takes longer."""
+        online_modules, places, seen = dict(self.online.named_modules()), [], set()
+        for path, module in self.average.named_modules():
+            for kind in ("_parameters", "_buffers"):
+                average, online = getattr(module, kind), getattr(online_modules[path], kind)
+                for name, tensor in average.items():
+                    if tensor is not None and id(tensor) not in seen:
+                        seen.add(id(tensor))  # of a tensor with two names once
+                        places.append((average, online, name))
+        return places
 
 
 @dataclass
