@@ -59,7 +59,7 @@ class StepGraphs:
         """What ``compute`` returns, and its gradients in the parameters.
 
         Raises:
-            ValueError: the method reads its progress.
+            ValueError: the method reads its progress, or waits for the GPU.
         """
         shapes = tuple(tensor.shape for tensor in batch.tensors())
         if shapes not in self._recordings:
@@ -81,9 +81,17 @@ class StepGraphs:
                 self.method.zero_grad(set_to_none=True)
             torch.cuda.current_stream().wait_stream(self._stream)
             graph = torch.cuda.CUDAGraph()
-            # Threads that load batches may allocate page-locked memory meanwhile.
-            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
-                output = self.compute(batch, progress)
+            try:
+                # Threads that load batches may allocate page-locked memory meanwhile.
+                with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+                    output = self.compute(batch, progress)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                raise ValueError(
+                    f"the forward pass of {type(self.method).__name__} can't be recorded, perhaps since it waits for a "
+                    f"value from the GPU; set trainer.cuda_graphs=false. Torch says: {str(error).splitlines()[0]}"
+                ) from error
         gradients = tuple((p, p.grad) for p in self.method.parameters() if p.grad is not None)
         self.method.zero_grad(set_to_none=True)
         return _Recording(graph, batch, output, gradients)

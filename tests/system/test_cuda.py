@@ -180,6 +180,19 @@ def test_a_method_that_reads_its_progress_is_not_recorded(tmp_path: Path) -> Non
         trainer_of("data2vec2", tmp_path, cuda_graphs=True).train()
 
 
+def test_a_method_that_waits_for_the_gpu_is_not_recorded(tmp_path: Path) -> None:
+    trainer = trainer_of("mae", tmp_path, cuda_graphs=True)
+    trained = trainer.method
+
+    def waiting(batch: Batch, progress: Progress) -> Output:
+        output = trained(batch, progress)
+        return replace(output, loss=output.loss * (1.0 if output.loss.item() else 2.0))
+
+    trainer.wrapped = waiting
+    with pytest.raises(ValueError, match=r"MAE can't be recorded, .* trainer\.cuda_graphs=false"):
+        trainer.train()
+
+
 def test_sharded_on_one_gpu_trains_as_alone(tmp_path: Path) -> None:
     for precision in (Precision.fp32, Precision.bf16):
         alone, sharded = (tmp_path / precision.value / kind for kind in ("alone", "sharded"))
