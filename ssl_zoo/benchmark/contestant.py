@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import pickle
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -70,7 +71,9 @@ class Contestant:
         self._pipes, self._processes, port = [], [], _free_port()
         for rank in range(contest.world_size):
             here, there = context.Pipe()
-            process = context.Process(target=_serve, args=(there, contest, rank, port))
+            # Its classes may be those of plug-ins, which the process has to load first.
+            pickled = pickle.dumps(contest)
+            process = context.Process(target=_serve, args=(there, contest.plugins, pickled, rank, port))
             process.start()
             there.close()
             self._pipes.append(here)
@@ -121,13 +124,14 @@ def _free_port() -> str:
         return str(probe.getsockname()[1])
 
 
-def _serve(pipe: Connection, contest: Contest, rank: int, port: str) -> None:
+def _serve(pipe: Connection, plugins: Sequence[str], pickled: bytes, rank: int, port: str) -> None:
+    discover(plugins)
+    contest: Contest = pickle.loads(pickled)
     if contest.world_size > 1:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(contest.world_size)}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         torch.set_num_threads(max(1, torch.get_num_threads() // contest.world_size))
     try:
-        discover(contest.plugins)
         with processes(contest.config.trainer.device, contest.config.trainer.parallel) as ranks:
             (_train_plain if contest.plain else _train)(pipe, contest, ranks)
     except (ValueError, LookupError, OSError, RuntimeError) as error:

@@ -121,3 +121,37 @@ def test_recipe_that_cannot_run_is_one_error(capsys: pytest.CaptureFixture) -> N
     words = ["--config", DEMO, *TINY_IJEPA, "data=imagenet1k", "data.root=/nowhere", "--with-data"]
     assert main(words) == 1
     assert "/nowhere" in capsys.readouterr().err
+
+
+FAILS_LATE = """
+from dataclasses import dataclass
+
+from ssl_zoo.method import METHODS
+from ssl_zoo.methods.mae import MAE, MAEConfig
+
+
+@dataclass
+class FailsLateConfig(MAEConfig):
+    pass
+
+
+@METHODS.register("fails_late", FailsLateConfig)
+class FailsLate(MAE):
+    calls = 0
+
+    def forward(self, batch, progress):
+        FailsLate.calls += 1
+        if FailsLate.calls == 8:  # the first six are one-image steps before the first turn
+            raise RuntimeError("out of something")
+        return super().forward(batch, progress)
+"""
+
+
+@pytest.mark.slow
+def test_a_recipe_that_fails_in_its_turn_is_one_error(tmp_path, capsys: pytest.CaptureFixture) -> None:
+    plugin = tmp_path / "fails_late.py"
+    plugin.write_text(FAILS_LATE)
+    tiny = [*TINY, "method=fails_late", "method.decoder_dim=16", "method.decoder_heads=2", "method.decoder_depth=1"]
+    words = ["--config", "configs/mae/demo.yaml", *tiny, "--plugin", str(plugin)]
+    assert main([*words, "--sweep", "seed=0,1", "--rounds", "1", "--steps", "1", "--warmup", "3"]) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == "error: out of something"
