@@ -41,8 +41,8 @@ setup(
     },
     python_requires=">=3.10",
     install_requires=[
-        "torch>=2.6",
-        "torchvision>=0.21",
+        "torch>=2.11",
+        "torchvision>=0.26",
         "numpy>=1.26",
         "timm>=1.0,<2",
         "hydra-core>=1.3.2,<1.4",

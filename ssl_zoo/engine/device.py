@@ -35,8 +35,8 @@ def multiplies_bf16(device: torch.device) -> bool:
 
 @cache
 def cpu_capabilities() -> Mapping[str, object]:
-    """Instruction sets and name of the CPU; empty where torch is too old to tell."""
-    return getattr(torch.cpu, "get_capabilities", dict)()
+    """Instruction sets and name of the CPU."""
+    return torch.cpu.get_capabilities()
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[None]:
