@@ -44,7 +44,7 @@ setup(
         "torch>=2.11",
         "torchvision>=0.26",
         "numpy>=1.26",
-        "timm>=1.0,<2",
+        "timm>=1.0.22,<2",
         "hydra-core>=1.3.2,<1.4",
         "omegaconf>=2.3,<2.4",
         "fvcore>=0.1.5.post20221221",
