@@ -94,7 +94,7 @@ class Contestant:
 
     def close(self) -> None:
         for pipe in self._pipes:
-            with suppress(BrokenPipeError):
+            with suppress(BrokenPipeError):  # it has ended already
                 pipe.send(("stop", 0))
         for process in self._processes:
             process.join()

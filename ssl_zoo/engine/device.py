@@ -69,7 +69,7 @@ def prepare_method(method: nn.Module, config: TrainerConfig, device: torch.devic
     set_fused_attention(method, config.fused_attention)
     if config.compile:
         # Blocks of one class count together; beyond the limit, 8 otherwise, all others would silently run uncompiled.
-        torch._dynamo.config.cache_size_limit = _MAX_COMPILED_FORMS
+        torch._dynamo.config.recompile_limit = _MAX_COMPILED_FORMS
     for block in _blocks(method):
         if config.checkpoint_activations and any(p.requires_grad for p in block.parameters()):
             # Drop-path must drop the same again: the state of torch's global generator is kept and restored.

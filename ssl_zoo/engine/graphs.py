@@ -8,16 +8,18 @@ import torch
 from torch import Tensor, nn
 
 from ssl_zoo.data.batch import Batch
-from ssl_zoo.engine.settings import Device, Parallel, TrainerConfig
+from ssl_zoo.engine.settings import Parallel, TrainerConfig
 from ssl_zoo.method import Method, Output, Progress
 
 _Compute = Callable[[Batch, Progress], Output]
 
 
 def check_recordable(config: TrainerConfig, device: torch.device, world_size: int) -> None:
-    """Raise ValueError unless steps of such a run can be recorded."""
+    """Raise ValueError where ``trainer.cuda_graphs`` is asked of a run whose steps can't be recorded."""
+    if not config.cuda_graphs:
+        return
     reasons = {
-        f"steps are recorded on a GPU, and this run is on {device.type}": device.type != Device.cuda.value,
+        f"steps are recorded on a GPU, and this run is on {device.type}": device.type != "cuda",
         f"several ranks meet within a step, and this run has {world_size}": world_size > 1,
         "trainer.parallel=fsdp2 gathers weights within a step": config.parallel is Parallel.fsdp2,
         "trainer.checkpoint_activations=true asks for random states within a step": config.checkpoint_activations,

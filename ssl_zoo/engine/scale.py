@@ -6,11 +6,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from statistics import fmean
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
 from ssl_zoo.engine.build import RunConfig
 from ssl_zoo.engine.fake_ranks import Sharded, rehearse_sharded
+from ssl_zoo.engine.graphs import check_recordable
 from ssl_zoo.engine.ledger import ACTIVATIONS, GRADIENTS, WEIGHT_COPIES
 from ssl_zoo.engine.plan import Plan, count_flops, plan_batch, titled_table
 from ssl_zoo.engine.rehearsal import Rehearsal, rehearse
@@ -125,7 +127,12 @@ class ScalePlan:
         return self._batch(self.config)
 
     def print(self, console: Console) -> None:
-        """All tables."""
+        """All tables.
+
+        Raises:
+            ValueError: the run would refuse ``trainer.cuda_graphs`` on such a machine.
+        """
+        check_recordable(self.config.trainer, torch.device("cuda"), self.machine.world_size)
         plan = Plan.of(self.config, self.machine.world_size)
         rehearsal = self._rehearse(self.config)
         shards = rehearse_sharded(self.config, self.machine.world_size) if self.machine.world_size > 1 else None
@@ -244,6 +251,7 @@ class ScalePlan:
                     keys = [f"trainer.micro_batches={count}"] if count != trainer.micro_batches else []
                     if checkpointed and not trainer.checkpoint_activations:
                         keys.append("trainer.checkpoint_activations=true")
+                        keys += ["trainer.cuda_graphs=false"] if trainer.cuda_graphs else []
                     return f"{' '.join(keys)} brings it to {_gibi(memory.peak)} GiB"
         return _MORE[layout]
 

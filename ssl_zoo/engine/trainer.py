@@ -104,8 +104,8 @@ class Trainer:
     Args:
         method: on the CPU; moved to the device of ``processes``.
         hooks: called in this order at every point.
-        span: opens a named stretch of a step: forward, backward, clip, optimizer, averages. By default they are named
-            in the traces of torch's profiler.
+        span: opens a named stretch of a step: forward, backward (together where the step is a recorded one), clip,
+            optimizer, averages. By default they are named in the traces of torch's profiler.
 
     Attributes:
         step: optimizer steps completed.
@@ -130,8 +130,7 @@ class Trainer:
         self.plan = BatchPlan(config.images_per_step, processes.world_size, config.micro_batches)
         self.num_steps, self.steps_per_epoch = run_length(config, len(data.source))
         self.precision = resolve_precision(config.precision, self.device)
-        if config.cuda_graphs:
-            check_recordable(config, self.device, processes.world_size)
+        check_recordable(config, self.device, processes.world_size)
         prepare_device(self.device)
         self.method = prepare_method(method, config, self.device)
         if config.parallel is Parallel.fsdp2:
@@ -147,9 +146,8 @@ class Trainer:
         self.wrapped: nn.Module = self.method
         if config.parallel is Parallel.ddp and processes.world_size > 1:
             self.wrapped = DistributedDataParallel(self.method)
-        self.compute = self._forward_backward
-        if config.cuda_graphs:
-            self.compute = StepGraphs(self._forward_backward, self.method, span)
+        plainly = self._forward_backward
+        self.compute = StepGraphs(plainly, self.method, span) if config.cuda_graphs else plainly
         self._modes = [(module, module.training) for module in self.method.train().modules()]
         self.step = 0
         self.stop = False

@@ -171,6 +171,7 @@ class _Queue:
     is_told_waiting: bool = False
 
     def work(self) -> bool:
+        """Train until nothing waits (true), or until a signal asks to stop (false); a second signal kills."""
         with _stop_on_signal() as stop:
             while (self.waiting or self.active) and not stop.count:
                 self._fill()

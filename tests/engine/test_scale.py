@@ -119,3 +119,9 @@ def test_memory_is_read_with_its_unit(text: str, size: float) -> None:
 def test_a_machine_that_makes_no_sense_is_refused_by_its_option(settings: dict, hint: str) -> None:
     with pytest.raises(ValueError, match=re.escape(hint)):
         Machine(**settings)
+
+
+def test_a_plan_refuses_what_the_run_would_refuse() -> None:
+    with pytest.raises(ValueError, match=r"trainer\.cuda_graphs=true: .* this run has 8"):
+        printed(Machine(8, "80GB"), "trainer.cuda_graphs=true")
+    assert "fits" in printed(Machine(1, "80GB"), "trainer.cuda_graphs=true")
