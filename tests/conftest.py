@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from ssl_zoo.registry import REGISTRIES, discover
+
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
@@ -15,6 +17,19 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def everything_registered() -> None:
+    discover()
+
+
+@pytest.fixture(autouse=True)
+def nothing_else_registered(everything_registered: None) -> Iterator[None]:
+    """What a test registers it takes away again, or runs in another process: later tests go through all names."""
+    before = {group: registry.names() for group, registry in REGISTRIES.items()}
+    yield
+    assert {group: registry.names() for group, registry in REGISTRIES.items()} == before
 
 
 @pytest.fixture(scope="session")

@@ -1,10 +1,14 @@
 """The benchmark: real trainings in processes of their own, and what is concluded from their times."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from tiny_commands import ROOT
 
 from ssl_zoo.benchmark.clock import Clock
 from ssl_zoo.benchmark.contest import Result, Timing, ordered
@@ -148,10 +152,12 @@ class FailsLate(MAE):
 
 
 @pytest.mark.slow
-def test_a_recipe_that_fails_in_its_turn_is_one_error(tmp_path, capsys: pytest.CaptureFixture) -> None:
+def test_a_recipe_that_fails_in_its_turn_is_one_error(tmp_path: Path) -> None:
     plugin = tmp_path / "fails_late.py"
     plugin.write_text(FAILS_LATE)
     tiny = [*TINY, "method=fails_late", "method.decoder_dim=16", "method.decoder_heads=2", "method.decoder_depth=1"]
     words = ["--config", "configs/mae/demo.yaml", *tiny, "--plugin", str(plugin)]
-    assert main([*words, "--sweep", "seed=0,1", "--rounds", "1", "--steps", "1", "--warmup", "3"]) == 1
-    assert capsys.readouterr().err.splitlines()[-1] == "error: out of something"
+    words += ["--sweep", "seed=0,1", "--rounds", "1", "--steps", "1", "--warmup", "3"]
+    done = subprocess.run([sys.executable, "tools/benchmark.py", *words], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "error: out of something"
