@@ -1,11 +1,13 @@
 """Schedules over fvcore's ParamScheduler: pure functions from the fraction of a run to a value."""
 
+from collections.abc import Sequence
 from enum import Enum
 
 from fvcore.common.param_scheduler import (
     CompositeParamScheduler,
     CosineParamScheduler,
     LinearParamScheduler,
+    MultiStepParamScheduler,
     ParamScheduler,
 )
 
@@ -23,6 +25,15 @@ def ramp(shape: Shape, start: float, end: float) -> ParamScheduler:
     if shape is Shape.constant:
         return LinearParamScheduler(start, start)  # fvcore's constant scheduler refuses the end of the run
     return (LinearParamScheduler if shape is Shape.linear else CosineParamScheduler)(start, end)
+
+
+def stepped(start: float, factor: float, milestones: Sequence[int], num_steps: int) -> ParamScheduler:
+    """``start``, multiplied by ``factor`` from each milestone on; those after ``num_steps`` steps are not reached."""
+    reached = [milestone for milestone in milestones if milestone < num_steps]
+    if not reached:
+        return ramp(Shape.constant, start, start)
+    values = [start * factor**count for count in range(len(reached) + 1)]
+    return MultiStepParamScheduler(values, num_updates=num_steps, milestones=reached)
 
 
 def warmed_up(start: float, warmup_fraction: float, main: ParamScheduler) -> ParamScheduler:

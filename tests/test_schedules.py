@@ -47,6 +47,28 @@ def test_a_constant_ramp_stays_at_its_start() -> None:
     assert [ramp(Shape.constant, 0.05, 0.4)(fraction) for fraction in (0.0, 0.9, 1.0)] == [0.05] * 3
 
 
+def test_milestones_divide_the_rate_exactly_there() -> None:
+    # SimMIM's ViT-B/16 (microsoft/SimMIM): 800 epochs of 625 steps, 10 of warm-up, a tenth of the rate from 700 on.
+    config = AdamWConfig(warmup_epochs=10, milestones=[700], schedule_offset=0)
+    schedules = RateSchedules(config, num_steps=800 * 625, steps_per_epoch=625)
+    steps = (0, 3125, 6250, 700 * 625 - 1, 700 * 625, 800 * 625 - 1)
+    rates = [schedules(step).learning_rate for step in steps]
+    assert rates == pytest.approx([2e-4, 6e-4, 1e-3, 1e-3, 1e-4, 1e-4], rel=1e-9)
+
+
+def test_milestones_beyond_a_shorter_run_are_not_reached() -> None:
+    config = AdamWConfig(warmup_epochs=1, milestones=[2, 3, 9], milestone_factor=0.5, schedule_offset=-1)
+    schedules = RateSchedules(config, num_steps=8, steps_per_epoch=2)
+    rates = [schedules(step).learning_rate for step in range(8)]
+    assert rates == pytest.approx([2e-4, 2e-4, 6e-4, 1e-3, 1e-3, 5e-4, 5e-4, 2.5e-4], rel=1e-9)
+
+
+@pytest.mark.parametrize("milestones", [[3.0, 2.0], [2.0, 2.0], [1.0, 3.0]])
+def test_milestones_must_rise_after_the_warm_up(milestones: list[float]) -> None:
+    with pytest.raises(ValueError, match=r"optim\.milestones=.* after optim\.warmup_epochs=1"):
+        AdamWConfig(warmup_epochs=1, milestones=milestones)
+
+
 def test_the_warm_up_ends_exactly_at_the_peak() -> None:
     schedule = warmed_up(0.0, 0.25, ramp(Shape.cosine, 1.0, 0.0))
     assert [schedule(f) for f in (0.0, 0.125, 0.25, 1.0)] == pytest.approx([0.0, 0.5, 1.0, 0.0], abs=1e-12)

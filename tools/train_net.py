@@ -36,7 +36,8 @@ from ssl_zoo.registry import discover
 
 def train(composed: Composed, resume: str, console: Console, ranks: Processes) -> None:
     config = composed.config
-    run = RunDirectory(Path(config.output_dir), {"choices": dict(composed.choices), **composed.plain()})
+    chosen = {"choices": dict(composed.choices), **composed.plain()}
+    run = RunDirectory(Path(config.output_dir), chosen, composed.plain_defaults())
     checkpoint = run.find_checkpoint(resume)
     method = build_method(config.method, config.backbone, config.targets, seed=config.seed)
     data = build_data(config, ranks)

@@ -85,6 +85,10 @@ class Composed:
         """The configuration as nested dicts, lists and scalars; Enums by name."""
         return OmegaConf.to_container(self.resolved, enum_to_str=True)
 
+    def plain_defaults(self) -> dict[str, Any]:
+        """``defaults`` in the same form; interpolations stay as they are written."""
+        return OmegaConf.to_container(self.defaults, enum_to_str=True)
+
 
 def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> Config:
     """The typed configuration of a recipe with ``key=value`` and ``group=option`` overrides.

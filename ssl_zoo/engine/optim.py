@@ -14,7 +14,7 @@ from ssl_zoo.engine.muon import Muon
 from ssl_zoo.engine.sharding import local, sum_over_parts
 from ssl_zoo.method import Clip, ParamGroup
 from ssl_zoo.registry import Registry, setting
-from ssl_zoo.schedules import Shape, ramp, warmed_up
+from ssl_zoo.schedules import Shape, ramp, stepped, warmed_up
 
 OPTIMIZERS = Registry("optimizer", "optim")
 
@@ -26,13 +26,19 @@ class OptimConfig:
     learning_rate: float = setting(1e-3, "peak learning rate, as it is: no scaling with the batch")
     initial_learning_rate: float = setting(2e-4, "learning rate at the start of the warm-up")
     final_learning_rate: float = setting(1e-6, "learning rate at the end of the cosine")
+    milestones: list[float] = setting(
+        [], "epochs at which the learning rate is multiplied by milestone_factor, instead of a cosine; [] is the cosine"
+    )
+    milestone_factor: float = setting(0.1, "what each milestone multiplies the learning rate by")
     warmup_epochs: float = setting(40.0, "epochs over which the learning rate rises linearly")
     weight_decay: float = setting(0.04, "weight decay at the start of the run")
     final_weight_decay: float = setting(0.4, "weight decay at its end")
     weight_decay_shape: Shape = setting(Shape.cosine, "course of the weight decay: constant, linear or cosine")
     clip_norm: float | None = setting(None, "limit of the gradient norm; null clips nothing")
     schedule_offset: int = setting(
-        1, "step s reads the schedules at s + offset: 1 as in I-JEPA and MSN, which advance them first, else 0"
+        1,
+        "step s reads the schedules at s + offset: 1 as in I-JEPA and MSN, which advance them first, -1 as in SimMIM, "
+        "whose second step has the first one's rates, else 0",
     )
 
     def __post_init__(self) -> None:
@@ -40,6 +46,13 @@ class OptimConfig:
             raise ValueError(f"optim.learning_rate={self.learning_rate}: needs a positive number")
         if self.warmup_epochs < 0:
             raise ValueError(f"optim.warmup_epochs={self.warmup_epochs}: needs 0 or more")
+        if self.milestones != sorted({*self.milestones}) or any(m <= self.warmup_epochs for m in self.milestones):
+            raise ValueError(
+                f"optim.milestones={self.milestones}: needs rising numbers of epochs after "
+                f"optim.warmup_epochs={self.warmup_epochs:g}"
+            )
+        if self.milestone_factor <= 0:
+            raise ValueError(f"optim.milestone_factor={self.milestone_factor}: needs a positive number")
         if self.clip_norm is not None and self.clip_norm <= 0:
             raise ValueError(f"optim.clip_norm={self.clip_norm}: needs a positive number, or null for no clipping")
 
@@ -100,19 +113,23 @@ class RateSchedules:
 
     Args:
         num_steps: length of the run.
-        steps_per_epoch: converts ``optim.warmup_epochs``.
+        steps_per_epoch: converts ``optim.warmup_epochs`` and ``optim.milestones``.
     """
 
     def __init__(self, config: OptimConfig, *, num_steps: int, steps_per_epoch: int) -> None:
         self.offset, self.num_steps = config.schedule_offset, num_steps
         self.warmup_steps = int(config.warmup_epochs * steps_per_epoch)
-        cosine = ramp(Shape.cosine, config.learning_rate, config.final_learning_rate)
-        self._learning_rate = warmed_up(config.initial_learning_rate, self.warmup_steps / num_steps, cosine)
+        main = ramp(Shape.cosine, config.learning_rate, config.final_learning_rate)
+        if config.milestones:
+            milestones = [int(epochs * steps_per_epoch) - self.warmup_steps for epochs in config.milestones]
+            num_main = max(1, num_steps - self.warmup_steps)
+            main = stepped(config.learning_rate, config.milestone_factor, milestones, num_main)
+        self._learning_rate = warmed_up(config.initial_learning_rate, self.warmup_steps / num_steps, main)
         self._weight_decay = ramp(config.weight_decay_shape, config.weight_decay, config.final_weight_decay)
 
     def __call__(self, step: int) -> Rates:
         """The values that step ``step``, counted from 0, uses."""
-        fraction = min(1.0, (step + self.offset) / self.num_steps)
+        fraction = min(1.0, max(0, step + self.offset) / self.num_steps)
         return Rates(self._learning_rate(fraction), self._weight_decay(fraction))
 
 

@@ -7,7 +7,7 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -54,10 +54,12 @@ class RunDirectory:
 
     Attributes:
         config: the resolved config as plain values, which every checkpoint carries too.
+        defaults: of all keys; what a checkpoint was trained with where its version did not know a key yet.
     """
 
     path: Path
     config: Mapping[str, Any]
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def metrics(self) -> Path:
@@ -131,6 +133,7 @@ class RunDirectory:
 
     def _require_same_run(self, checkpoint: Checkpoint) -> None:
         there, here = _flat(checkpoint.manifest["config"]), _flat(self.config)
+        there = {**{key: value for key, value in _flat(self.defaults).items() if key in here}, **there}
         method_there, method_here = checkpoint.manifest["method"], self.config["choices"]["method"]
         if method_there != method_here:
             raise CheckpointError(

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from tiny_commands import DEMO, ROOT, TINY, children_of, records, wait_for_step
 
-from ssl_zoo.engine.checkpoint import list_checkpoints
+from ssl_zoo.engine.checkpoint import list_checkpoints, sealed
 from ssl_zoo.registry import discover
 from ssl_zoo.tools.train_net import main
 
@@ -255,6 +255,19 @@ def test_a_collapse_stops_the_run_with_its_reason_and_the_run_can_go_on(
 def test_settings_that_change_no_number_may_change_on_resume(tmp_path: Path) -> None:
     assert run_main(f"output_dir={tmp_path}", "trainer.num_steps=2") == 0
     assert run_main(f"output_dir={tmp_path}", "trainer.num_steps=2", "trainer.keep_checkpoints=9") == 0
+
+
+def test_a_run_of_a_version_without_a_key_goes_on_with_its_default(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert run_main(f"output_dir={tmp_path}", "trainer.num_steps=2") == 0
+    manifest = list_checkpoints(tmp_path)[-1] / "manifest.json"
+    content = json.loads(manifest.read_text())
+    del content["sha256"], content["config"]["optim"]["milestones"]
+    manifest.write_text(sealed(content))
+    assert run_main(f"output_dir={tmp_path}", "trainer.num_steps=2", "optim.milestones=[7]") == 1
+    assert "optim.milestones: [] there, [7.0] here" in capsys.readouterr().err
+    assert run_main(f"output_dir={tmp_path}", "trainer.num_steps=2") == 0
 
 
 def test_never_resuming_does_not_overwrite_a_run(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
