@@ -4,17 +4,15 @@ Paper: Baevski et al., "data2vec: A General Framework for Self-supervised Learni
 arXiv 2202.03555. Reference: facebookresearch/data2vec_vision, folder beit.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from jaxtyping import Float
+from torch import Tensor
 
 from ssl_zoo.data.batch import ViewConfig
 from ssl_zoo.masked_method import MaskedMethodConfig, ReplacingMethod
-from ssl_zoo.method import METHODS, ParamGroup, Target, ViT
-from ssl_zoo.nn.initialization import initialize, initialize_token
+from ssl_zoo.method import METHODS, ViT
 from ssl_zoo.registry import setting
 
 
@@ -48,28 +46,8 @@ class Data2vec(ReplacingMethod):
 
     config: Data2vecConfig
 
-    def __init__(self, config: Data2vecConfig, encoder: ViT, target: Target | None) -> None:
-        super().__init__(config, encoder, target)
-        self.head = nn.Linear(encoder.embed_dim, self.target.dim)
-        initialize(self.head, encoder.config.initialization)
-        initialize_token(self.mask_token, encoder.config.initialization)
-
     def evaluated(self) -> ViT:
         return self.encoder  # the reference fine-tunes the student, not its average
-
-    def param_groups(self) -> Sequence[ParamGroup]:
-        """As the reference, which spares the class token of weight decay beside all vectors."""
-        decay, no_decay = super().param_groups()
-        class_token = self.encoder.cls_token
-        spared = [p for p in decay.params if p is class_token]
-        return (
-            replace(decay, params=[p for p in decay.params if p is not class_token]),
-            replace(no_decay, params=[*no_decay.params, *spared]),
-        )
-
-    def predict_all(self, images: Float[Tensor, "B 3 H W"], hidden: Bool[Tensor, "B N"]) -> Float[Tensor, "B N target"]:
-        tokens = self.encoder(images, hidden=hidden, mask_token=self.mask_token)
-        return self.head(tokens[:, self.encoder.num_prefix_tokens :])
 
     def errors(self, predictions: Tensor, targets: Tensor) -> Float[Tensor, "B N target"]:
         return F.smooth_l1_loss(predictions, targets, beta=self.config.smooth_l1_beta, reduction="none")

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float
@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from ssl_zoo.data.batch import Batch, ViewConfig, ViewSpec
 from ssl_zoo.masks import Masks, Pairing, draw_masks
-from ssl_zoo.method import Method, MethodConfig, Output, Progress
+from ssl_zoo.method import Method, MethodConfig, Output, ParamGroup, Progress
 from ssl_zoo.nn import ViT, cosine_between_images, mean_std, take
+from ssl_zoo.nn.initialization import initialize, initialize_token
 from ssl_zoo.registry import setting
 from ssl_zoo.targets import MaskTeacher, Target, Teacher
 
@@ -106,18 +107,23 @@ class MaskedMethod(Method):
 class ReplacingMethod(MaskedMethod):
     """Base of the masked methods whose encoder sees all patches, the hidden ones replaced by a mask token.
 
-    Numbers of hidden patches may differ between images: the loss is the mean over all of the batch. Where a generator
-    draws no ``hidden``, the union of its target blocks is hidden.
+    One linear map of the encoder's output predicts the target. Numbers of hidden patches may differ between images: the
+    loss is the mean over all of the batch. Where a generator draws no ``hidden``, the union of its target blocks is
+    hidden.
     """
 
     def __init__(self, config: MaskedMethodConfig, encoder: ViT, target: Target | None) -> None:
         super().__init__(config, encoder, target)
         refuse_masked_teacher(type(self).__name__, self.target)
         self.mask_token = nn.Parameter(torch.empty(1, 1, encoder.embed_dim))
+        self.head = nn.Linear(encoder.embed_dim, self.target.dim)
+        initialize(self.head, encoder.config.initialization)
+        initialize_token(self.mask_token, encoder.config.initialization)
 
-    @abstractmethod
     def predict_all(self, images: Float[Tensor, "B 3 H W"], hidden: Bool[Tensor, "B N"]) -> Float[Tensor, "B N target"]:
         """Predictions for every patch of images whose ``hidden`` patches the encoder does not see."""
+        tokens = self.encoder(images, hidden=hidden, mask_token=self.mask_token)
+        return self.head(tokens[:, self.encoder.num_prefix_tokens :])
 
     @abstractmethod
     def errors(
@@ -148,6 +154,16 @@ class ReplacingMethod(MaskedMethod):
 
     def weight(self, batch: Batch) -> Float[Tensor, ""]:
         return batch.masks[0].all_hidden(self.encoder.num_patches).sum().float()
+
+    def param_groups(self) -> Sequence[ParamGroup]:
+        """As BEiT's code and its descendants, which spare the class token of weight decay beside all vectors."""
+        decay, no_decay = super().param_groups()
+        class_token = self.encoder.cls_token
+        spared = [p for p in decay.params if p is class_token]
+        return (
+            replace(decay, params=[p for p in decay.params if p is not class_token]),
+            replace(no_decay, params=[*no_decay.params, *spared]),
+        )
 
     def check_masks(self, masks: Masks | None) -> None:
         super().check_masks(masks)

@@ -96,14 +96,15 @@ def test_mae_recipes_have_the_reference_values(name: str, dim: int, patch_size: 
     assert rates == pytest.approx([0, 1.2e-3, 2.4e-3, 1.2e-3, 0], abs=1e-12)
 
 
+@pytest.mark.parametrize("other", ["mae", "data2vec", "data2vec2", "simmim"])
 @pytest.mark.parametrize("name", ["cifar10_vitt4", "demo"])
-def test_methods_are_compared_on_one_backbone_view_optimizer_and_budget(name: str) -> None:
-    ijepa, mae = (load_config(ROOT / method / f"{name}.yaml") for method in ("ijepa", "mae"))
+def test_methods_are_compared_on_one_backbone_view_optimizer_and_budget(name: str, other: str) -> None:
+    ijepa, other = (load_config(ROOT / method / f"{name}.yaml") for method in ("ijepa", other))
     for section in ("seed", "backbone", "data", "loader", "trainer", "monitor", "probe"):
-        assert getattr(ijepa, section) == getattr(mae, section), section
+        assert getattr(ijepa, section) == getattr(other, section), section
     # A learning rate is each method's own (configs/studies/tuning.yaml).
-    assert replace(mae.optim, learning_rate=ijepa.optim.learning_rate) == ijepa.optim
-    assert ijepa.method.view == mae.method.view
+    assert replace(other.optim, learning_rate=ijepa.optim.learning_rate) == ijepa.optim
+    assert ijepa.method.view == other.method.view
 
 
 def test_another_method_on_a_recipe_brings_its_masks_and_targets_and_keeps_the_view(caplog) -> None:
@@ -124,13 +125,30 @@ def test_another_method_lists_also_the_keys_that_the_recipe_sets_to_their_defaul
     assert told.endswith(", ".join(f"method.{key}" for key in left_out))
 
 
-@pytest.mark.parametrize("recipe", ["ijepa", "mae", "data2vec", "data2vec2"])
+@pytest.mark.parametrize("recipe", METHODS.names())
 @pytest.mark.parametrize("name", ["demo", "cifar10_vitt4"])
 def test_each_small_recipe_serves_the_other_methods_too(recipe: str, name: str) -> None:
     for method in METHODS.names():
         # The reference's least target of I-JEPA is larger than a block on these grids.
         overrides = ["masks.min_patches=3"] if method == "ijepa" else []
         Plan.of(load_config(ROOT / recipe / f"{name}.yaml", [f"method={method}", *overrides]))
+
+
+def test_the_simmim_recipe_has_the_reference_values_and_sizes() -> None:
+    config = load_config(ROOT / "simmim" / "vitb16.yaml")
+    method = build_method(config.method, config.backbone, config.targets, seed=0, device="meta")
+    assert sum(p.numel() for p in method.parameters() if p.requires_grad) == 86_256_720
+    assert sum(p.numel() for p in method.head.parameters()) == 590_592
+    view = config.method.view
+    assert (view.crop_scale, view.interpolation, view.horizontal_flip) == ([0.67, 1.0], "bilinear", 0.5)
+    masks = MASKS.build(config.masks, config.backbone.grid)(8, torch.Generator().manual_seed(0))
+    assert masks.hidden.sum(1).tolist() == [120] * 8 and not config.targets.normalize
+    assert (config.optim.weight_decay, config.optim.final_weight_decay, config.optim.clip_norm) == (0.05, 0.05, 5.0)
+    assert (config.trainer.images_per_step, config.trainer.epochs) == (2048, 800)
+    # Start, half way up, peak, before and after the milestone; each a step later than its epoch begins.
+    schedules = RateSchedules(config.optim, num_steps=800 * 10, steps_per_epoch=10)
+    rates = [schedules(step).learning_rate for step in (0, 1, 51, 101, 7000, 7001, 7999)]
+    assert rates == pytest.approx([2e-6, 2e-6, 2.01e-4, 4e-4, 4e-4, 4e-5, 4e-5])
 
 
 def test_data2vec_recipes_have_the_reference_values_and_sizes() -> None:
