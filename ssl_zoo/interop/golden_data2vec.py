@@ -1,7 +1,6 @@
 """Golden fixtures of data2vec 1.0 (facebookresearch/data2vec_vision): a tiny model's run, recomputed by ours."""
 
 import math
-import re
 from dataclasses import replace
 
 import torch
@@ -22,15 +21,12 @@ from ssl_zoo.interop.golden import (
     blame,
     outputs,
 )
+from ssl_zoo.interop.golden_beit import adamw_settings, beit_backbone, masked_batch
 from ssl_zoo.interop.official import BEIT_ENCODER, NameMap, load_official, split_data2vec, to_official
-from ssl_zoo.masks import Masks
 from ssl_zoo.method import Batch, Ema, Progress, build_method
 from ssl_zoo.methods.data2vec import Data2vec, Data2vecConfig
-from ssl_zoo.nn import Positions, ViTConfig, set_fused_attention
+from ssl_zoo.nn import set_fused_attention
 from ssl_zoo.targets import AveragedTeacherConfig
-
-_NUMBER = r"([-+.\de]+)"
-_OPTIMIZER = re.compile(rf"AdamW betas \({_NUMBER}, {_NUMBER}\) eps {_NUMBER}")
 
 
 def recognises(fixture: Fixture) -> bool:
@@ -79,20 +75,7 @@ def _method(fixture: Fixture) -> Data2vec:
     with blame(fixture, "config"):
         method = build_method(
             Data2vecConfig(smooth_l1_beta=fixture.number("l1_beta")),
-            ViTConfig(
-                image_size=fixture.count("image_size"),
-                patch_size=fixture.count("patch_size"),
-                embed_dim=fixture.count("dim"),
-                depth=depth,
-                num_heads=fixture.count("heads"),
-                mlp_ratio=fixture.number("mlp_ratio"),
-                norm_eps=fixture.number("norm_eps"),
-                positions=Positions.none,
-                relative_position_bias=True,
-                key_bias=False,
-                layer_scale=0.1 if "init.student.blocks.0.gamma_1" in fixture.tensors else None,
-                class_token=True,
-            ),
+            beit_backbone(fixture, "init.student."),
             AveragedTeacherConfig(num_blocks=len(layers)),
             seed=0,  # every weight is replaced
         )
@@ -116,11 +99,14 @@ def _load(fixture: Fixture, method: Data2vec) -> None:
 def _train(fixture: Fixture, method: Data2vec, own: _Own, comparison: Comparison) -> None:
     """The stored steps in the engine's order; each result is compared as soon as it is there."""
     num_steps = fixture.count("epochs") * fixture.count("steps_per_epoch")
-    optimization = _optimization(fixture, method, num_steps)
+    with blame(fixture, "config"):
+        config = AdamWConfig(**adamw_settings(fixture), warmup_epochs=0)
+    schedules = RateSchedules(config, num_steps=num_steps, steps_per_epoch=fixture.count("steps_per_epoch"))
+    optimization = Optimization(config, method.param_groups(), schedules)
     history: dict[str, list[float]] = {key: [] for key in ("loss", "grad_norm", "lr", "weight_decay", "ema_decay")}
     [average] = method.averages()
     for step in range(fixture.count("steps")):
-        batch, hidden = _batch(fixture, step, method)
+        batch, hidden = masked_batch(fixture, step, method.encoder.grid)
         learning_rate, decay = _learning_rate(fixture, step), _weight_decay(fixture, step)
         for group in optimization.optimizer.param_groups:
             group["lr"], group["weight_decay"] = learning_rate, decay if group["decay"] else 0.0
@@ -144,19 +130,6 @@ def _train(fixture: Fixture, method: Data2vec, own: _Own, comparison: Comparison
     comparison.add_history("grad_norm", history["grad_norm"], GLOBAL_GRADIENT_NORM)
     for key in ("lr", "weight_decay", "ema_decay"):
         comparison.add_history(key, history[key], SCHEDULES)
-
-
-def _optimization(fixture: Fixture, method: Data2vec, num_steps: int) -> Optimization:
-    text = fixture.config.get("optimizer", "AdamW betas (0.9, 0.999) eps 1e-8")
-    match = _OPTIMIZER.fullmatch(text) if isinstance(text, str) else None
-    if match is None:
-        raise FixtureError(f"{fixture.path}: config.optimizer={text!r} is not known")
-    *betas, eps = (float(number) for number in match.groups())
-    with blame(fixture, "config"):
-        limit = None if fixture.config.get("clip") is None else fixture.number("clip")
-        config = AdamWConfig(betas=betas, eps=eps, clip_norm=limit, warmup_epochs=0)
-    schedules = RateSchedules(config, num_steps=num_steps, steps_per_epoch=fixture.count("steps_per_epoch"))
-    return Optimization(config, method.param_groups(), schedules)
 
 
 def _learning_rate(fixture: Fixture, step: int) -> float:
@@ -196,20 +169,6 @@ def _average(average: Ema, momentum: float) -> None:
     before = index.clone()
     replace(average, momentum=lambda _: momentum).update(0.0)
     index.copy_(momentum * before + (1.0 - momentum) * average.online.rel_pos_bias.relative_position_index)
-
-
-def _batch(fixture: Fixture, step: int, method: Data2vec) -> tuple[Batch, Bool[Tensor, "B N"]]:
-    images, mask = fixture.tensor(f"step{step}.images"), fixture.tensor(f"step{step}.mask")
-    rows, columns = method.encoder.grid
-    size = fixture.count("image_size")
-    if images.shape[1:] != (3, size, size) or mask.shape != (len(images), rows, columns) or mask.dtype != torch.bool:
-        raise FixtureError(
-            f"{fixture.path}: step{step}: images {list(images.shape)} and mask {list(mask.shape)} of {mask.dtype} "
-            f"don't fit image_size={size} and a grid of {rows}x{columns} bool"
-        )
-    hidden = mask.flatten(1)
-    unused = torch.zeros(len(images), 1, 1, dtype=torch.int64)  # the method reads ``hidden`` alone
-    return Batch((images,), (Masks(unused, unused, hidden=hidden),)), hidden
 
 
 def _compare_forward(

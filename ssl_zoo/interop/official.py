@@ -62,6 +62,7 @@ MAE_DECODER = NameMap(
     }
 )
 # facebookresearch/data2vec_vision: beit/modeling_cyclical.py; its state dict holds mask token and head as well.
+# microsoft/SimMIM: models/vision_transformer.py; its state dict holds the mask token as well.
 BEIT_ENCODER = NameMap(
     endings={
         "gamma_1": "ls1.gamma",
@@ -76,6 +77,26 @@ def split_data2vec(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], di
     """The official data2vec state dict parted into the weights of the encoder and those of mask token and head."""
     own = {name: tensor for name, tensor in weights.items() if name.startswith(("mask_token", "lm_head"))}
     return {name: tensor for name, tensor in weights.items() if name not in own}, own
+
+
+def split_simmim(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor | None, dict[str, Tensor]]:
+    """The official SimMIM state dict parted into the weights of the encoder, the mask token and those of the head."""
+    weights = {name.removeprefix(_DDP_PREFIX): tensor for name, tensor in weights.items()}
+    encoder = {name.removeprefix("encoder."): t for name, t in weights.items() if not name.startswith("decoder.")}
+    head = {name.removeprefix("decoder.0."): t for name, t in weights.items() if name.startswith("decoder.")}
+    return encoder, encoder.pop("mask_token", None), {name: from_pixel_shuffle(t) for name, t in head.items()}
+
+
+def from_pixel_shuffle(channels: Tensor) -> Tensor:
+    """Rows of a head that predicts pixels in (y, x, colour) order, of a 1x1 convolution's in (colour, y, x) order."""
+    rows = channels.flatten(1) if channels.ndim > 1 else channels
+    return rows.unflatten(0, (3, -1)).transpose(0, 1).flatten(0, 1)
+
+
+def to_pixel_shuffle(rows: Tensor) -> Tensor:
+    """The inverse of ``from_pixel_shuffle``; weights get the two dimensions of a 1x1 kernel."""
+    channels = rows.unflatten(0, (-1, 3)).transpose(0, 1).flatten(0, 1)
+    return channels if channels.ndim == 1 else channels[..., None, None]
 
 
 def split_mae(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

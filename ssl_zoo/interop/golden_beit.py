@@ -1,0 +1,60 @@
+"""What golden fixtures of methods on BEiT's encoder have in common: its sizes, masked batches, AdamW."""
+
+import re
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from ssl_zoo.interop.golden import Fixture, FixtureError
+from ssl_zoo.masks import Masks
+from ssl_zoo.method import Batch
+from ssl_zoo.nn import Positions, ViTConfig
+
+_NUMBER = r"([-+.\de]+)"
+_OPTIMIZER = re.compile(rf"AdamW betas \({_NUMBER}, {_NUMBER}\) eps {_NUMBER}")
+
+
+def beit_backbone(fixture: Fixture, prefix: str) -> ViTConfig:
+    """The encoder whose weights are stored under ``prefix``."""
+    return ViTConfig(
+        image_size=fixture.count("image_size"),
+        patch_size=fixture.count("patch_size"),
+        embed_dim=fixture.count("dim"),
+        depth=fixture.count("depth"),
+        num_heads=fixture.count("heads"),
+        mlp_ratio=fixture.number("mlp_ratio"),
+        norm_eps=fixture.number("norm_eps"),
+        positions=Positions.none,
+        relative_position_bias=True,
+        key_bias=False,
+        layer_scale=0.1 if f"{prefix}blocks.0.gamma_1" in fixture.tensors else None,
+        class_token=True,
+    )
+
+
+def masked_batch(fixture: Fixture, step: int, grid: tuple[int, int]) -> tuple[Batch, Bool[Tensor, "B N"]]:
+    """Images of a step with their hidden patches, and these once more."""
+    images, mask = fixture.tensor(f"step{step}.images"), fixture.tensor(f"step{step}.mask")
+    rows, columns = grid
+    size = fixture.count("image_size")
+    if images.shape[1:] != (3, size, size) or mask.shape != (len(images), rows, columns) or mask.dtype != torch.bool:
+        raise FixtureError(
+            f"{fixture.path}: step{step}: images {list(images.shape)} and mask {list(mask.shape)} of {mask.dtype} "
+            f"don't fit image_size={size} and a grid of {rows}x{columns} bool"
+        )
+    hidden = mask.flatten(1)
+    unused = torch.zeros(len(images), 1, 1, dtype=torch.int64)  # methods that replace patches read ``hidden`` alone
+    return Batch((images,), (Masks(unused, unused, hidden=hidden),)), hidden
+
+
+def adamw_settings(fixture: Fixture) -> dict[str, Any]:
+    """Betas, epsilon and limit of the gradient norm, as ``AdamWConfig`` calls them."""
+    text = fixture.config.get("optimizer", "AdamW betas (0.9, 0.999) eps 1e-8")
+    match = _OPTIMIZER.fullmatch(text) if isinstance(text, str) else None
+    if match is None:
+        raise FixtureError(f"{fixture.path}: config.optimizer={text!r} is not known")
+    *betas, eps = (float(number) for number in match.groups())
+    limit = None if fixture.config.get("clip") is None else fixture.number("clip")
+    return {"betas": betas, "eps": eps, "clip_norm": limit}
