@@ -24,8 +24,9 @@ def submit(output: Path, *arguments: str) -> subprocess.Popen:
 
 def finish(process: subprocess.Popen, run: Path) -> str:
     output, _ = process.communicate(timeout=500)
-    logs = "".join(path.read_text() for path in sorted((run / "slurm").glob("*_log.*")))
-    assert process.returncode == 0, output + logs
+    # Errors last: of a long report the end is what is read.
+    logs = [path for kind in ("out", "err") for path in sorted((run / "slurm").glob(f"*_log.{kind}"))]
+    assert process.returncode == 0, output + "".join(path.read_text() for path in logs)
     return output
 
 
