@@ -6,21 +6,27 @@ random order), grayscale, blur, solarize (BYOL, arXiv 2006.07733, appendix B; DI
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
-from torchvision.transforms.v2 import functional as TF
 
+from ssl_zoo.data import photometric
 from ssl_zoo.data.batch import ViewConfig, ViewSpec
 from ssl_zoo.data.resample import resize_crop, resize_crops
 
 CROP_ATTEMPTS = 10  # as torchvision's RandomResizedCrop
 _BLUR_SIGMA = (0.1, 2.0)  # pixels
-_BLUR_KERNEL = 13  # pixels: three of the largest sigma to each side
-_SOLARIZE_THRESHOLD = 128
+_PIXELS_AT_ONCE = 2**17  # of images whose colours are changed together: what stays in a core's cache
+# The parts of the jitter, and the strength that changes nothing.
+_JITTER = (
+    (photometric.brightness, 1.0),
+    (photometric.contrast, 1.0),
+    (photometric.saturation, 1.0),
+    (photometric.hue, 0.0),
+)
 
 
 @dataclass(frozen=True)
@@ -138,25 +144,41 @@ def render_each(images: Sequence[UInt8[Tensor, "3 _ _"]], draws: ViewDraw, spec:
 
 
 def _photometric(view: UInt8[Tensor, "B 3 h w"], draws: ViewDraw) -> UInt8[Tensor, "B 3 h w"]:
-    """Colour operations in place, image by image: each picks other images and other strengths."""
-    for row in draws.jittered.nonzero()[:, 0].tolist():
-        view[row] = _jitter(view[row], draws.jitter[row].tolist(), draws.jitter_order[row].tolist())
-    for row in draws.grayscale.nonzero()[:, 0].tolist():
-        view[row] = TF.rgb_to_grayscale(view[row], num_output_channels=3)
-    for row in draws.blurred.nonzero()[:, 0].tolist():
-        view[row] = TF.gaussian_blur(view[row], [_BLUR_KERNEL, _BLUR_KERNEL], [float(draws.blur_sigma[row])])
-    if bool(draws.solarized.any()):
-        view[draws.solarized] = TF.solarize(view[draws.solarized], _SOLARIZE_THRESHOLD)
+    """Colour operations in place: each picks other images and other strengths."""
+    at_once = max(1, _PIXELS_AT_ONCE // view[0, 0].numel())
+    for start in range(0, len(view), at_once):
+        rows = slice(start, start + at_once)
+        _jitter(view[rows], draws.rows(rows))
+        _recolour(view[rows], draws.rows(rows))
     return view
 
 
-def _jitter(image: UInt8[Tensor, "3 h w"], strengths: list[float], order: list[int]) -> UInt8[Tensor, "3 h w"]:
-    operations = (TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation, TF.adjust_hue)
-    neutral = (1.0, 1.0, 1.0, 0.0)
-    for part in order:
-        if strengths[part] != neutral[part]:
-            image = operations[part](image, strengths[part])
-    return image
+def _jitter(view: UInt8[Tensor, "n 3 h w"], draws: ViewDraw) -> None:
+    """The parts of the jitter in each image's own order."""
+    if not bool(draws.jittered.any()):
+        return
+    for position in range(len(_JITTER)):
+        for part, (operation, neutral) in enumerate(_JITTER):
+            strengths = draws.jitter[:, part]
+            chosen = draws.jittered & (draws.jitter_order[:, position] == part) & (strengths != neutral)
+            _change(view, chosen, operation, strengths)
+
+
+def _recolour(view: UInt8[Tensor, "n 3 h w"], draws: ViewDraw) -> None:
+    _change(view, draws.grayscale, photometric.grayscale)
+    _change(view, draws.blurred, photometric.blur, draws.blur_sigma)
+    _change(view, draws.solarized, photometric.solarize)
+
+
+def _change(
+    view: UInt8[Tensor, "n 3 h w"],
+    chosen: Bool[Tensor, "n"],
+    operation: Callable[..., UInt8[Tensor, "m 3 h w"]],
+    *strengths: Float[Tensor, "n"],
+) -> None:
+    rows = chosen.nonzero()[:, 0]
+    if len(rows):
+        view[rows] = operation(view[rows], *(strength[rows] for strength in strengths))
 
 
 def evaluation_view(image: UInt8[Tensor, "*B 3 H W"], size: tuple[int, int]) -> UInt8[Tensor, "*B 3 h w"]:
