@@ -66,10 +66,13 @@ class Output:
         loss: float32 mean over the images of the local (micro-)batch; the only tensor that is differentiated.
         metrics: detached scalars on the device; nobody reads their value between log steps. The collapse alarm knows
             ``target_cosine``, ``target_std``, ``teacher_entropy`` and ``prototype_entropy`` (``nn/diversity.py``).
+        statistics: detached means over the images of the local (micro-)batch, which the method's ``after_step`` gets
+            as means over all images of the step, e.g. for a center.
     """
 
     loss: Float[Tensor, ""]
     metrics: Mapping[str, Float[Tensor, ""]] = field(default_factory=dict)
+    statistics: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Clip(Enum):
@@ -139,8 +142,12 @@ class Method(nn.Module, ABC):
     def before_step(self, progress: Progress) -> None:
         """Called between backward and clipping: freeze a last layer, reduce gradients of one's own."""
 
-    def after_step(self, progress: Progress) -> None:
-        """Called once per successful optimizer step, after the averages: centres, queues."""
+    def after_step(self, progress: Progress, statistics: Mapping[str, Tensor]) -> None:
+        """Called once per successful optimizer step, after the averages: centers, queues.
+
+        Args:
+            statistics: those of the step's outputs, averaged over its micro-batches and all ranks.
+        """
 
     def param_groups(self) -> Sequence[ParamGroup]:
         """Trainable parameters, each in exactly one group. Default: decay for tensors of two or more dimensions."""

@@ -59,10 +59,14 @@ class StopAfter(Hook):
 
 
 def tiny_data(
-    method: Method, ranks: Processes, images_per_step: int, source: Source | None = None, masks: str = "multiblock"
+    method: Method,
+    ranks: Processes,
+    images_per_step: int,
+    source: Source | None = None,
+    masks: str | None = "multiblock",
 ) -> TrainingData:
     views = build_views(method.config, TINY_BACKBONE)
-    mask_config = MASKS.config_of(masks)(**TINY_MASKS.get(masks, {}))
+    mask_config = None if masks is None else MASKS.config_of(masks)(**TINY_MASKS.get(masks, {}))
     return TrainingData(
         source or Noise(),
         views,
@@ -82,7 +86,7 @@ def tiny_trainer(
     run: Path,
     *,
     method: Method | None = None,
-    masks: str = "multiblock",
+    masks: str | None = "multiblock",
     alarm: CollapseAlarm | None = None,
     hooks: Sequence[Hook] = (),
     ranks: Processes = ALONE,

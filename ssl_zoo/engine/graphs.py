@@ -106,7 +106,10 @@ def _replay(recording: _Recording, batch: Batch) -> Output:
     for parameter, gradient in recording.gradients:
         parameter.grad = gradient
     output = recording.output  # copied: the next replay of any recording may write there
-    return Output(output.loss.clone(), {name: value.clone() for name, value in output.metrics.items()})
+    metrics, statistics = (
+        {name: value.clone() for name, value in some.items()} for some in (output.metrics, output.statistics)
+    )
+    return Output(output.loss.clone(), metrics, statistics)
 
 
 class _Unreadable(Progress):

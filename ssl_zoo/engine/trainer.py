@@ -206,7 +206,7 @@ class Trainer:
             optimizer.zero_grad(set_to_none=True)
         with self.span("averages"):
             momenta = [average.update(progress.fraction) for average in self.averages]
-        self.method.after_step(progress)
+        self.method.after_step(progress, {name: self.processes.mean(s) for name, s in output.statistics.items()})
         return StepResult(output, rates, momenta[0] if momenta else None, grad_norm, self._data_seconds)
 
     def _train_mode(self) -> None:
@@ -226,11 +226,12 @@ class Trainer:
                 loss = output.loss * share
                 with self.span("backward"):
                     loss.backward()
-            outputs.append(Output(loss.detach(), output.metrics))
+            outputs.append(Output(loss.detach(), output.metrics, output.statistics))
         if len(outputs) == 1:
             return outputs[0]
         metrics = {k: torch.stack([o.metrics[k] for o in outputs]).mean() for k in outputs[0].metrics}
-        return Output(torch.stack([o.loss for o in outputs]).sum(), metrics)
+        statistics = {k: torch.stack([o.statistics[k] for o in outputs]).mean(0) for k in outputs[0].statistics}
+        return Output(torch.stack([o.loss for o in outputs]).sum(), metrics, statistics)
 
     def _settle_buckets(self) -> None:
         """One backward pass without a step, after which DDP keeps its buckets.

@@ -1,7 +1,4 @@
-"""What golden fixtures of methods on BEiT's encoder have in common: its sizes, masked batches, AdamW."""
-
-import re
-from typing import Any
+"""What golden fixtures of methods on BEiT's encoder have in common: its sizes, masked batches."""
 
 import torch
 from jaxtyping import Bool
@@ -11,9 +8,6 @@ from ssl_zoo.interop.golden import Fixture, FixtureError
 from ssl_zoo.masks import Masks
 from ssl_zoo.method import Batch
 from ssl_zoo.nn import Positions, ViTConfig
-
-_NUMBER = r"([-+.\de]+)"
-_OPTIMIZER = re.compile(rf"AdamW betas \({_NUMBER}, {_NUMBER}\) eps {_NUMBER}")
 
 
 def beit_backbone(fixture: Fixture, prefix: str) -> ViTConfig:
@@ -47,14 +41,3 @@ def masked_batch(fixture: Fixture, step: int, grid: tuple[int, int]) -> tuple[Ba
     hidden = mask.flatten(1)
     unused = torch.zeros(len(images), 1, 1, dtype=torch.int64)  # methods that replace patches read ``hidden`` alone
     return Batch((images,), (Masks(unused, unused, hidden=hidden),)), hidden
-
-
-def adamw_settings(fixture: Fixture) -> dict[str, Any]:
-    """Betas, epsilon and limit of the gradient norm, as ``AdamWConfig`` calls them."""
-    text = fixture.config.get("optimizer", "AdamW betas (0.9, 0.999) eps 1e-8")
-    match = _OPTIMIZER.fullmatch(text) if isinstance(text, str) else None
-    if match is None:
-        raise FixtureError(f"{fixture.path}: config.optimizer={text!r} is not known")
-    *betas, eps = (float(number) for number in match.groups())
-    limit = None if fixture.config.get("clip") is None else fixture.number("clip")
-    return {"betas": betas, "eps": eps, "clip_norm": limit}

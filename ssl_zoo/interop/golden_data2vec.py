@@ -21,7 +21,8 @@ from ssl_zoo.interop.golden import (
     blame,
     outputs,
 )
-from ssl_zoo.interop.golden_beit import adamw_settings, beit_backbone, masked_batch
+from ssl_zoo.interop.golden_beit import beit_backbone, masked_batch
+from ssl_zoo.interop.golden_rates import adamw_settings, learning_rate_of, weight_decay_of
 from ssl_zoo.interop.official import BEIT_ENCODER, NameMap, load_official, split_data2vec, to_official
 from ssl_zoo.method import Batch, Ema, Progress, build_method
 from ssl_zoo.methods.data2vec import Data2vec, Data2vecConfig
@@ -107,7 +108,7 @@ def _train(fixture: Fixture, method: Data2vec, own: _Own, comparison: Comparison
     [average] = method.averages()
     for step in range(fixture.count("steps")):
         batch, hidden = masked_batch(fixture, step, method.encoder.grid)
-        learning_rate, decay = _learning_rate(fixture, step), _weight_decay(fixture, step)
+        learning_rate, decay = learning_rate_of(fixture, step), weight_decay_of(fixture, step)
         for group in optimization.optimizer.param_groups:
             group["lr"], group["weight_decay"] = learning_rate, decay if group["decay"] else 0.0
         with outputs(targets=method.target, predictions=method.head) as seen:
@@ -130,24 +131,6 @@ def _train(fixture: Fixture, method: Data2vec, own: _Own, comparison: Comparison
     comparison.add_history("grad_norm", history["grad_norm"], GLOBAL_GRADIENT_NORM)
     for key in ("lr", "weight_decay", "ema_decay"):
         comparison.add_history(key, history[key], SCHEDULES)
-
-
-def _learning_rate(fixture: Fixture, step: int) -> float:
-    """BEiT's schedule: a rise that reaches its end one step before the cosine begins there."""
-    base, per_epoch = fixture.number("lr"), fixture.count("steps_per_epoch")
-    warmup, total = int(fixture.number("warmup_epochs") * per_epoch), fixture.count("epochs") * per_epoch
-    if step < warmup:
-        return base * step / max(1, warmup - 1)
-    return _cosine(base, fixture.number("min_lr"), (step - warmup) / (total - warmup))
-
-
-def _weight_decay(fixture: Fixture, step: int) -> float:
-    total = fixture.count("epochs") * fixture.count("steps_per_epoch")
-    return _cosine(fixture.number("wd"), fixture.number("wd_end"), step / total)
-
-
-def _cosine(first: float, last: float, fraction: float) -> float:
-    return last + (first - last) / 2 * (1 + math.cos(math.pi * fraction))
 
 
 def _momentum(fixture: Fixture, step: int) -> float:

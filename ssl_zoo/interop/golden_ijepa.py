@@ -145,7 +145,7 @@ def _train(fixture: Fixture, method: IJEPA, comparison: Comparison) -> None:
         optimization.optimizer.step()
         optimization.optimizer.zero_grad()
         [momentum] = [average.update(progress.fraction) for average in method.averages()]
-        method.after_step(progress)
+        method.after_step(progress, {})
         values = (loss.item(), grad_norm.item(), rates.learning_rate, rates.weight_decay, momentum)
         for key, value in zip(history, values, strict=True):
             history[key].append(value)

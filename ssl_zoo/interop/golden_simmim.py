@@ -17,7 +17,8 @@ from ssl_zoo.interop.golden import (
     blame,
     outputs,
 )
-from ssl_zoo.interop.golden_beit import adamw_settings, beit_backbone, masked_batch
+from ssl_zoo.interop.golden_beit import beit_backbone, masked_batch
+from ssl_zoo.interop.golden_rates import adamw_settings
 from ssl_zoo.interop.official import (
     BEIT_ENCODER,
     NameMap,

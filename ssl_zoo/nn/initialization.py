@@ -23,6 +23,8 @@ class Initialization(Enum):
     beit = "beit"
     # data2vec 2.0: N(0, 0.02), Xavier-uniform patch embedding, and a class token from N(0, 1).
     data2vec2 = "data2vec2"
+    # DINO, iBOT: N(0, 0.02); the patch embedding keeps torch's default.
+    dino = "dino"
 
 
 @torch.no_grad()
@@ -37,7 +39,8 @@ def initialize(module: nn.Module, how: Initialization) -> None:
                 part.zero_biases()
         elif isinstance(part, nn.Conv2d):
             part.reset_parameters()
-            _draw(part.weight.flatten(1), Initialization.xavier if how is Initialization.data2vec2 else how)
+            if how is not Initialization.dino:
+                _draw(part.weight.flatten(1), Initialization.xavier if how is Initialization.data2vec2 else how)
             if how in (Initialization.normal, Initialization.beit):
                 nn.init.zeros_(part.bias)
         elif isinstance(part, nn.LayerNorm):

@@ -59,17 +59,27 @@ def _axis(coordinates: Float[Tensor, "S"], frequencies: Float[Tensor, "Q"]) -> F
 
 
 def interpolate_positions(
-    table: Float[Tensor, "1 L D"], source: tuple[int, int], grid: tuple[int, int], *, num_prefix: int = 0
+    table: Float[Tensor, "1 L D"],
+    source: tuple[int, int],
+    grid: tuple[int, int],
+    *,
+    num_prefix: int = 0,
+    offset: float = 0.0,
 ) -> Float[Tensor, "1 M D"]:
     """A learned table resampled from one grid to another, bicubic; prefix slots are kept as they are.
 
     Args:
         source: the rows and columns that ``table`` was learned on.
         grid: the rows and columns wanted; equal to ``source`` returns the table itself.
+        offset: added to the sides of ``grid`` for the scale alone, which moves where the table is read.
     """
     if source == grid:
         return table
     prefix, patches = table[:, :num_prefix], table[:, num_prefix:]
     picture = patches.unflatten(1, source).permute(0, 3, 1, 2)
-    resized = F.interpolate(picture.float(), size=grid, mode="bicubic", align_corners=False)
+    if offset:
+        wanted = {"scale_factor": tuple((side + offset) / old for side, old in zip(grid, source, strict=True))}
+    else:
+        wanted = {"size": grid}
+    resized = F.interpolate(picture.float(), **wanted, mode="bicubic", align_corners=False)
     return torch.cat([prefix, resized.flatten(2).transpose(1, 2).to(table.dtype)], dim=1)

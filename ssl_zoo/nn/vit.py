@@ -39,6 +39,10 @@ class ViTConfig(BackboneConfig):
     mlp_ratio: float = setting(4.0, "hidden width of a block's MLP over embed_dim")
     positions: Positions = setting(Positions.sincos, "sincos (fixed), learned or none")
     sincos_layout: SincosLayout = setting(SincosLayout.col_first, "coordinate in the first half of sin-cos channels")
+    position_offset: float = setting(
+        0.0,
+        "added to the sides of other grids for the scale at which learned positions are resampled; DINO's code: 0.1",
+    )
     class_token: bool = setting(False, "prepend a class token; it has a position slot of its own, zeros with sincos")
     num_registers: int = setting(0, "register tokens after the class token, without positions (arXiv 2309.16588)")
     relative_position_bias: bool = setting(False, "learned biases on attention by offset, one table for all blocks")
@@ -52,7 +56,9 @@ class ViTConfig(BackboneConfig):
     layer_scale: float | None = setting(None, "initial factor on residual branches; null leaves the factors out")
     drop_path: float = setting(0.0, "stochastic depth rate of the last block, rising linearly from 0 in the first")
     attention_dropout: float = setting(0.0, "probability of dropping an attention weight")
-    initialization: Initialization = setting(Initialization.normal, "normal (I-JEPA), xavier (MAE), beit or data2vec2")
+    initialization: Initialization = setting(
+        Initialization.normal, "normal (I-JEPA), xavier (MAE), beit, data2vec2, dino"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -66,6 +72,8 @@ class ViTConfig(BackboneConfig):
             raise ValueError(f"backbone.embed_dim={dim} must be a multiple of 4 for backbone.positions=sincos")
         if round(dim * self.mlp_ratio) < 1:
             raise ValueError(f"backbone.mlp_ratio={self.mlp_ratio} gives the blocks no hidden units")
+        if not 0 <= self.position_offset < 1:
+            raise ValueError(f"backbone.position_offset={self.position_offset} must lie in [0, 1)")
         for key in ("drop_path", "attention_dropout"):
             if not 0 <= getattr(self, key) < 1:
                 raise ValueError(f"backbone.{key}={getattr(self, key)} must lie in [0, 1)")
@@ -277,7 +285,9 @@ class ViT(nn.Module):
         if grid == self.grid:
             return self.pos_embed[:, self._num_slots :]
         if self.config.positions is Positions.learned:
-            table = interpolate_positions(self.pos_embed, self.grid, grid, num_prefix=self._num_slots)
+            table = interpolate_positions(
+                self.pos_embed, self.grid, grid, num_prefix=self._num_slots, offset=self.config.position_offset
+            )
             return table[:, self._num_slots :]
         key = grid, self.pos_embed.device
         if key not in self._tables:

@@ -99,11 +99,12 @@ def test_forward_on_cuda_keeps_devices_and_types_and_never_waits_for_the_device(
 @pytest.mark.parametrize("name", METHODS.names())
 def test_averages_and_after_step_on_cuda_never_wait_for_the_device(name: str) -> None:
     with fake_gpu(name) as (method, batch), NoHostSync():
+        statistics = method(batch, PROGRESS).statistics
         method.weight(batch)
         method.before_step(PROGRESS)
         for average in method.averages():
             average.update(PROGRESS.fraction)
-        method.after_step(PROGRESS)
+        method.after_step(PROGRESS, statistics)
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,15 @@ def test_beit_weights_are_cut_at_one_deviation_and_shrink_with_depth() -> None:
         assert block.mlp.fc2.weight.std().item() == pytest.approx(0.0108 / math.sqrt(2 * number), rel=0.03)
 
 
+def test_dinos_patch_embedding_is_drawn_as_torch_does() -> None:
+    torch.manual_seed(0)
+    encoder = ViT(ViTConfig(embed_dim=192, depth=1, num_heads=3, initialization=Initialization.dino))
+    bound = 1 / math.sqrt(3 * 16 * 16)
+    assert encoder.patch_embed.proj.weight.abs().max().item() == pytest.approx(bound, rel=1e-3)
+    assert encoder.patch_embed.proj.bias.any()
+    assert encoder.blocks[0].mlp.fc1.weight.std().item() == pytest.approx(0.02, rel=0.02)
+
+
 def test_without_key_bias_the_keys_get_none() -> None:
     attention = vit(key_bias=False).blocks[0].attn
     torch.nn.init.ones_(attention.qkv.q_bias)

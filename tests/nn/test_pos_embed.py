@@ -75,3 +75,12 @@ def test_interpolation_to_a_grid_with_as_many_patches_still_resamples() -> None:
     resized = interpolate_positions(table, (3, 4), (4, 3))
     assert resized.shape == table.shape
     assert not torch.allclose(resized, table)
+
+
+def test_an_offset_moves_where_the_table_is_read() -> None:
+    rows = torch.arange(8.0)[:, None, None].expand(8, 8, 1).reshape(1, 64, 1)
+    plain, shifted = (interpolate_positions(rows, (8, 8), (4, 4), offset=offset)[0, ::4, 0] for offset in (0.0, 0.1))
+    assert plain[1].item() == pytest.approx(2.5) and plain[2].item() == pytest.approx(4.5)
+    # Row i reads (i + 0.5) / (4.1 / 8) - 0.5.
+    # A cubic is a straight line half way between two places only; the offset moves them by 0.07 and 0.12.
+    assert [shifted[i].item() for i in (1, 2)] == pytest.approx([(i + 0.5) * 8 / 4.1 - 0.5 for i in (1, 2)], abs=0.03)

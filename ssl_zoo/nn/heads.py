@@ -1,0 +1,62 @@
+"""Projection heads of the methods that compare whole images."""
+
+import itertools
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ssl_zoo.nn.initialization import TOKEN_STD
+
+
+class Prototypes(nn.Module):
+    """Similarity to K vectors of learned direction: a linear map without bias whose rows have the lengths ``weight_g``.
+
+    Args:
+        unit_length: the lengths stay 1 and are not trained, so that unit vectors give cosines.
+    """
+
+    def __init__(self, dim: int, num_prototypes: int, *, unit_length: bool) -> None:
+        super().__init__()
+        self.weight_g = nn.Parameter(torch.ones(num_prototypes, 1), requires_grad=not unit_length)
+        self.weight_v = nn.Parameter(torch.empty(num_prototypes, dim))
+        nn.init.kaiming_uniform_(self.weight_v, a=math.sqrt(5))
+
+    def forward(self, x: Float[Tensor, "*S D"]) -> Float[Tensor, "*S K"]:
+        return F.linear(x, self.weight_g * F.normalize(self.weight_v, dim=1))
+
+
+class PrototypeHead(nn.Module):
+    """DINO's head (arXiv 2104.14294, sec. 3.1 and appendix C): MLP, unit vectors, similarities to prototypes.
+
+    Args:
+        dim: width of the features.
+        hidden_dim: width of the MLP's hidden layers.
+        bottleneck_dim: width of its output, where vectors get unit length.
+        num_layers: linear maps of the MLP.
+        unit_length: see ``Prototypes``.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        hidden_dim: int,
+        bottleneck_dim: int,
+        num_prototypes: int,
+        num_layers: int = 3,
+        unit_length: bool = True,
+    ) -> None:
+        super().__init__()
+        widths = [dim, *[hidden_dim] * (num_layers - 1), bottleneck_dim]
+        layers = [nn.Linear(here, there) for here, there in itertools.pairwise(widths)]
+        for layer in layers:
+            nn.init.trunc_normal_(layer.weight, std=TOKEN_STD)
+            nn.init.zeros_(layer.bias)
+        self.mlp = nn.Sequential(layers[0], *(part for layer in layers[1:] for part in (nn.GELU(), layer)))
+        self.last_layer = Prototypes(bottleneck_dim, num_prototypes, unit_length=unit_length)
+
+    def forward(self, features: Float[Tensor, "*S D"]) -> Float[Tensor, "*S K"]:
+        return self.last_layer(F.normalize(self.mlp(features).float(), dim=-1))

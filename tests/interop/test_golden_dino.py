@@ -1,0 +1,68 @@
+"""verify_golden on DINO: the published file, and what must not pass."""
+
+import json
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from ssl_zoo.tools.verify_golden import main
+
+PUBLISHED = Path(__file__).resolve().parents[1] / "golden" / "dino_a.safetensors"
+
+
+def changed(tmp_path: Path, tensors: dict | None = None, config: dict | None = None) -> str:
+    with safe_open(str(PUBLISHED), "pt") as file:
+        settings = json.loads(file.metadata()["config"])
+    path = tmp_path / "fixture.safetensors"
+    kept = {n: t for n, t in {**load_file(PUBLISHED), **(tensors or {})}.items() if t is not None}
+    save_file(kept, path, {"config": json.dumps(settings | (config or {}))})
+    return str(path)
+
+
+def test_the_published_file_is_reproduced(capsys: pytest.CaptureFixture) -> None:
+    assert main([str(PUBLISHED)]) == 0
+    rows = {line.split()[0] for line in capsys.readouterr().out.splitlines() if " ok" in line}
+    assert {"step0.clipped_grad_norm", "history.center", "history.momentum", "final.student", "final.teacher"} <= rows
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"position_offset": 0.0},
+        {"student_temp": 0.2},
+        {"center_momentum": 0.99},
+        {"freeze_last_layer": 2},
+        {"temp_warmup_epochs": 5},
+        {"momentum": 0.99},
+        {"clip": 3.0},
+        {"norm_last_layer": False},
+        {"wd_end": 0.04},
+    ],
+)
+def test_other_settings_do_not_pass(tmp_path: Path, config: dict) -> None:
+    assert main([changed(tmp_path, config=config)]) == 1
+
+
+@pytest.mark.parametrize("name", ["step0.teacher_output", "history.center", "final.teacher.head.mlp.4.bias"])
+def test_other_numbers_do_not_pass(tmp_path: Path, name: str) -> None:
+    assert main([changed(tmp_path, {name: load_file(PUBLISHED)[name] * 1.01 + 1e-4})]) == 1
+
+
+@pytest.mark.parametrize(
+    ("tensors", "config", "message"),
+    [
+        ({"init.student.head.mlp.0.bias": None}, {}, "missing mlp.0.bias"),
+        ({"step2.crop.3": None}, {}, "step2.crop.3 is missing"),
+        ({}, {"norm_last_layer": 1}, "config.norm_last_layer=1"),
+        ({}, {"local_size": 18}, "method.local_size=18"),
+        ({}, {"local_size": 20}, "step0.crop.2"),
+    ],
+)
+def test_a_file_that_cannot_be_verified_exits_2_with_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture, tensors: dict, config: dict, message: str
+) -> None:
+    assert main([changed(tmp_path, tensors, config)]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert message in line

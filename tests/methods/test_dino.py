@@ -1,0 +1,176 @@
+"""DINO against its formulas."""
+
+import itertools
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from tiny_methods import PROGRESS, TINY_BACKBONE, tiny_batch, tiny_method
+from tiny_runs import tiny_trainer
+
+from ssl_zoo.data.batch import Batch
+from ssl_zoo.engine.checkpoint import list_checkpoints
+from ssl_zoo.engine.optim import AdamWConfig
+from ssl_zoo.engine.settings import Precision
+from ssl_zoo.method import METHODS, Clip, Method, Progress, build_method
+from ssl_zoo.methods.dino import cross_entropy_across_views, embedding, project
+from ssl_zoo.nn import Positions
+from ssl_zoo.targets import TeacherConfig
+
+
+@pytest.fixture
+def method() -> Method:
+    return tiny_method("dino")
+
+
+@pytest.fixture
+def batch(method: Method) -> Batch:
+    return tiny_batch(method, "dino")
+
+
+@pytest.mark.parametrize("num_local", [0, 1, 8])
+def test_the_loss_is_the_mean_over_pairs_of_different_views(num_local: int) -> None:
+    logits, probabilities = torch.randn(2 + num_local, 5, 7), torch.randn(2, 5, 7).softmax(-1)
+    pairs = [(q, v) for q, v in itertools.product(range(2), range(2 + num_local)) if q != v]
+    losses = [F.cross_entropy(logits[v], probabilities[q]) for q, v in pairs]
+    torch.testing.assert_close(cross_entropy_across_views(logits, probabilities), torch.stack(losses).mean())
+
+
+def test_teacher_distributions_are_centered_and_sharpened(method: Method, batch: Batch) -> None:
+    method.center.copy_(torch.randn(32))
+    student = project(method.encoder, method.head, batch.views)
+    teacher = project(method.teacher_encoder, method.teacher_head, batch.views[:2])
+    temperature = method.teacher_temperature(PROGRESS.fraction)
+    expected = cross_entropy_across_views(student / 0.1, ((teacher - method.center) / temperature).softmax(-1))
+    torch.testing.assert_close(method(batch, PROGRESS).loss, expected)
+
+
+def test_a_network_that_says_nothing_loses_the_logarithm_of_the_prototypes(method: Method, batch: Batch) -> None:
+    torch.nn.init.zeros_(method.head.last_layer.weight_g)
+    assert method(batch, PROGRESS).loss.item() == pytest.approx(math.log(32), rel=1e-5)
+
+
+def test_large_crops_pass_through_the_encoder_together_and_so_do_small_ones(method: Method, batch: Batch) -> None:
+    seen = []
+    method.encoder.register_forward_hook(lambda _, inputs, __: seen.append(tuple(inputs[0].shape)))
+    method(batch, PROGRESS)
+    assert seen == [(16, 3, 16, 16), (16, 3, 8, 8)]
+
+
+def test_the_loss_does_not_depend_on_the_order_of_small_crops(method: Method, batch: Batch) -> None:
+    swapped = replace(batch, views=(*batch.views[:2], batch.views[3], batch.views[2]))
+    torch.testing.assert_close(method(swapped, PROGRESS).loss, method(batch, PROGRESS).loss)
+
+
+def test_the_center_moves_to_the_teachers_mean_output_after_it_was_used(method: Method, batch: Batch) -> None:
+    output = method(batch, PROGRESS)
+    assert not method.center.any()
+    method.after_step(PROGRESS, output.statistics)
+    mean = project(method.teacher_encoder, method.teacher_head, batch.views[:2]).mean((0, 1))
+    torch.testing.assert_close(method.center, 0.1 * mean)
+
+
+@pytest.mark.parametrize("micro_batches", [2, 4])
+def test_the_center_is_of_all_images_of_a_step_however_they_are_divided(tmp_path: Path, micro_batches: int) -> None:
+    centers = []
+    for count in (1, micro_batches):
+        run, optim = tmp_path / str(count), AdamWConfig(warmup_epochs=0.2, clip_norm=0.5)
+        settings = {"micro_batches": count, "num_steps": 1, "precision": Precision.fp32}
+        tiny_trainer(run, method=tiny_method("dino"), masks=None, optim=optim, **settings).train()
+        centers.append(load_file(list_checkpoints(run)[-1] / "method.safetensors")["center"])
+    assert centers[0].any()
+    torch.testing.assert_close(centers[1], centers[0])
+
+
+def test_temperature_and_momentum_follow_the_paper() -> None:
+    method = build_method(METHODS.config_of("dino")(num_prototypes=8, local_size=8), TINY_BACKBONE, None, seed=0)
+    temperatures = [method.teacher_temperature(fraction) for fraction in (0.0, 0.05, 0.1, 0.5, 1.0)]
+    assert temperatures == pytest.approx([0.04, 0.055, 0.07, 0.07, 0.07])
+    constant = build_method(replace(method.config, temperature_warmup=0.0), TINY_BACKBONE, None, seed=0)
+    assert constant.teacher_temperature(0.0) == pytest.approx(0.07)
+    # facebookresearch/dino, ViT-S/16 of 800 epochs: half way.
+    assert [ema.momentum(0.5) for ema in method.averages()] == pytest.approx([0.998, 0.998])
+
+
+def test_prototypes_do_not_move_at_first(tmp_path: Path) -> None:
+    frozen, moving = (tiny_method("dino", frozen_last_layer=fraction) for fraction in (0.5, 0.0))
+    for method in (frozen, moving):
+        before = method.head.last_layer.weight_v.clone()
+        trainer = tiny_trainer(tmp_path / str(method is frozen), method=method, masks=None, num_steps=6)
+        trainer.num_steps, trainer.step = 12, 0
+        for hook in trainer.hooks:
+            hook.after_step = lambda trainer, result: setattr(trainer, "stop", trainer.step == 6)
+        trainer.train()
+        assert torch.equal(method.head.last_layer.weight_v, before) is (method is frozen)
+        assert (method.head.last_layer.weight_v in trainer.optimization.optimizer.state) is (method is moving)
+
+
+def test_every_parameter_is_clipped_on_its_own_and_lengths_of_prototypes_are_decayed() -> None:
+    method = tiny_method("dino", norm_last_layer=False)
+    decay, no_decay = method.param_groups()
+    assert decay.clip is no_decay.clip is Clip.per_parameter
+    assert any(p is method.head.last_layer.weight_g for p in decay.params)
+    assert not tiny_method("dino").head.last_layer.weight_g.requires_grad
+
+
+def test_the_teacher_is_evaluated_and_drops_no_path(batch: Batch) -> None:
+    config = METHODS.config_of("dino")(num_prototypes=8, local_size=8)
+    method = build_method(config, replace(TINY_BACKBONE, drop_path=0.5), None, seed=0).train()
+    assert method.evaluated() is method.teacher_encoder and not method.teacher_encoder.training
+    first, second = (method.teacher_encoder(batch.views[0]) for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_an_image_is_told_by_its_class_token_or_else_by_the_mean_of_its_patches(batch: Batch) -> None:
+    config = METHODS.config_of("dino")(num_prototypes=8, local_size=8)
+    for backbone in (TINY_BACKBONE, replace(TINY_BACKBONE, class_token=True, positions=Positions.learned)):
+        encoder = build_method(config, backbone, None, seed=0).encoder
+        tokens = encoder(batch.views[0])
+        expected = tokens[:, 0] if backbone.class_token else tokens.mean(1)
+        assert torch.equal(embedding(encoder, batch.views[0]), expected)
+
+
+def test_crops_are_drawn_at_one_size(method: Method, batch: Batch) -> None:
+    picture = method.pictures(batch)["crops"]
+    panel = 16 * 6 + 2  # enlarged six times, with gaps of two pixels
+    assert picture.shape == (3, 8 * panel + 2, 4 * panel + 2)
+
+
+def test_the_default_head_has_as_many_parameters_as_the_references() -> None:
+    small = replace(TINY_BACKBONE, embed_dim=384, num_heads=6)
+    method = build_method(METHODS.config_of("dino")(local_size=8), small, None, seed=0, device="meta")
+    assert sum(p.numel() for p in method.head.mlp.parameters()) == 5_509_376
+    assert method.head.last_layer.weight_v.numel() == 256 * 65_536
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"local_size": 6}, "method.local_size=6: .*4"),
+        ({"num_local_crops": -1}, "method.num_local_crops=-1"),
+        ({"teacher_temperature": 0.0}, "method.teacher_temperature=0.0"),
+        ({"momentum": 1.5}, "method.momentum=1.5"),
+        ({"num_prototypes": 0}, "method.num_prototypes=0"),
+    ],
+)
+def test_settings_that_make_no_sense_name_their_keys(settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tiny_method("dino", **settings)
+
+
+def test_parts_that_it_has_no_use_for_are_refused() -> None:
+    config = METHODS.config_of("dino")(num_prototypes=8, local_size=8)
+    with pytest.raises(ValueError, match="targets=null"):
+        build_method(config, TINY_BACKBONE, TeacherConfig(), seed=0)
+    biased = replace(TINY_BACKBONE, relative_position_bias=True, positions=Positions.none)
+    with pytest.raises(ValueError, match=r"method\.num_local_crops=0"):
+        build_method(config, biased, None, seed=0)
+
+
+def test_progress_decides_the_temperature(method: Method, batch: Batch) -> None:
+    early, late = (method(batch, Progress(step, 100, 0)).loss for step in (0, 50))
+    assert not torch.equal(early, late)
