@@ -19,7 +19,14 @@ discover()
 PROGRESS = Progress(step=10, num_steps=100, samples=80)
 # Settings that bring a method or mask generator down to width 48 on a 4x4 grid; everything else is its default.
 TINY_METHOD = {
-    "dino": {"num_prototypes": 32, "head_dim": 32, "bottleneck_dim": 16, "num_local_crops": 2, "local_size": 8},
+    "dino": {
+        "num_prototypes": 32,
+        "head_dim": 32,
+        "bottleneck_dim": 16,
+        "num_local_crops": 2,
+        "local_size": 8,
+        "frozen_last_layer": 0.0,
+    },
     "ijepa": {"predictor_dim": 32, "predictor_depth": 1, "predictor_heads": 4},
     "mae": {"decoder_dim": 32, "decoder_depth": 1, "decoder_heads": 4},
     "data2vec2": {"decoder_dim": 32, "decoder_depth": 2},

@@ -36,6 +36,10 @@ class Processes:
         dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=self.control)
         return bool(votes.item())
 
+    def meet(self) -> None:
+        """Wait until all ranks are here, e.g. before they leave: rank 0 may hold the store that others still ask."""
+        self.any(False)
+
     def mean(self, values: Tensor) -> Tensor:
         """The mean of a tensor over all ranks."""
         if self.world_size > 1:

@@ -20,9 +20,10 @@ _PACKAGES = ("torch", "timm", "safetensors")
 
 
 def predictor(method: Method) -> Mapping[str, Tensor]:
-    """What a method holds beside encoder and target, e.g. ``predictor.blocks.0...`` or ``head.weight``."""
-    state = method.state_dict()
-    return {name: tensor for name, tensor in state.items() if not name.startswith(("encoder.", "target."))}
+    """What a method holds beside its encoders, e.g. ``predictor.blocks.0...`` or ``head.weight``."""
+    networks = {*encoders(method).values()}
+    others = tuple(f"{name}." for name, module in method.named_modules() if module in networks)
+    return {name: tensor for name, tensor in method.state_dict().items() if not name.startswith(others)}
 
 
 def export_weights(trained: TrainedMethod, out: Path, *, name: str, config: Mapping[str, Any]) -> list[Path]:

@@ -140,13 +140,29 @@ def test_degenerate_distributions_set_it_off_at_the_patience(
         trainer.train()
 
 
+@pytest.mark.parametrize(
+    ("settings", "metric"),
+    [
+        ({"teacher_temperature": 10.0, "final_teacher_temperature": 10.0}, "teacher_entropy"),
+        ({"center_momentum": 1.0, "teacher_temperature": 1e-3, "final_teacher_temperature": 1e-3}, "prototype_entropy"),
+    ],
+)
+def test_dino_without_sharpening_or_centering_collapses_in_its_own_way(
+    tmp_path: Path, settings: dict[str, float], metric: str
+) -> None:
+    method = tiny_method("dino", momentum=0.9, **settings)
+    with pytest.raises(Collapse, match=metric):
+        tiny_trainer(tmp_path, method=method, masks=None, alarm=CollapseAlarm(STOP), num_steps=200).train()
+
+
 def test_distributions_between_both_extremes_are_healthy(tmp_path: Path) -> None:
     assert alarm_step(tmp_path, Prototypes(temperature=1.0), num_steps=12) is None
     assert {record["collapse"] for record in records(tmp_path)} == {0.0}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", METHODS.names())
+# Not DINO, which is not healthy at this size: its teacher drifts towards uniform distributions.
+@pytest.mark.parametrize("name", sorted({*METHODS.names()} - {"dino"}))
 def test_no_healthy_run_is_suspicious_at_any_step(tmp_path: Path, name: str) -> None:
     scenes = SOURCES.build(SOURCES.config_of("scenes")(image_size=16, num_train=320), Split.train)
     masks = METHODS.get(name).default_masks or "multiblock"

@@ -73,3 +73,17 @@ def test_a_folder_that_exists_is_not_overwritten(run: Path, exported: Path, caps
     assert export_weights.main(["--run", str(run), "--checkpoint", "2", "--out", str(exported)]) == 1
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("error: --out") and "exists" in line
+
+
+def test_heads_are_exported_beside_the_encoders(tmp_path: Path) -> None:
+    tiny = [setting for setting in TINY if not setting.startswith(("masks.", "method."))]
+    head = ["method.num_prototypes=16", "method.head_dim=16", "method.bottleneck_dim=8", "method.local_size=16"]
+    recipe = str(ROOT / "configs" / "dino" / "demo.yaml")
+    assert train_net.main(["--config", recipe, *tiny, *head, f"output_dir={tmp_path}"]) == 0
+    assert export_weights.main(["--run", str(tmp_path)]) == 0
+    exported = tmp_path / "export" / "step_00000004"
+    assert json.loads((exported / "manifest.json").read_text())["evaluated"] == "target_encoder"
+    parts = {name.split(".")[0] for name in load_file(exported / "predictor.safetensors")}
+    assert parts == {"head", "teacher_head", "center"}
+    encoder, average = (load_file(exported / f"{name}.safetensors") for name in ("encoder", "target_encoder"))
+    assert encoder.keys() == average.keys()

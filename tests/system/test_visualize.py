@@ -91,3 +91,19 @@ def test_drawing_leaves_the_random_state_alone(run) -> None:
     before = torch.get_rng_state()
     assert visualize.main(["--run", str(run), "--num-images", "2"]) == 0
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_method_of_several_views_draws_them_as_in_training(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    head = ["method.num_prototypes=16", "method.head_dim=16", "method.bottleneck_dim=8", "method.local_size=16"]
+    recipe = str(ROOT / "configs" / "dino" / "demo.yaml")
+    assert train(["--config", recipe, *TINY, *head, f"output_dir={tmp_path}"]) == 0
+    capsys.readouterr()
+    drawn = []
+    for seed in (0, 0, 1):
+        assert visualize.main(["--run", str(tmp_path), "--num-images", "2", "--seed", str(seed)]) == 0
+        [path] = [Path(line) for line in capsys.readouterr().out.splitlines()]
+        assert path.name == "crops_step_00000004.png"
+        with Image.open(path) as picture:
+            assert picture.size == (4 * 98 + 2, 2 * 98 + 2)
+            drawn.append(picture.tobytes())
+    assert drawn[0] == drawn[1] != drawn[2]
