@@ -83,6 +83,11 @@ class MaskedMethod(Method):
             raise ValueError(
                 f"{type(self).__name__} predicts what masks hide: choose some, e.g. masks={self.default_masks}"
             )
+        if masks.targets.shape[-1] == 0:
+            raise ValueError(
+                f"{type(self).__name__} predicts hidden patches of every image, and with these masks some images hide "
+                f"nothing; choose others, e.g. masks={self.default_masks}"
+            )
 
     def evaluated(self) -> ViT:
         return self.target.evaluated(self.encoder)

@@ -19,19 +19,20 @@ MAY_IMPORT = {
     "data": ("masks",),
     "method": ("nn", "masks", "targets", "data.batch"),
     "masked_method": ("method", "nn", "masks", "targets", "data.batch"),
+    "self_distillation": ("method", "nn", "data.batch"),
     "eval": ("nn", "data"),
     # Never eval, methods, config. nn: attention kernels per device, blocks as units of sharding. masks, targets: built
     # from their configs for a run and for its plan, by registry.
     "engine": ("method", "data", "nn", "masks", "targets"),
     # It restates I-JEPA, to compare speeds with.
     "benchmark": ("data", "engine", "masks", "method", "methods", "nn"),
-    "methods": ("method", "masked_method", "nn", "masks", "targets", "data.batch"),
+    "methods": ("method", "masked_method", "self_distillation", "nn", "masks", "targets", "data.batch"),
     "config": ("data", "engine", "eval", "masks", "method", "nn", "targets"),
     # Trainings are processes of their own: it starts the training tool by its name and imports it not.
     "study": ("config", "engine", "eval"),
     # It starts tools by their names; its plug-in derives from a method.
     "faults": ("data", "method", "methods"),
-    "interop": ("data.batch", "engine", "masks", "method", "methods", "nn", "targets"),
+    "interop": ("data.batch", "engine", "masks", "method", "methods", "nn", "self_distillation", "targets"),
     "configs": (),
     "tools": (
         *("benchmark", "config", "configs", "data", "engine", "eval", "faults"),

@@ -19,6 +19,10 @@ discover()
 PROGRESS = Progress(step=10, num_steps=100, samples=80)
 # Settings that bring a method or mask generator down to width 48 on a 4x4 grid; everything else is its default.
 TINY_METHOD = {
+    "ibot": {
+        **{"num_prototypes": 32, "head_dim": 32, "bottleneck_dim": 16},
+        **{"num_local_crops": 2, "local_size": 8, "frozen_last_layer": 0.0},
+    },
     "dino": {
         "num_prototypes": 32,
         "head_dim": 32,

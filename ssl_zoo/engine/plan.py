@@ -116,12 +116,13 @@ class Plan:
         table = titled_table("Masks", "view", "grid", "context patches", "target blocks x patches", "seen")
         for view, generator in described:
             drawn = [generator(64, generator_for("plan", i)) for i in range(8)]
+            context, targets = _patches(drawn)
             table.add_row(
                 view.name,
                 f"{generator.grid[0]}x{generator.grid[1]}",
-                _range([m.context.shape[-1] for m in drawn]),
-                f"{drawn[0].targets.shape[1]} x {_range([m.targets.shape[-1] for m in drawn])}",
-                f"{sum(m.context.shape[-1] for m in drawn) / len(drawn) / generator.num_patches:.1%} of the patches",
+                _range(context),
+                f"{drawn[0].targets.shape[1]} x {_range(targets)}",
+                f"{sum(context) / len(context) / generator.num_patches:.1%} of the patches",
             )
         return table
 
@@ -190,6 +191,14 @@ def plan_batch(
         for g in generators
     ]
     return Batch(tuple(images), tuple(masks))
+
+
+def _patches(drawn: Sequence[Masks]) -> tuple[list[int], list[int]]:
+    """Patches in the contexts and in the target blocks: of each draw, or of each image where they differ."""
+    if all(masks.targets.shape[-1] for masks in drawn):
+        return [m.context.shape[-1] for m in drawn], [m.targets.shape[-1] for m in drawn]
+    hidden = torch.cat([masks.hidden for masks in drawn])
+    return (~hidden).sum(1).tolist(), hidden.sum(1).tolist()
 
 
 def _flat(views: Sequence[ViewSpec]) -> Iterator[ViewSpec]:

@@ -6,6 +6,7 @@ from ssl_zoo.masks import (  # noqa: F401  (they register themselves)
     inverse_block,
     multiblock,
     random,
+    random_ratio,
     rasterized,
 )
 from ssl_zoo.masks.base import MASKS, MaskGenerator, Masks, MasksConfig, Pairing

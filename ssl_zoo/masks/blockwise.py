@@ -1,23 +1,19 @@
 """BEiT's block masks (arXiv 2106.08254, algorithm 1): rectangles are hidden one after the other."""
 
-import math
 from dataclasses import dataclass
 from enum import Enum
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool
 from torch import Tensor
 
 from ssl_zoo.masks.base import MASKS, MaskGenerator, Masks, MasksConfig
+from ssl_zoo.masks.rectangles import Persistence, RectanglePlacer
 from ssl_zoo.masks.subsets import check_both_sides, check_fraction, masks_of, part_of, random_subset
 from ssl_zoo.registry import setting
 from ssl_zoo.seeding import generator_for
 
-_ATTEMPTS = 10  # rectangles that are tried for one block before an image has no room for another
-_MAX_ROUNDS = 200  # of so many attempts; an image that needs more is completed by single patches
 _MIN_FITTING = 0.05  # share of first rectangles that must fit the grid; fewer survivors are atypical
-_CHECKED = 4096  # first rectangles drawn at construction
 
 
 class Shortfall(Enum):
@@ -52,17 +48,6 @@ class BlockwiseConfig(MasksConfig):
             raise ValueError(f"masks.block_aspect={self.block_aspect} must be [low, high] with 0 < low <= high")
 
 
-@dataclass(frozen=True)
-class _Rectangles:
-    """Attempts at one more block of every image, in the order in which they are made."""
-
-    top: Int[Tensor, "B A"]
-    left: Int[Tensor, "B A"]
-    height: Int[Tensor, "B A"]
-    width: Int[Tensor, "B A"]
-    fits: Bool[Tensor, "B A"]
-
-
 @MASKS.register("blockwise", BlockwiseConfig)
 class BlockwiseGenerator(MaskGenerator):
     """BEiT's masks: overlapping rectangles are hidden until the number is met; the context is the rest.
@@ -81,7 +66,9 @@ class BlockwiseGenerator(MaskGenerator):
         self._num_hidden = part_of(self.num_patches, config.hidden_fraction)
         patches = f"patches of the {grid[0]}x{grid[1]} grid"
         check_both_sides("masks.hidden_fraction", config.hidden_fraction, self._num_hidden, self.num_patches, patches)
-        self._most = self.num_patches if config.max_block_patches is None else config.max_block_patches
+        most = self.num_patches if config.max_block_patches is None else config.max_block_patches
+        aspect = (config.block_aspect[0], config.block_aspect[1])
+        self._placer = RectanglePlacer(grid, config.min_block_patches, most, aspect, smaller=config.compat)
         self._check_geometry()
 
     def __call__(self, batch_size: int, generator: torch.Generator) -> Masks:
@@ -93,56 +80,10 @@ class BlockwiseGenerator(MaskGenerator):
 
     def place_blocks(self, batch_size: int, generator: torch.Generator) -> Bool[Tensor, "B N"]:
         """True where a block lies; images may have fewer than they should hide."""
-        # 1.0 where nothing lies: torch's float kernels are several times faster here than those of bool.
-        free = torch.ones(batch_size, *self.grid)
-        remaining = torch.full((batch_size,), self._num_hidden)
-        growing = torch.arange(batch_size)
-        for _ in range(_MAX_ROUNDS):
-            if not len(growing):
-                break
-            added = self._add_block(free, remaining, growing, generator)
-            # An image without any block goes on: it must have something to predict.
-            goes_on = added | (remaining[growing] == self._num_hidden)
-            if self.config.shortfall is Shortfall.retry:
-                goes_on = torch.ones_like(added)
-            growing = growing[goes_on & (remaining[growing] > 0)]
-        return free.flatten(1) == 0
-
-    def _add_block(
-        self,
-        free: Float[Tensor, "B H W"],
-        remaining: Int[Tensor, "B"],
-        growing: Int[Tensor, "G"],
-        generator: torch.Generator,
-    ) -> Bool[Tensor, "G"]:
-        """Hide the first acceptable of ten rectangles in every image of ``growing``; True where there was one."""
-        before, room = free[growing], remaining[growing].clamp(max=self._most)
-        tried = self._draw(room, generator)
-        new = _count(before, tried)
-        accepted = tried.fits & (new > 0) & (new <= room[:, None])
-        added, first = accepted.any(1), accepted.int().argmax(1, keepdim=True)
-        top, left, height, width = (
-            side.gather(1, first)[:, 0] for side in (tried.top, tried.left, tried.height, tried.width)
-        )
-        rows, columns = _span(top, height, self.grid[0]), _span(left, width, self.grid[1])
-        rows = rows * added[:, None]
-        free[growing] = before * (1 - rows[:, :, None] * columns[:, None, :])
-        remaining[growing] -= new.gather(1, first)[:, 0] * added
-        return added
-
-    def _draw(self, room: Int[Tensor, "B"], generator: torch.Generator) -> _Rectangles:
-        """Ten rectangles per image, sizes by area and aspect, corners uniform over all places on the grid."""
-        least, (low, high) = self.config.min_block_patches, self.config.block_aspect
-        area, aspect, vertical, horizontal = torch.rand(4, len(room), _ATTEMPTS, generator=generator)
-        # With less room than the least area the interval is reversed, and smaller blocks finish the image.
-        area = least + area * (room[:, None] - least)
-        aspect = torch.exp(math.log(low) + aspect * (math.log(high) - math.log(low)))
-        height, width = _rounded_root(area * aspect), _rounded_root(area / aspect)
-        smaller = int(self.config.compat)
-        fits = (height <= self.grid[0] - smaller) & (width <= self.grid[1] - smaller) & (height > 0) & (width > 0)
-        height, width = height.clamp(max=self.grid[0]), width.clamp(max=self.grid[1])
-        top, left = vertical * (self.grid[0] - height + 1), horizontal * (self.grid[1] - width + 1)
-        return _Rectangles(top.long(), left.long(), height, width, fits)
+        goals = torch.full((batch_size,), self._num_hidden)
+        # An image without any block goes on in any case: it must have something to predict.
+        persistence = Persistence.always if self.config.shortfall is Shortfall.retry else Persistence.until_one
+        return self._placer.place(goals, persistence, generator)
 
     def _check_geometry(self) -> None:
         """Refuse blocks of which too few fit: the masks would hardly have blocks."""
@@ -152,10 +93,7 @@ class BlockwiseGenerator(MaskGenerator):
                 f"masks.min_block_patches={config.min_block_patches} exceeds the {self._num_hidden} patches that "
                 f"masks.hidden_fraction={config.hidden_fraction} hides on {grid}; use {self._num_hidden} or less"
             )
-        room = torch.full((_CHECKED // _ATTEMPTS,), min(self._num_hidden, self._most))
-        drawn = self._draw(room, generator_for("blockwise feasibility"))
-        acceptable = drawn.fits & (drawn.height * drawn.width <= room[:, None])
-        share = acceptable.float().mean().item()
+        share = self._placer.share_that_fits(self._num_hidden, generator_for("blockwise feasibility"))
         if share < _MIN_FITTING:
             raise ValueError(
                 f"{share:.1%} of the blocks fit {grid} with masks.min_block_patches={config.min_block_patches}, "
@@ -163,23 +101,3 @@ class BlockwiseGenerator(MaskGenerator):
                 f"[{config.block_aspect[0]:.3g}, {config.block_aspect[1]:.3g}]; use smaller blocks, another aspect or "
                 "a finer patch (backbone.patch_size)"
             )
-
-
-def _count(patches: Float[Tensor, "B H W"], rectangles: _Rectangles) -> Int[Tensor, "B A"]:
-    """How many of ``patches`` (1.0) every rectangle covers, from their summed-area table."""
-    table = F.pad(patches.cumsum(1).cumsum(2), (1, 0, 1, 0))
-    columns = table.shape[2]
-    table = table.flatten(1)
-    upper, left = rectangles.top * columns, rectangles.left
-    lower, right = (rectangles.top + rectangles.height) * columns, rectangles.left + rectangles.width
-    corner = [table.gather(1, place) for place in (lower + right, upper + right, lower + left, upper + left)]
-    return (corner[0] - corner[1] - corner[2] + corner[3]).long()
-
-
-def _span(start: Int[Tensor, "B"], length: Int[Tensor, "B"], side: int) -> Float[Tensor, "B side"]:
-    offset = torch.arange(side) - start[:, None]
-    return ((offset >= 0) & (offset < length[:, None])).float()
-
-
-def _rounded_root(area: Float[Tensor, "B A"]) -> Int[Tensor, "B A"]:
-    return area.sqrt().round().long()

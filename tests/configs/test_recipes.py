@@ -96,7 +96,7 @@ def test_mae_recipes_have_the_reference_values(name: str, dim: int, patch_size: 
     assert rates == pytest.approx([0, 1.2e-3, 2.4e-3, 1.2e-3, 0], abs=1e-12)
 
 
-@pytest.mark.parametrize("other", ["mae", "data2vec", "data2vec2", "simmim", "dino"])
+@pytest.mark.parametrize("other", ["mae", "data2vec", "data2vec2", "simmim", "dino", "ibot"])
 @pytest.mark.parametrize("name", ["cifar10_vitt4", "demo"])
 def test_methods_are_compared_on_one_backbone_view_optimizer_and_budget(name: str, other: str) -> None:
     ijepa, other = (load_config(ROOT / method / f"{name}.yaml") for method in ("ijepa", other))
@@ -150,6 +150,31 @@ def test_the_simmim_recipe_has_the_reference_values_and_sizes() -> None:
     schedules = RateSchedules(config.optim, num_steps=800 * 10, steps_per_epoch=10)
     rates = [schedules(step).learning_rate for step in (0, 1, 51, 101, 7000, 7001, 7999)]
     assert rates == pytest.approx([2e-6, 2e-6, 2.01e-4, 4e-4, 4e-4, 4e-5, 4e-5])
+
+
+@pytest.mark.parametrize(
+    ("name", "epochs", "prototypes", "local_crops", "large", "small"),
+    [("dino", 300, 65536, 8, [0.4, 1.0], [0.05, 0.4]), ("ibot", 800, 8192, 10, [0.25, 1.0], [0.05, 0.25])],
+)
+def test_recipes_of_crops_have_the_reference_values(
+    name: str, epochs: int, prototypes: int, local_crops: int, large: list[float], small: list[float]
+) -> None:
+    config = load_config(ROOT / name / "vits16.yaml")
+    method, optim = config.method, config.optim
+    assert (method.num_prototypes, method.head_dim, method.bottleneck_dim) == (prototypes, 2048, 256)
+    assert (method.num_local_crops, method.local_size, method.norm_last_layer) == (local_crops, 96, False)
+    assert method.global_view.crop_scale == method.second_global_view.crop_scale == large
+    assert method.local_view.crop_scale == small
+    blurs = (method.global_view.blur, method.second_global_view.blur, method.local_view.blur)
+    assert blurs == (1.0, 0.1, 0.5) and method.second_global_view.solarize == 0.2
+    # Epochs of the reference: a warm-up of 30 of the temperatures, one in which prototypes stand still.
+    assert method.temperature_warmup * epochs == pytest.approx(30)
+    assert method.frozen_last_layer * epochs == pytest.approx(1)
+    assert (config.trainer.images_per_step, config.trainer.epochs, optim.clip_norm) == (1024, epochs, 3.0)
+    schedules = RateSchedules(optim, num_steps=epochs * 10, steps_per_epoch=10)
+    rates = [schedules(step) for step in (0, 50, 100, epochs * 10)]
+    assert [rate.learning_rate for rate in rates] == pytest.approx([0, 1e-3, 2e-3, 1e-6], abs=1e-12)
+    assert (rates[0].weight_decay, rates[-1].weight_decay) == pytest.approx((0.04, 0.4))
 
 
 def test_data2vec_recipes_have_the_reference_values_and_sizes() -> None:

@@ -161,8 +161,8 @@ def test_distributions_between_both_extremes_are_healthy(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-# Not DINO, which is not healthy at this size: its teacher drifts towards uniform distributions.
-@pytest.mark.parametrize("name", sorted({*METHODS.names()} - {"dino"}))
+# Not DINO and iBOT, which are not healthy at this size: their teachers drift towards uniform distributions.
+@pytest.mark.parametrize("name", sorted({*METHODS.names()} - {"dino", "ibot"}))
 def test_no_healthy_run_is_suspicious_at_any_step(tmp_path: Path, name: str) -> None:
     scenes = SOURCES.build(SOURCES.config_of("scenes")(image_size=16, num_train=320), Split.train)
     masks = METHODS.get(name).default_masks or "multiblock"

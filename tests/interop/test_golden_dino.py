@@ -1,22 +1,26 @@
-"""verify_golden on DINO: the published file, and what must not pass."""
+"""verify_golden on DINO and iBOT: the published files, and what must not pass."""
 
 import json
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from ssl_zoo.tools.verify_golden import main
 
-PUBLISHED = Path(__file__).resolve().parents[1] / "golden" / "dino_a.safetensors"
+GOLDEN = Path(__file__).resolve().parents[1] / "golden"
+PUBLISHED, IBOT = GOLDEN / "dino_a.safetensors", GOLDEN / "ibot_a.safetensors"
 
 
-def changed(tmp_path: Path, tensors: dict | None = None, config: dict | None = None) -> str:
-    with safe_open(str(PUBLISHED), "pt") as file:
+def changed(
+    tmp_path: Path, tensors: dict | None = None, config: dict | None = None, published: Path = PUBLISHED
+) -> str:
+    with safe_open(str(published), "pt") as file:
         settings = json.loads(file.metadata()["config"])
     path = tmp_path / "fixture.safetensors"
-    kept = {n: t for n, t in {**load_file(PUBLISHED), **(tensors or {})}.items() if t is not None}
+    kept = {n: t for n, t in {**load_file(published), **(tensors or {})}.items() if t is not None}
     save_file(kept, path, {"config": json.dumps(settings | (config or {}))})
     return str(path)
 
@@ -66,3 +70,28 @@ def test_a_file_that_cannot_be_verified_exits_2_with_one_line(
     assert main([changed(tmp_path, tensors, config)]) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert message in line
+
+
+def test_ibots_published_file_is_reproduced(capsys: pytest.CaptureFixture) -> None:
+    assert main([str(IBOT)]) == 0
+    rows = {line.split()[0] for line in capsys.readouterr().out.splitlines() if " ok" in line}
+    assert {"step0.student_patch", "history.center_patch", "history.loss_patch", "final.student"} <= rows
+
+
+@pytest.mark.parametrize("config", [{"patch_temp0": 0.04}, {"lambda2": 2.0}, {"patch_temp": 0.07}])
+def test_ibots_other_settings_do_not_pass(tmp_path: Path, config: dict) -> None:
+    assert main([changed(tmp_path, config=config, published=IBOT)]) == 1
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"init.student.backbone.masked_embed": None}, "init.student.backbone.masked_embed is missing"),
+        ({"step1.mask.0": torch.zeros(4, 8, 8)}, "step1.mask.0 is [4, 8, 8] of torch.float32"),
+    ],
+)
+def test_ibots_file_that_cannot_be_verified_exits_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture, tensors: dict, message: str
+) -> None:
+    assert main([changed(tmp_path, tensors, published=IBOT)]) == 2
+    assert message in capsys.readouterr().err

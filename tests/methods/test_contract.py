@@ -1,12 +1,14 @@
 """What every registered method owes to the engine, to its users and to the other methods."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
 from tiny_methods import PROGRESS, Tiny
 
 from ssl_zoo.engine.optim import AdamWConfig, Optimization, RateSchedules
+from ssl_zoo.masks import Masks
 
 
 def test_the_loss_is_a_finite_float32_scalar_that_needs_gradients(tiny: Tiny) -> None:
@@ -102,10 +104,12 @@ def test_pictures_are_rgb_in_the_unit_range(tiny: Tiny) -> None:
         assert picture.shape[0] == 3 and picture.min() >= 0 and picture.max() <= 1
 
 
+def _flipped(masks: Masks) -> Masks:
+    return masks.map(lambda t: t.flip(1) if t.dtype == torch.bool else 15 - t)
+
+
 def test_masks_from_outside_decide_what_is_predicted(tiny: Tiny) -> None:
     if tiny.batch.masks[0] is None:
         pytest.skip("this method has no masks")
-    masks = tiny.batch.masks[0]
-    flipped = copy.copy(tiny.batch)
-    object.__setattr__(flipped, "masks", (masks.map(lambda t: t.flip(1) if t.dtype == torch.bool else 15 - t),))
+    flipped = dataclasses.replace(tiny.batch, masks=tuple(masks and _flipped(masks) for masks in tiny.batch.masks))
     assert not torch.equal(tiny.method(flipped, PROGRESS).loss, tiny.method(tiny.batch, PROGRESS).loss)

@@ -17,8 +17,8 @@ from ssl_zoo.engine.checkpoint import list_checkpoints
 from ssl_zoo.engine.optim import AdamWConfig
 from ssl_zoo.engine.settings import Precision
 from ssl_zoo.method import METHODS, Clip, Method, Progress, build_method
-from ssl_zoo.methods.dino import cross_entropy_across_views, embedding, project
 from ssl_zoo.nn import Positions
+from ssl_zoo.self_distillation import cross_entropy_across_views, image_features, project
 from ssl_zoo.targets import TeacherConfig
 
 
@@ -131,7 +131,7 @@ def test_an_image_is_told_by_its_class_token_or_else_by_the_mean_of_its_patches(
         encoder = build_method(config, backbone, None, seed=0).encoder
         tokens = encoder(batch.views[0])
         expected = tokens[:, 0] if backbone.class_token else tokens.mean(1)
-        assert torch.equal(embedding(encoder, batch.views[0]), expected)
+        assert torch.equal(image_features(encoder, tokens), expected)
 
 
 def test_crops_are_drawn_at_one_size(method: Method, batch: Batch) -> None:
