@@ -2,7 +2,8 @@
 
 Rows are images. ``masks``: the context and the target blocks. ``reconstructions`` (pixel targets): image, context,
 predicted patches. ``features`` (teacher targets): image, context, the teacher's features in the colours of their
-principal components, the predicted ones, and the cosine similarity of both.
+principal components, the predicted ones, and the cosine similarity of both. ``crops``: the views of methods that
+compare them, rendered as in training.
 """
 
 import argparse
