@@ -81,7 +81,6 @@ def train(composed: Composed, resume: str, console: Console, ranks: Processes) -
     trainer.train()
     if ranks.is_main:
         report(console, run, trainer, evaluation)
-    ranks.meet()
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -1,9 +1,10 @@
 """Processes of one run: ranks, devices and the few collectives that the engine needs; all are no-ops on one process."""
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 
 import torch
@@ -21,8 +22,17 @@ class Processes:
     rank: int
     world_size: int
     device: torch.device
-    control: dist.ProcessGroup | None = None  # a CPU group for flags, so that agreeing on a stop never syncs the device
-    saving: dist.ProcessGroup | None = None  # another one, of the threads that write checkpoints
+    groups: dict[str, dist.ProcessGroup] = field(default_factory=dict)  # emptied when the processes part
+
+    @property
+    def control(self) -> dist.ProcessGroup | None:
+        """A CPU group for flags, so that agreeing on a stop never syncs the device."""
+        return self.groups.get("control")
+
+    @property
+    def saving(self) -> dist.ProcessGroup | None:
+        """Another one, of the threads that write checkpoints."""
+        return self.groups.get("saving")
 
     @property
     def is_main(self) -> bool:
@@ -35,10 +45,6 @@ class Processes:
         votes = torch.tensor([int(flag)])
         dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=self.control)
         return bool(votes.item())
-
-    def meet(self) -> None:
-        """Wait until all ranks are here, e.g. before they leave: rank 0 may hold the store that others still ask."""
-        self.any(False)
 
     def mean(self, values: Tensor) -> Tensor:
         """The mean of a tensor over all ranks."""
@@ -80,9 +86,10 @@ def processes(device: Device, parallel: Parallel = Parallel.ddp, timeout_minutes
     dist.init_process_group(
         backend, store=store, rank=rank, world_size=world_size, timeout=timeout, device_id=device_id
     )
+    groups: dict[str, dist.ProcessGroup] = {}
     try:
-        control, saving = (dist.new_group(backend="gloo", timeout=timeout) for _ in range(2))
-        yield Processes(rank, world_size, local, control, saving)
+        groups |= {name: dist.new_group(backend="gloo", timeout=timeout) for name in ("control", "saving")}
+        yield Processes(rank, world_size, local, groups)
     except (RuntimeError, dist.DistError) as error:
         lost = _lost_rank(error, rank, timeout_minutes)
         if lost is None:
@@ -90,6 +97,10 @@ def processes(device: Device, parallel: Parallel = Parallel.ddp, timeout_minutes
         raise lost from error
     finally:
         dist.destroy_process_group()
+        groups.clear()
+        # Gloo's threads end with their groups, which trainers hold. One that lets go of a tensor when Python has begun
+        # to shut down aborts the process ("terminate called without an active exception").
+        gc.collect()
 
 
 def _meeting_place(timeout: timedelta) -> dist.Store:
