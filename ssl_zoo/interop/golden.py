@@ -69,6 +69,12 @@ class Fixture:
         self.used.add(name)
         return self.tensors[name]
 
+    def vit_sizes(self) -> dict[str, Any]:
+        """Sizes of the encoder as ``ViTConfig`` calls them, from the names that most fixtures have for them."""
+        names = {"image_size": "image_size", "patch_size": "patch_size", "embed_dim": "dim", "depth": "depth"}
+        sizes = {ours: self.count(theirs) for ours, theirs in {**names, "num_heads": "heads"}.items()}
+        return {**sizes, "mlp_ratio": self.number("mlp_ratio"), "norm_eps": self.number("norm_eps")}
+
     def group(self, prefix: str) -> dict[str, Tensor]:
         """Tensors whose names begin with ``prefix``, by the rest of their names."""
         return {name.removeprefix(prefix): self.tensor(name) for name in self.tensors if name.startswith(prefix)}

@@ -13,13 +13,7 @@ from ssl_zoo.nn import Positions, ViTConfig
 def beit_backbone(fixture: Fixture, prefix: str) -> ViTConfig:
     """The encoder whose weights are stored under ``prefix``."""
     return ViTConfig(
-        image_size=fixture.count("image_size"),
-        patch_size=fixture.count("patch_size"),
-        embed_dim=fixture.count("dim"),
-        depth=fixture.count("depth"),
-        num_heads=fixture.count("heads"),
-        mlp_ratio=fixture.number("mlp_ratio"),
-        norm_eps=fixture.number("norm_eps"),
+        **fixture.vit_sizes(),
         positions=Positions.none,
         relative_position_bias=True,
         key_bias=False,

@@ -82,13 +82,7 @@ def _method(fixture: Fixture) -> SelfDistillation:
         method = build_method(
             config,
             ViTConfig(
-                image_size=fixture.count("image_size"),
-                patch_size=fixture.count("patch_size"),
-                embed_dim=fixture.count("dim"),
-                depth=fixture.count("depth"),
-                num_heads=fixture.count("heads"),
-                mlp_ratio=fixture.number("mlp_ratio"),
-                norm_eps=fixture.number("norm_eps"),
+                **fixture.vit_sizes(),
                 positions=Positions.learned,
                 position_offset=fixture.number("position_offset"),
                 class_token=True,

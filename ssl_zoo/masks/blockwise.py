@@ -8,12 +8,10 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from ssl_zoo.masks.base import MASKS, MaskGenerator, Masks, MasksConfig
-from ssl_zoo.masks.rectangles import Persistence, RectanglePlacer
+from ssl_zoo.masks.rectangles import MIN_FITTING, Persistence, RectanglePlacer, check_aspect
 from ssl_zoo.masks.subsets import check_both_sides, check_fraction, masks_of, part_of, random_subset
 from ssl_zoo.registry import setting
 from ssl_zoo.seeding import generator_for
-
-_MIN_FITTING = 0.05  # share of first rectangles that must fit the grid; fewer survivors are atypical
 
 
 class Shortfall(Enum):
@@ -44,8 +42,7 @@ class BlockwiseConfig(MasksConfig):
                 f"masks.max_block_patches={self.max_block_patches} is below "
                 f"masks.min_block_patches={self.min_block_patches}"
             )
-        if len(self.block_aspect) != 2 or not 0 < self.block_aspect[0] <= self.block_aspect[1]:
-            raise ValueError(f"masks.block_aspect={self.block_aspect} must be [low, high] with 0 < low <= high")
+        check_aspect("masks.block_aspect", self.block_aspect)
 
 
 @MASKS.register("blockwise", BlockwiseConfig)
@@ -94,7 +91,7 @@ class BlockwiseGenerator(MaskGenerator):
                 f"masks.hidden_fraction={config.hidden_fraction} hides on {grid}; use {self._num_hidden} or less"
             )
         share = self._placer.share_that_fits(self._num_hidden, generator_for("blockwise feasibility"))
-        if share < _MIN_FITTING:
+        if share < MIN_FITTING:
             raise ValueError(
                 f"{share:.1%} of the blocks fit {grid} with masks.min_block_patches={config.min_block_patches}, "
                 f"masks.max_block_patches={config.max_block_patches} and masks.block_aspect="

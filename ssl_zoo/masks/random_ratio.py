@@ -7,11 +7,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ssl_zoo.masks.base import MASKS, MaskGenerator, Masks, MasksConfig
-from ssl_zoo.masks.rectangles import Persistence, RectanglePlacer
+from ssl_zoo.masks.rectangles import MIN_FITTING, Persistence, RectanglePlacer, check_aspect
 from ssl_zoo.registry import setting
 from ssl_zoo.seeding import generator_for
-
-_MIN_FITTING = 0.05  # share of first rectangles that must fit the grid
 
 
 @dataclass
@@ -36,8 +34,7 @@ class RandomRatioConfig(MasksConfig):
             raise ValueError(f"masks.unmasked={self.unmasked} is a probability, so it must lie in [0, 1]")
         if self.min_block_patches is not None and self.min_block_patches < 1:
             raise ValueError(f"masks.min_block_patches={self.min_block_patches} must be at least 1, or null")
-        if len(self.block_aspect) != 2 or not 0 < self.block_aspect[0] <= self.block_aspect[1]:
-            raise ValueError(f"masks.block_aspect={self.block_aspect} must be [low, high] with 0 < low <= high")
+        check_aspect("masks.block_aspect", self.block_aspect)
 
 
 @MASKS.register("random_ratio", RandomRatioConfig)
@@ -57,7 +54,7 @@ class RandomRatioGenerator(MaskGenerator):
         self._placer = RectanglePlacer(grid, max(1, least), self.num_patches, aspect, smaller=True)
         highest = config.hidden_fraction[1] * self.num_patches
         share = self._placer.share_that_fits(highest, generator_for("random ratio feasibility"))
-        if share < _MIN_FITTING:
+        if share < MIN_FITTING:
             raise ValueError(
                 f"{share:.1%} of the blocks fit the {grid[0]}x{grid[1]} grid with masks.hidden_fraction="
                 f"{config.hidden_fraction} and at least {max(1, least)} patches; use a larger fraction, a lower "

@@ -11,7 +11,14 @@ from torch import Tensor
 
 _ATTEMPTS = 10  # rectangles that are tried for one block before an image has no room for another
 _MAX_ROUNDS = 200  # of so many attempts; an image that needs more is completed by single patches
+MIN_FITTING = 0.05  # share of first rectangles that must fit the grid; fewer survivors are atypical
 _CHECKED = 4096  # first rectangles drawn to tell how many fit
+
+
+def check_aspect(key: str, aspect: list[float]) -> None:
+    """Refuse what is no range of height / width."""
+    if len(aspect) != 2 or not 0 < aspect[0] <= aspect[1]:
+        raise ValueError(f"{key}={aspect} must be [low, high] with 0 < low <= high")
 
 
 class Persistence(Enum):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
+from golden_files import changed
 from safetensors.torch import load_file, save_file
 
 from ssl_zoo.tools.verify_golden import main
@@ -169,15 +169,6 @@ def write(tmp_path):
     return write_fixture
 
 
-def changed(tmp_path: Path, tensors: dict | None = None, config: dict | None = None) -> str:
-    with safe_open(str(PUBLISHED), "pt") as file:
-        settings = json.loads(file.metadata()["config"])
-    path = tmp_path / "fixture.safetensors"
-    kept = {n: t for n, t in {**load_file(PUBLISHED), **(tensors or {})}.items() if t is not None}
-    save_file(kept, path, {"config": json.dumps(settings | (config or {}))})
-    return str(path)
-
-
 def test_the_published_file_is_reproduced(capsys: pytest.CaptureFixture) -> None:
     assert main([str(PUBLISHED)]) == 0
     assert "final.teacher" in capsys.readouterr().out
@@ -214,12 +205,12 @@ def test_an_index_table_that_the_average_left_alone_is_not_the_references(write,
     [("step0.targets", 1.001), ("final.teacher.blocks.2.mlp.fc1.weight", 1.01), ("history.ema_decay", 0.999)],
 )
 def test_other_numbers_do_not_pass(tmp_path: Path, name: str, factor: float) -> None:
-    assert main([changed(tmp_path, {name: load_file(PUBLISHED)[name] * factor})]) == 1
+    assert main([changed(PUBLISHED, tmp_path, {name: load_file(PUBLISHED)[name] * factor})]) == 1
 
 
 @pytest.mark.parametrize("config", [{"l1_beta": 0.5}, {"target_layers": [2, 3]}, {"lr": 1e-3}, {"clip": 3.0}])
 def test_other_settings_do_not_pass(tmp_path: Path, config: dict) -> None:
-    assert main([changed(tmp_path, config=config)]) == 1
+    assert main([changed(PUBLISHED, tmp_path, config=config)]) == 1
 
 
 @pytest.mark.parametrize(
@@ -235,6 +226,6 @@ def test_other_settings_do_not_pass(tmp_path: Path, config: dict) -> None:
 def test_a_file_that_cannot_be_verified_exits_2_with_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture, tensors: dict, config: dict, message: str
 ) -> None:
-    assert main([changed(tmp_path, tensors, config)]) == 2
+    assert main([changed(PUBLISHED, tmp_path, tensors, config)]) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert message in line

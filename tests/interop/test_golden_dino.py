@@ -1,28 +1,16 @@
 """verify_golden on DINO and iBOT: the published files, and what must not pass."""
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from golden_files import changed
+from safetensors.torch import load_file
 
 from ssl_zoo.tools.verify_golden import main
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 PUBLISHED, IBOT = GOLDEN / "dino_a.safetensors", GOLDEN / "ibot_a.safetensors"
-
-
-def changed(
-    tmp_path: Path, tensors: dict | None = None, config: dict | None = None, published: Path = PUBLISHED
-) -> str:
-    with safe_open(str(published), "pt") as file:
-        settings = json.loads(file.metadata()["config"])
-    path = tmp_path / "fixture.safetensors"
-    kept = {n: t for n, t in {**load_file(published), **(tensors or {})}.items() if t is not None}
-    save_file(kept, path, {"config": json.dumps(settings | (config or {}))})
-    return str(path)
 
 
 def test_the_published_file_is_reproduced(capsys: pytest.CaptureFixture) -> None:
@@ -46,12 +34,12 @@ def test_the_published_file_is_reproduced(capsys: pytest.CaptureFixture) -> None
     ],
 )
 def test_other_settings_do_not_pass(tmp_path: Path, config: dict) -> None:
-    assert main([changed(tmp_path, config=config)]) == 1
+    assert main([changed(PUBLISHED, tmp_path, config=config)]) == 1
 
 
 @pytest.mark.parametrize("name", ["step0.teacher_output", "history.center", "final.teacher.head.mlp.4.bias"])
 def test_other_numbers_do_not_pass(tmp_path: Path, name: str) -> None:
-    assert main([changed(tmp_path, {name: load_file(PUBLISHED)[name] * 1.01 + 1e-4})]) == 1
+    assert main([changed(PUBLISHED, tmp_path, {name: load_file(PUBLISHED)[name] * 1.01 + 1e-4})]) == 1
 
 
 @pytest.mark.parametrize(
@@ -67,7 +55,7 @@ def test_other_numbers_do_not_pass(tmp_path: Path, name: str) -> None:
 def test_a_file_that_cannot_be_verified_exits_2_with_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture, tensors: dict, config: dict, message: str
 ) -> None:
-    assert main([changed(tmp_path, tensors, config)]) == 2
+    assert main([changed(PUBLISHED, tmp_path, tensors, config)]) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert message in line
 
@@ -80,7 +68,7 @@ def test_ibots_published_file_is_reproduced(capsys: pytest.CaptureFixture) -> No
 
 @pytest.mark.parametrize("config", [{"patch_temp0": 0.04}, {"lambda2": 2.0}, {"patch_temp": 0.07}])
 def test_ibots_other_settings_do_not_pass(tmp_path: Path, config: dict) -> None:
-    assert main([changed(tmp_path, config=config, published=IBOT)]) == 1
+    assert main([changed(IBOT, tmp_path, config=config)]) == 1
 
 
 @pytest.mark.parametrize(
@@ -93,5 +81,5 @@ def test_ibots_other_settings_do_not_pass(tmp_path: Path, config: dict) -> None:
 def test_ibots_file_that_cannot_be_verified_exits_2(
     tmp_path: Path, capsys: pytest.CaptureFixture, tensors: dict, message: str
 ) -> None:
-    assert main([changed(tmp_path, tensors, published=IBOT)]) == 2
+    assert main([changed(IBOT, tmp_path, tensors)]) == 2
     assert message in capsys.readouterr().err

@@ -1,28 +1,18 @@
 """verify_golden on SimMIM: the published file, and what must not pass."""
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from golden_files import changed
+from safetensors.torch import load_file
 
 from ssl_zoo.interop.official import from_pixel_shuffle, to_pixel_shuffle
 from ssl_zoo.nn import unpatchify
 from ssl_zoo.tools.verify_golden import main
 
 PUBLISHED = Path(__file__).resolve().parents[1] / "golden" / "simmim_a.safetensors"
-
-
-def changed(tmp_path: Path, tensors: dict | None = None, config: dict | None = None) -> str:
-    with safe_open(str(PUBLISHED), "pt") as file:
-        settings = json.loads(file.metadata()["config"])
-    path = tmp_path / "fixture.safetensors"
-    kept = {n: t for n, t in {**load_file(PUBLISHED), **(tensors or {})}.items() if t is not None}
-    save_file(kept, path, {"config": json.dumps(settings | (config or {}))})
-    return str(path)
 
 
 def test_the_published_file_is_reproduced(capsys: pytest.CaptureFixture) -> None:
@@ -35,12 +25,12 @@ def test_the_published_file_is_reproduced(capsys: pytest.CaptureFixture) -> None
     "config", [{"milestones": []}, {"gamma": 0.5}, {"warmup_epochs": 0}, {"warmup_lr": 0.0}, {"wd": 0.5}, {"clip": 5.0}]
 )
 def test_other_settings_do_not_pass(tmp_path: Path, config: dict) -> None:
-    assert main([changed(tmp_path, config=config)]) == 1
+    assert main([changed(PUBLISHED, tmp_path, config=config)]) == 1
 
 
 @pytest.mark.parametrize("name", ["step0.reconstruction", "final.encoder.mask_token", "final.decoder.0.bias"])
 def test_other_numbers_do_not_pass(tmp_path: Path, name: str) -> None:
-    assert main([changed(tmp_path, {name: load_file(PUBLISHED)[name] * 1.01 + 1e-4})]) == 1
+    assert main([changed(PUBLISHED, tmp_path, {name: load_file(PUBLISHED)[name] * 1.01 + 1e-4})]) == 1
 
 
 @pytest.mark.parametrize(
@@ -56,7 +46,7 @@ def test_other_numbers_do_not_pass(tmp_path: Path, name: str) -> None:
 def test_a_file_that_cannot_be_verified_exits_2_with_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture, tensors: dict, config: dict, message: str
 ) -> None:
-    assert main([changed(tmp_path, tensors, config)]) == 2
+    assert main([changed(PUBLISHED, tmp_path, tensors, config)]) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert message in line
 
