@@ -13,7 +13,7 @@ from torch import Tensor
 from ssl_zoo.data.batch import ViewConfig
 from ssl_zoo.masked_method import MaskedMethodConfig, ReplacingMethod
 from ssl_zoo.method import METHODS, ViT
-from ssl_zoo.registry import setting
+from ssl_zoo.settings import setting
 
 
 @dataclass
@@ -42,7 +42,7 @@ class Data2vec(ReplacingMethod):
     """Predict a teacher's averaged features at replaced patches with one linear map (arXiv 2202.03555)."""
 
     default_masks = "blockwise"
-    default_targets = "averaged_teacher"
+    default_targets = "topk_teacher"
 
     config: Data2vecConfig
 

@@ -1,4 +1,4 @@
-"""data2vec 2.0: many masks per image share one teacher pass, and convolutions predict hidden patches from visible ones.
+"""data2vec 2.0: many masks per image share one teacher pass, and convolutions predict masked patches from visible ones.
 
 Paper: Baevski et al., "Efficient Self-supervised Learning with Contextualized Target Representations for Vision, Speech
 and Language", arXiv 2212.07525. Reference: facebookresearch/fairseq, examples/data2vec.
@@ -16,11 +16,11 @@ from ssl_zoo.masked_method import MaskedMethod, MaskedMethodConfig, refuse_maske
 from ssl_zoo.masks import Masks
 from ssl_zoo.method import METHODS, Batch, Output, Progress, Target, ViT
 from ssl_zoo.nn import ConvolutionalDecoder, scatter_back, take
-from ssl_zoo.registry import setting
 from ssl_zoo.seeding import generator_for
+from ssl_zoo.settings import setting
 from ssl_zoo.targets import Pixels
 
-NOISE_STD = 0.01  # of the tokens that stand for hidden patches
+NOISE_STD = 0.01  # of the tokens that stand for masked patches
 
 
 @dataclass
@@ -54,10 +54,10 @@ class Data2vec2Config(MaskedMethodConfig):
 
 @METHODS.register("data2vec2", Data2vec2Config)
 class Data2vec2(MaskedMethod):
-    """Predict a teacher's averaged features of hidden patches from visible ones by convolutions (arXiv 2212.07525)."""
+    """Predict a teacher's averaged features of masked patches from visible ones by convolutions (arXiv 2212.07525)."""
 
     default_masks = "inverse_block"
-    default_targets = "averaged_teacher"
+    default_targets = "topk_teacher"
 
     config: Data2vec2Config
 
@@ -72,7 +72,7 @@ class Data2vec2(MaskedMethod):
         if config.class_loss_weight and (isinstance(self.target, Pixels) or self.target.dim != encoder.embed_dim):
             raise ValueError(
                 f"method.class_loss_weight={config.class_loss_weight} compares the class token with the mean of an "
-                "image's target features, which these targets don't have: choose targets=averaged_teacher, or set "
+                "image's target features, which these targets don't have: choose targets=topk_teacher, or set "
                 "method.class_loss_weight=0"
             )
         if encoder.embed_dim % config.decoder_groups:
@@ -108,7 +108,7 @@ class Data2vec2(MaskedMethod):
         return Output(loss, metrics)
 
     def predict(self, images: Float[Tensor, "B 3 H W"], masks: Masks) -> Float[Tensor, "B C pairs T target"]:
-        """The hidden patches of every context from its visible ones."""
+        """The masked patches of every context from its visible ones."""
         return self._decoded(self.encoder(images, keep=masks.context), masks, step=0)
 
     def loss(self, predictions: Float[Tensor, "*S D"], targets: Float[Tensor, "*S D"]) -> Float[Tensor, ""]:

@@ -1,4 +1,4 @@
-"""iBOT: DINO, and at hidden patches of the large crops the same task once more, patch by patch.
+"""iBOT: DINO, and at masked patches of the large crops the same task once more, patch by patch.
 
 Paper: Zhou et al., "iBOT: Image BERT Pre-Training with Online Tokenizer", arXiv 2111.07832. Reference: bytedance/ibot.
 """
@@ -12,10 +12,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ssl_zoo.data.batch import ViewConfig
-from ssl_zoo.drawing import on_grey, rows_of
 from ssl_zoo.masks import Masks
 from ssl_zoo.method import METHODS, Batch, Output, Progress, Target, ViT
-from ssl_zoo.registry import setting
+from ssl_zoo.plotting import on_grey, rows_of
 from ssl_zoo.schedules import Shape, ramp
 from ssl_zoo.self_distillation import (
     COLOURS,
@@ -25,6 +24,7 @@ from ssl_zoo.self_distillation import (
     cross_entropy_across_views,
     image_features,
 )
+from ssl_zoo.settings import setting
 
 
 @dataclass
@@ -36,7 +36,7 @@ class IBOTConfig(SelfDistillationConfig):
     teacher_patch_temperature: float = setting(0.04, "of the teacher's at patches, at the start of the run")
     final_teacher_patch_temperature: float = setting(0.07, "of the teacher's at patches, after the warm-up")
     image_weight: float = setting(1.0, "of the loss of whole crops")
-    patch_weight: float = setting(1.0, "of the loss at hidden patches")
+    patch_weight: float = setting(1.0, "of the loss at masked patches")
     num_local_crops: int = setting(10, "small crops, which the student alone sees")
     frozen_last_layer: float = setting(1 / 800, "fraction of the run in which prototypes don't move")
     temperature_warmup: float = setting(
@@ -60,7 +60,7 @@ class IBOTConfig(SelfDistillationConfig):
 
 @METHODS.register("ibot", IBOTConfig)
 class IBOT(SelfDistillation):
-    """Match an averaged teacher's distributions across crops and at the patches hidden from them (arXiv 2111.07832)."""
+    """Match an averaged teacher's distributions across crops and at the patches masked from them (arXiv 2111.07832)."""
 
     default_masks = "random_ratio"
     masked = True
@@ -77,8 +77,8 @@ class IBOT(SelfDistillation):
         )
 
     def forward(self, batch: Batch, progress: Progress) -> Output:
-        hidden = self.hidden(batch)
-        images, patches = self.outputs(batch, hidden)
+        masked = self.masked_patches(batch)
+        images, patches = self.outputs(batch, masked)
         teacher_images, teacher_patches = self.teacher_outputs(batch)
         probabilities = self.distributions(teacher_images, self.center, self.teacher_temperature(progress.fraction))
         patch_probabilities = self.distributions(
@@ -86,14 +86,14 @@ class IBOT(SelfDistillation):
         )
         temperature = self.config.student_temperature
         image_loss = cross_entropy_across_views(images / temperature, probabilities)
-        patch_loss = cross_entropy_at_patches(patches / temperature, patch_probabilities, hidden)
+        patch_loss = cross_entropy_at_patches(patches / temperature, patch_probabilities, masked)
         loss = self.config.image_weight * image_loss + self.config.patch_weight * patch_loss
         metrics = {"image_loss": image_loss.detach(), "patch_loss": patch_loss.detach()}
-        hides = {"target_tokens": hidden.sum(dim=1).float().mean()}
+        hides = {"target_tokens": masked.sum(dim=1).float().mean()}
         statistics = {"center": teacher_images.mean(dim=(0, 1)), "patch_center": teacher_patches.mean(dim=(0, 1))}
         return Output(loss, {**self.metrics(probabilities), **metrics, **hides}, statistics)
 
-    def hidden(self, batch: Batch) -> Bool[Tensor, "S N"]:
+    def masked_patches(self, batch: Batch) -> Bool[Tensor, "S N"]:
         """Hidden patches of all large crops, crop after crop.
 
         Raises:
@@ -101,14 +101,14 @@ class IBOT(SelfDistillation):
         """
         if None in batch.masks[:NUM_GLOBAL]:
             raise ValueError(f"iBOT hides patches of its large crops: choose masks, e.g. masks={self.default_masks}")
-        return torch.cat([masks.all_hidden(self.encoder.num_patches) for masks in batch.masks[:NUM_GLOBAL]])
+        return torch.cat([masks.all_masked(self.encoder.num_patches) for masks in batch.masks[:NUM_GLOBAL]])
 
     def outputs(
-        self, batch: Batch, hidden: Bool[Tensor, "S N"]
+        self, batch: Batch, masked: Bool[Tensor, "S N"]
     ) -> tuple[Float[Tensor, "views B K"], Float[Tensor, "S N K"]]:
-        """The head's for all crops and for all patches of the large ones, whose hidden patches are replaced."""
+        """The head's for all crops and for all patches of the large ones, whose masked patches are replaced."""
         large, small = torch.cat(batch.views[:NUM_GLOBAL]), batch.views[NUM_GLOBAL:]
-        tokens = self.encoder(large, hidden=hidden, mask_token=self.mask_token)
+        tokens = self.encoder(large, masked=masked, mask_token=self.mask_token)
         features = [image_features(self.encoder, tokens)]
         if small:
             features.append(image_features(self.encoder, self.encoder(torch.cat(small))))
@@ -117,7 +117,7 @@ class IBOT(SelfDistillation):
 
     @torch.no_grad()
     def teacher_outputs(self, batch: Batch) -> tuple[Float[Tensor, "large B K"], Float[Tensor, "S N K"]]:
-        """The head's for the large crops and all their patches, none of them hidden."""
+        """The head's for the large crops and all their patches, none of them masked."""
         tokens = self.teacher_encoder(torch.cat(batch.views[:NUM_GLOBAL]))
         images = self.teacher_head(image_features(self.teacher_encoder, tokens)).float()
         patches = self.teacher_head(tokens[:, self.encoder.num_prefix_tokens :]).float()
@@ -139,18 +139,18 @@ class IBOT(SelfDistillation):
             )
 
     @torch.no_grad()
-    def pictures(self, batch: Batch) -> Mapping[str, Float[Tensor, "3 rows columns"]]:
-        """``crops``, and ``masks``: both large crops with their hidden patches in grey."""
-        seen = (~self.hidden(batch)).unflatten(0, (NUM_GLOBAL, -1))
+    def visualize(self, batch: Batch) -> Mapping[str, Float[Tensor, "3 rows columns"]]:
+        """``crops``, and ``masks``: both large crops with their masked patches in grey."""
+        seen = (~self.masked_patches(batch)).unflatten(0, (NUM_GLOBAL, -1))
         views = (self.config.global_view, self.config.second_global_view)
         shown = [view.unnormalize(images) for view, images in zip(views, batch.views, strict=False)]
         masked = [on_grey(image, patches, self.encoder.grid) for image, patches in zip(shown, seen, strict=True)]
-        return {**super().pictures(batch), "masks": rows_of(masked)}
+        return {**super().visualize(batch), "masks": rows_of(masked)}
 
 
 def cross_entropy_at_patches(
-    logits: Float[Tensor, "S N K"], probabilities: Float[Tensor, "S N K"], hidden: Bool[Tensor, "S N"]
+    logits: Float[Tensor, "S N K"], probabilities: Float[Tensor, "S N K"], masked: Bool[Tensor, "S N"]
 ) -> Float[Tensor, ""]:
-    """Mean over crops of the mean over a crop's hidden patches; a crop without any counts as zero."""
+    """Mean over crops of the mean over a crop's masked patches; a crop without any counts as zero."""
     losses = -(probabilities * F.log_softmax(logits, dim=-1)).sum(dim=-1)
-    return ((losses * hidden).sum(dim=1) / hidden.sum(dim=1).clamp(min=1)).mean()
+    return ((losses * masked).sum(dim=1) / masked.sum(dim=1).clamp(min=1)).mean()

@@ -16,7 +16,7 @@ from ssl_zoo.masked_method import MaskedMethod, MaskedMethodConfig
 from ssl_zoo.masks import Masks
 from ssl_zoo.method import METHODS, Target, ViT
 from ssl_zoo.nn import NarrowViT
-from ssl_zoo.registry import setting
+from ssl_zoo.settings import setting
 
 
 class Loss(Enum):

@@ -1,4 +1,4 @@
-"""MAE: reconstruct the hidden patches of an image from a quarter of them.
+"""MAE: reconstruct the masked patches of an image from a quarter of them.
 
 Paper: He et al., "Masked Autoencoders Are Scalable Vision Learners", arXiv 2111.06377. Reference: facebookresearch/mae.
 """
@@ -14,7 +14,7 @@ from ssl_zoo.masked_method import MaskedMethod, MaskedMethodConfig
 from ssl_zoo.masks import Masks
 from ssl_zoo.method import METHODS, Target, ViT
 from ssl_zoo.nn import Initialization, NarrowViT
-from ssl_zoo.registry import setting
+from ssl_zoo.settings import setting
 
 
 @dataclass
@@ -42,7 +42,7 @@ class MAEConfig(MaskedMethodConfig):
 
 @METHODS.register("mae", MAEConfig)
 class MAE(MaskedMethod):
-    """Reconstruct hidden patches from an encoding of the visible ones, in pixel space (arXiv 2111.06377).
+    """Reconstruct masked patches from an encoding of the visible ones, in pixel space (arXiv 2111.06377).
 
     The encoder never sees a mask token: it runs over the visible patches alone, and over its class token where
     ``backbone.class_token`` asks for one, which the decoder gets as well.
@@ -72,12 +72,12 @@ class MAE(MaskedMethod):
     def predict(self, images: Float[Tensor, "B 3 H W"], masks: Masks) -> Float[Tensor, "B C pairs T target"]:
         """Hidden patches from visible ones; what the decoder makes of the visible ones enters no loss.
 
-        Patches go in as they stand in the masks, visible before hidden, and not in raster order as in the reference:
+        Patches go in as they stand in the masks, visible before masked, and not in raster order as in the reference:
         their positions are added to them, and attention does not ask for their order.
         """
         visible = self.encoder(images, keep=masks.context)
         return self.decoder(visible, masks.context, masks.paired(masks.targets))
 
     def loss(self, predictions: Tensor, targets: Tensor) -> Float[Tensor, ""]:
-        """Mean over the pixels of hidden patches; every image has equally many of those."""
+        """Mean over the pixels of masked patches; every image has equally many of those."""
         return F.mse_loss(predictions, targets)

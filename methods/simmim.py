@@ -13,7 +13,7 @@ from torch import Tensor
 from ssl_zoo.data.batch import ViewConfig
 from ssl_zoo.masked_method import MaskedMethodConfig, ReplacingMethod
 from ssl_zoo.method import METHODS
-from ssl_zoo.registry import setting
+from ssl_zoo.settings import setting
 
 
 @dataclass

@@ -9,11 +9,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ssl_zoo.data.batch import Batch, ViewConfig, ViewSpec
-from ssl_zoo.masks import Masks, Pairing, draw_masks
+from ssl_zoo.masks import Masks, Pairing, plot_masks
 from ssl_zoo.method import Method, MethodConfig, Output, ParamGroup, Progress
 from ssl_zoo.nn import ViT, cosine_between_images, mean_std, take
 from ssl_zoo.nn.initialization import initialize, initialize_token
-from ssl_zoo.registry import setting
+from ssl_zoo.settings import setting
 from ssl_zoo.targets import MaskTeacher, Target, Teacher
 
 MEASURED_IMAGES = 16  # of a micro-batch, for the metrics of every step: a hundred pairs at a patch tell enough
@@ -21,7 +21,7 @@ MEASURED_IMAGES = 16  # of a micro-batch, for the metrics of every step: a hundr
 
 @dataclass
 class MaskedMethodConfig(MethodConfig):
-    """What the methods that predict hidden patches have in common."""
+    """What the methods that predict masked patches have in common."""
 
     view: ViewConfig = setting(ViewConfig(), "rendering of the one view")
 
@@ -85,7 +85,7 @@ class MaskedMethod(Method):
             )
         if masks.targets.shape[-1] == 0:
             raise ValueError(
-                f"{type(self).__name__} predicts hidden patches of every image, and with these masks some images hide "
+                f"{type(self).__name__} predicts masked patches of every image, and with these masks some images hide "
                 f"nothing; choose others, e.g. masks={self.default_masks}"
             )
 
@@ -93,15 +93,15 @@ class MaskedMethod(Method):
         return self.target.evaluated(self.encoder)
 
     @torch.no_grad()
-    def pictures(self, batch: Batch) -> Mapping[str, Float[Tensor, "3 H W"]]:
+    def visualize(self, batch: Batch) -> Mapping[str, Float[Tensor, "3 H W"]]:
         """The masks, and what the first context predicts, as the target draws it."""
         images, masks = batch.views[0], batch.masks[0]
         predictions = self.predict(images, masks)[:, 0].float()
         first = Masks(masks.context[:, :1], masks.paired(masks.targets)[:, 0])
         unnormalize = self.config.view.unnormalize
         return {
-            "masks": draw_masks(unnormalize(images), masks, self.encoder.grid),
-            **self.target.pictures(predictions, images, first, unnormalize),
+            "masks": plot_masks(unnormalize(images), masks, self.encoder.grid),
+            **self.target.visualize(predictions, images, first, unnormalize),
         }
 
     @classmethod
@@ -110,11 +110,11 @@ class MaskedMethod(Method):
 
 
 class ReplacingMethod(MaskedMethod):
-    """Base of the masked methods whose encoder sees all patches, the hidden ones replaced by a mask token.
+    """Base of the masked methods whose encoder sees all patches, the masked ones replaced by a mask token.
 
-    One linear map of the encoder's output predicts the target. Numbers of hidden patches may differ between images: the
-    loss is the mean over all of the batch. Where a generator draws no ``hidden``, the union of its target blocks is
-    hidden.
+    One linear map of the encoder's output predicts the target. Numbers of masked patches may differ between images: the
+    loss is the mean over all of the batch. Where a generator draws no ``masked``, the union of its target blocks is
+    masked.
     """
 
     def __init__(self, config: MaskedMethodConfig, encoder: ViT, target: Target | None) -> None:
@@ -125,9 +125,9 @@ class ReplacingMethod(MaskedMethod):
         initialize(self.head, encoder.config.initialization)
         initialize_token(self.mask_token, encoder.config.initialization)
 
-    def predict_all(self, images: Float[Tensor, "B 3 H W"], hidden: Bool[Tensor, "B N"]) -> Float[Tensor, "B N target"]:
-        """Predictions for every patch of images whose ``hidden`` patches the encoder does not see."""
-        tokens = self.encoder(images, hidden=hidden, mask_token=self.mask_token)
+    def predict_all(self, images: Float[Tensor, "B 3 H W"], masked: Bool[Tensor, "B N"]) -> Float[Tensor, "B N target"]:
+        """Predictions for every patch of images whose ``masked`` patches the encoder does not see."""
+        tokens = self.encoder(images, masked=masked, mask_token=self.mask_token)
         return self.head(tokens[:, self.encoder.num_prefix_tokens :])
 
     @abstractmethod
@@ -139,26 +139,26 @@ class ReplacingMethod(MaskedMethod):
     def forward(self, batch: Batch, progress: Progress) -> Output:
         images, masks = batch.views[0], batch.masks[0]
         num_patches = self.encoder.num_patches
-        hidden = masks.all_hidden(num_patches)
+        masked = masks.all_masked(num_patches)
         everywhere = masks.everywhere(num_patches)
         targets = self.target(images, everywhere)
-        predictions = self.predict_all(images, hidden).float()
+        predictions = self.predict_all(images, masked).float()
         errors = self.errors(predictions, targets[:, 0]).mean(dim=-1)
-        loss = (errors * hidden).sum() / hidden.sum()
+        loss = (errors * masked).sum() / masked.sum()
         metrics = self.metrics(predictions[:, None, None], targets, everywhere)
-        # As this method uses the masks: what is not hidden is seen, also where that is more than ``context``.
-        seen = {"context_tokens": (~hidden).sum() / len(images), "target_tokens": hidden.sum() / len(images)}
+        # As this method uses the masks: what is not masked is seen, also where that is more than ``context``.
+        seen = {"context_tokens": (~masked).sum() / len(images), "target_tokens": masked.sum() / len(images)}
         return Output(loss, {**metrics, **seen})
 
     def predict(self, images: Float[Tensor, "B 3 H W"], masks: Masks) -> Float[Tensor, "B 1 M T target"]:
-        hidden = masks.all_hidden(self.encoder.num_patches)
-        return take(self.predict_all(images, hidden), masks.targets)[:, None]
+        masked = masks.all_masked(self.encoder.num_patches)
+        return take(self.predict_all(images, masked), masks.targets)[:, None]
 
     def loss(self, predictions: Tensor, targets: Tensor) -> Float[Tensor, ""]:
         return self.errors(predictions, targets).mean()
 
     def weight(self, batch: Batch) -> Float[Tensor, ""]:
-        return batch.masks[0].all_hidden(self.encoder.num_patches).sum().float()
+        return batch.masks[0].all_masked(self.encoder.num_patches).sum().float()
 
     def param_groups(self) -> Sequence[ParamGroup]:
         """As BEiT's code and its descendants, which spare the class token of weight decay beside all vectors."""
@@ -174,7 +174,7 @@ class ReplacingMethod(MaskedMethod):
         super().check_masks(masks)
         if masks.pairing is Pairing.zip and masks.context.shape[1] > 1:
             raise ValueError(
-                f"{type(self).__name__} replaces the hidden patches of one mask per image, but these masks are "
+                f"{type(self).__name__} replaces the masked patches of one mask per image, but these masks are "
                 f"{masks.context.shape[1]}; set masks.num_masks=1 or choose other masks"
             )
 

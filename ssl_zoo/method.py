@@ -76,7 +76,7 @@ class Output:
 
 
 class Clip(Enum):
-    """How the gradients of a parameter group are clipped; the norm limit is the engine's ``optim.clip_norm``."""
+    """How the gradients of a parameter group are clipped; the norm limit is the engine's ``optim.clip_grad_norm``."""
 
     globally = "global"
     per_parameter = "per_parameter"
@@ -161,7 +161,7 @@ class Method(nn.Module, ABC):
         """The network that probes, exports and users get."""
         return self.encoder
 
-    def pictures(self, batch: Batch) -> Mapping[str, Float[Tensor, "3 H W"]]:
+    def visualize(self, batch: Batch) -> Mapping[str, Float[Tensor, "3 H W"]]:
         """Images in 0..1 that show what the method does with a batch."""
         return {}
 

@@ -5,8 +5,6 @@ name together with the dataclass that configures it. The dataclass becomes the o
 group of that kind, so its defaults are written once.
 """
 
-import copy
-import dataclasses
 import difflib
 import importlib
 import importlib.metadata
@@ -25,16 +23,6 @@ ENTRY_POINT_GROUP = "ssl_zoo.plugins"
 _PART_PACKAGES = ("ssl_zoo.nn", "ssl_zoo.masks", "ssl_zoo.targets", "ssl_zoo.data.sources", "ssl_zoo.eval")
 
 T = TypeVar("T", bound=type)
-
-
-def setting(default: Any, meaning: str) -> Any:
-    """A dataclass field with a default and the one-line meaning that ``--help-config`` prints.
-
-    Lists, dicts and dataclass instances are copied for every instance.
-    """
-    if isinstance(default, (list, dict)) or dataclasses.is_dataclass(default):
-        return dataclasses.field(default_factory=lambda: copy.deepcopy(default), metadata={"meaning": meaning})
-    return dataclasses.field(default=default, metadata={"meaning": meaning})
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:

@@ -14,7 +14,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ssl_zoo.data.batch import ViewConfig
-from ssl_zoo.drawing import rows_of
 from ssl_zoo.method import (
     Batch,
     Clip,
@@ -29,8 +28,9 @@ from ssl_zoo.method import (
 )
 from ssl_zoo.nn import normalized_entropy
 from ssl_zoo.nn.heads import PrototypeHead
-from ssl_zoo.registry import setting
+from ssl_zoo.plotting import rows_of
 from ssl_zoo.schedules import Shape, ramp
+from ssl_zoo.settings import setting
 
 NUM_GLOBAL = 2  # large crops, which both networks see
 

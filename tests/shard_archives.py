@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from ssl_zoo.faults.archives import jpeg
+from ssl_zoo.testing.faults.archives import jpeg
 
 
 def write_images(folder: Path, names: Iterable[str]) -> Path:

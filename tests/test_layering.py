@@ -8,7 +8,14 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-LEAVES = ("drawing", "registry", "seeding", "schedules", "io")  # importable by everyone; import nothing of ours
+LEAVES = (
+    "plotting",
+    "registry",
+    "settings",
+    "seeding",
+    "schedules",
+    "io",
+)  # importable by everyone; import nothing of ours
 
 # Part -> what it may import besides itself and the leaves. "data" means all of it, "data.batch" that module alone.
 MAY_IMPORT = {
@@ -24,19 +31,22 @@ MAY_IMPORT = {
     # Never eval, methods, config. nn: attention kernels per device, blocks as units of sharding. masks, targets: built
     # from their configs for a run and for its plan, by registry.
     "engine": ("method", "data", "nn", "masks", "targets"),
-    # It restates I-JEPA, to compare speeds with.
-    "benchmark": ("data", "engine", "masks", "method", "methods", "nn"),
+    # The plan of a run builds every part on the meta device.
+    "planning": ("engine", "method", "data", "nn", "masks", "targets"),
     "methods": ("method", "masked_method", "self_distillation", "nn", "masks", "targets", "data.batch"),
     "config": ("data", "engine", "eval", "masks", "method", "nn", "targets"),
     # Trainings are processes of their own: it starts the training tool by its name and imports it not.
-    "study": ("config", "engine", "eval"),
-    # It starts tools by their names; its plug-in derives from a method.
-    "faults": ("data", "method", "methods"),
-    "interop": ("data.batch", "engine", "masks", "method", "methods", "nn", "self_distillation", "targets"),
+    "study": ("config", "engine", "eval", "planning"),
+    "interop": ("data.batch", "engine", "method", "nn"),
+    # Fault injection starts tools by their names; the benchmark and the golden verifiers restate or run methods.
+    "testing": (
+        *("data", "engine", "interop", "masks", "method", "methods"),
+        *("nn", "planning", "self_distillation", "targets"),
+    ),
     "configs": (),
     "tools": (
-        *("benchmark", "config", "configs", "data", "engine", "eval", "faults"),
-        *("interop", "masks", "method", "methods", "nn", "study", "targets"),
+        *("config", "configs", "data", "engine", "eval", "interop", "masks"),
+        *("method", "methods", "nn", "planning", "study", "targets", "testing"),
     ),
 }
 GRAFTS = ("methods", "configs", "tools")  # beside the package in a checkout, inside it when installed

@@ -16,7 +16,7 @@ PLUGIN = '''
 from dataclasses import dataclass
 
 from ssl_zoo.method import METHODS, Method, MethodConfig, Output
-from ssl_zoo.registry import setting
+from ssl_zoo.settings import setting
 
 
 @dataclass

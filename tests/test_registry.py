@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import pytest
 from hydra.core.config_store import ConfigStore
 
-from ssl_zoo.registry import BROKEN_PLUGINS, REGISTRIES, Registry, UnknownName, setting
+from ssl_zoo.registry import BROKEN_PLUGINS, REGISTRIES, Registry, UnknownName
+from ssl_zoo.settings import setting
 
 
 @dataclass

@@ -15,7 +15,7 @@ def huge() -> RateSchedules:
 
 
 @pytest.mark.parametrize(
-    ("reference_step", "learning_rate"),
+    ("reference_step", "lr"),
     [
         (1, 2.00032e-4),
         (12_500, 6.0e-4),
@@ -25,9 +25,9 @@ def huge() -> RateSchedules:
         (187_500, 1.0e-6),
     ],
 )
-def test_learning_rate_equals_the_reference(huge: RateSchedules, reference_step: int, learning_rate: float) -> None:
+def test_learning_rate_equals_the_reference(huge: RateSchedules, reference_step: int, lr: float) -> None:
     # The reference advances its schedules first: its step 1 is ours 0.
-    assert huge(reference_step - 1).learning_rate == pytest.approx(learning_rate, abs=1e-12, rel=1e-9)
+    assert huge(reference_step - 1).lr == pytest.approx(lr, abs=1e-12, rel=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -52,14 +52,14 @@ def test_milestones_divide_the_rate_exactly_there() -> None:
     config = AdamWConfig(warmup_epochs=10, milestones=[700], schedule_offset=0)
     schedules = RateSchedules(config, num_steps=800 * 625, steps_per_epoch=625)
     steps = (0, 3125, 6250, 700 * 625 - 1, 700 * 625, 800 * 625 - 1)
-    rates = [schedules(step).learning_rate for step in steps]
+    rates = [schedules(step).lr for step in steps]
     assert rates == pytest.approx([2e-4, 6e-4, 1e-3, 1e-3, 1e-4, 1e-4], rel=1e-9)
 
 
 def test_milestones_beyond_a_shorter_run_are_not_reached() -> None:
     config = AdamWConfig(warmup_epochs=1, milestones=[2, 3, 9], milestone_factor=0.5, schedule_offset=-1)
     schedules = RateSchedules(config, num_steps=8, steps_per_epoch=2)
-    rates = [schedules(step).learning_rate for step in range(8)]
+    rates = [schedules(step).lr for step in range(8)]
     assert rates == pytest.approx([2e-4, 2e-4, 6e-4, 1e-3, 1e-3, 5e-4, 5e-4, 2.5e-4], rel=1e-9)
 
 

@@ -25,7 +25,7 @@ RUNS = [command for command in COMMANDS if "output_dir=" in command and "--plugi
 
 NUM_STEPS = 3
 # The tutorial's runs with fewer steps and images; everything else is as printed.
-SHORT = [f"trainer.num_steps={NUM_STEPS}", "trainer.images_per_step=8", "monitor.log_every=1"]
+SHORT = [f"trainer.num_steps={NUM_STEPS}", "trainer.batch_size=8", "monitor.log_every=1"]
 SHORT += ["probe.train_samples=64", "probe.test_samples=32", "trainer.device=cpu"]
 
 pytestmark = pytest.mark.slow

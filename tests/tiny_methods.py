@@ -37,10 +37,10 @@ TINY_METHOD = {
 }
 TINY_MASKS = {
     "multiblock": {"min_patches": 1, "target_scale": [0.2, 0.3]},
-    "blockwise": {"min_block_patches": 2, "shortfall": Shortfall.keep},
-    "inverse_block": {"num_masks": 3, "block_patches": 1, "hidden_fraction": 0.6},
+    "blockwise": {"min_block_area": 2, "shortfall": Shortfall.keep},
+    "inverse_block": {"num_masks": 3, "block_side": 1, "mask_ratio": 0.6},
 }
-TINY_TARGETS = {"averaged_teacher": {"num_blocks": 2}}
+TINY_TARGETS = {"topk_teacher": {"average_top_k_layers": 2}}
 TINY_BACKBONE = ViTConfig(image_size=16, patch_size=4, embed_dim=48, depth=2, num_heads=4)
 
 

@@ -21,7 +21,7 @@ from tiny_runs import StopAfter, checkpointer_of, tiny_trainer
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from ssl_zoo.engine.checkpoint import list_checkpoints, read_checkpoint
+from ssl_zoo.engine.checkpoint.state import list_checkpoints, read_checkpoint
 from ssl_zoo.engine.distributed import Processes, processes
 from ssl_zoo.engine.hooks import Pictures
 from ssl_zoo.engine.optim import AdamWConfig, MuonConfig
@@ -49,7 +49,7 @@ class Job:
             masks=METHODS.get(self.method).default_masks,
             ranks=ranks,
             hooks=[Pictures(folder / "figures", 2, None), *([StopAfter(self.stop)] if self.stop else [])],
-            optim=(MuonConfig if self.muon else AdamWConfig)(warmup_epochs=0.2, clip_norm=1.0),
+            optim=(MuonConfig if self.muon else AdamWConfig)(warmup_epochs=0.2, clip_grad_norm=1.0),
             precision=Precision.fp32,
             parallel=parallel,
             **self.settings,

@@ -61,7 +61,7 @@ class StopAfter(Hook):
 def tiny_data(
     method: Method,
     ranks: Processes,
-    images_per_step: int,
+    batch_size: int,
     source: Source | None = None,
     masks: str | None = "multiblock",
 ) -> TrainingData:
@@ -72,7 +72,7 @@ def tiny_data(
         views,
         build_generators(views, mask_config, TINY_BACKBONE),
         seed=0,
-        images_per_step=images_per_step,
+        batch_size=batch_size,
         rank=ranks.rank,
         world_size=ranks.world_size,
         config=LoaderConfig(num_workers=0),
@@ -95,13 +95,13 @@ def tiny_trainer(
     **settings: object,
 ) -> Trainer:
     """A trainer with metrics (every step) and checkpoints in ``run``; ``hooks`` stand before the checkpointer."""
-    config = TrainerConfig(**{"images_per_step": 8, "num_steps": 6, "checkpoint_every": 3, **settings})
+    config = TrainerConfig(**{"batch_size": 8, "num_steps": 6, "checkpoint_every": 3, **settings})
     method = method or tiny_method("ijepa")
     writers = [JsonLines(run / "metrics.jsonl")] if ranks.is_main else []
     checkpointer = Checkpointer(run, config, {"method": "ijepa", "config": {}})
     return Trainer(
         method,
-        tiny_data(method, ranks, config.images_per_step, source, masks),
+        tiny_data(method, ranks, config.batch_size, source, masks),
         ranks,
         optim=optim or AdamWConfig(warmup_epochs=0.2),
         config=config,

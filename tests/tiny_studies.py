@@ -24,15 +24,15 @@ overrides:
   - method.predictor_dim=32
   - method.predictor_depth=1
   - masks.min_patches=0
-  - trainer.images_per_step=8
+  - trainer.batch_size=8
   - trainer.num_steps=3
   - trainer.checkpoint_every=2
   - trainer.precision=fp32
   - optim.warmup_epochs=0
   - monitor.log_every=1
   - monitor.tensorboard=false
-  - monitor.pictures_every=0
-  - probe.protocols=[knn]
+  - monitor.images_every=0
+  - probe.evaluators=[knn]
   - probe.train_samples=32
   - probe.knn.k=[5]
 entries:

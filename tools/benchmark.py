@@ -14,14 +14,14 @@ if __package__ in (None, ""):  # run as a file of a checkout: its packages are o
 
 from rich.console import Console
 
-from ssl_zoo.benchmark.contest import race
-from ssl_zoo.benchmark.contestant import Contest
-from ssl_zoo.benchmark.loading import compare_loading
-from ssl_zoo.benchmark.table import table
 from ssl_zoo.config import compose
 from ssl_zoo.engine.settings import Precision
 from ssl_zoo.io import write_atomic
 from ssl_zoo.registry import discover
+from ssl_zoo.testing.benchmark.case import Contest
+from ssl_zoo.testing.benchmark.comparison import race
+from ssl_zoo.testing.benchmark.loading import compare_loading
+from ssl_zoo.testing.benchmark.table import table
 
 _OUTSIDE_BRACKETS = re.compile(r",(?![^\[]*\])")  # commas between values, not inside a list
 
@@ -37,7 +37,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         choices=["plain", "plain-fp32"],
         help="a straightforward code of the first recipe's I-JEPA, in its number format or in fp32; repeatable",
     )
-    parser.add_argument("--sweep", metavar="KEY=V1,V2", help="a column per value: trainer.images_per_step=32,64")
+    parser.add_argument("--sweep", metavar="KEY=V1,V2", help="a column per value: trainer.batch_size=32,64")
     parser.add_argument("--scaling", metavar="1,2,...", help="a column for each number of processes on this machine")
     parser.add_argument("--with-data", action="store_true", help="read and augment the recipe's data; default: noise")
     parser.add_argument(
@@ -65,7 +65,9 @@ def contests(arguments: argparse.Namespace) -> list[Contest]:
         ValueError: a recipe, override or list that makes no sense; or torchrun, whose processes would join each other.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError("benchmark.py starts its processes itself: run it without torchrun and with --scaling 1,2,...")
+        raise ValueError(
+            "testing/benchmark.py starts its processes itself: run it without torchrun and with --scaling 1,2,..."
+        )
     key, _, values = (arguments.sweep or "").partition("=")
     swept = [[f"{key}={value}"] for value in _OUTSIDE_BRACKETS.split(values)] if arguments.sweep else [[]]
     sizes = [int(size) for size in arguments.scaling.split(",")] if arguments.scaling else [1]

@@ -75,7 +75,7 @@ def run(
     with ExtractionProgress(console) as progress:
         for label in arguments.label or [config.probe.label]:
             probe = OnlineProbe(
-                replace(config.probe, protocols=arguments.protocol, label=label),
+                replace(config.probe, evaluators=arguments.protocol, label=label),
                 *sources,
                 image_size=config.backbone.image_shape,
                 mean=view.mean,
@@ -115,7 +115,7 @@ def distinct_names(folders: Sequence[Path]) -> Sequence[str]:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, epilog="Names of protocols: tools/list.py evaluators")
+    parser = argparse.ArgumentParser(description=__doc__, epilog="Names of evaluators: tools/list.py evaluators")
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--run", type=Path, nargs="+", metavar="DIR", help="directories of runs")
     which.add_argument("--weights", type=Path, metavar="FILE", help="safetensors of an encoder; needs --config")

@@ -15,10 +15,10 @@ from pathlib import Path
 if __package__ in (None, ""):  # run as a file of a checkout: its packages are one folder up
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from ssl_zoo.faults.catalogue import SCENARIOS, line, table
-from ssl_zoo.faults.processes import NotSurvived
-from ssl_zoo.faults.scenario import Laboratory, choose
 from ssl_zoo.io import write_atomic
+from ssl_zoo.testing.faults.catalogue import SCENARIOS, line, table
+from ssl_zoo.testing.faults.processes import NotSurvived
+from ssl_zoo.testing.faults.scenario import Laboratory, choose
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

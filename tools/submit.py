@@ -50,7 +50,7 @@ def submit(arguments: argparse.Namespace) -> int:
     """Submit the training, after everything that can be checked here; returns the exit status."""
     config = compose(arguments.config, arguments.overrides).config
     tasks = max(1, arguments.gpus_per_node)
-    BatchPlan(config.trainer.images_per_step, arguments.nodes * tasks, config.trainer.micro_batches)
+    BatchPlan(config.trainer.batch_size, arguments.nodes * tasks, config.trainer.gradient_accumulation_steps)
     run = Path(config.output_dir).absolute()
     folder = (arguments.folder or run / "slurm").absolute()
     given = {

@@ -23,14 +23,14 @@ from ssl_zoo.engine.build import build_data
 from ssl_zoo.engine.device import autocast, resolve_precision
 from ssl_zoo.engine.distributed import LostRank, Processes, processes
 from ssl_zoo.engine.metrics import JsonLines, Metrics, TensorBoard
-from ssl_zoo.engine.plan import Plan
 from ssl_zoo.engine.progress import ProgressBar
 from ssl_zoo.engine.report import report
 from ssl_zoo.engine.run_directory import RunDirectory, environment
-from ssl_zoo.engine.scale import Machine, ScalePlan
 from ssl_zoo.engine.trainer import NonFiniteLoss, Trainer
 from ssl_zoo.eval.online import OnlineProbe
 from ssl_zoo.method import build_method
+from ssl_zoo.planning.plan import Plan
+from ssl_zoo.planning.scale import Machine, ScalePlan
 from ssl_zoo.registry import discover
 
 
@@ -67,7 +67,7 @@ def train(composed: Composed, resume: str, console: Console, ranks: Processes) -
         metrics,
         alarm,
         evaluation,
-        hooks.Pictures(run.figures, config.monitor.pictures_every, tensorboard),
+        hooks.Pictures(run.figures, config.monitor.images_every, tensorboard),
         checkpointer,
     ]
     trainer = Trainer(method, data, ranks, optim=config.optim, config=config.trainer, seed=config.seed, hooks=observers)
@@ -76,7 +76,7 @@ def train(composed: Composed, resume: str, console: Console, ranks: Processes) -
     if ranks.is_main:
         if checkpoint is not None:
             run.set_aside_after(checkpoint)
-        length = {"num_steps": trainer.num_steps, "images_per_step": config.trainer.images_per_step}
+        length = {"num_steps": trainer.num_steps, "batch_size": config.trainer.batch_size}
         run.write_start(recipe_text(composed), {**environment(ranks, trainer.precision), **length})
     trainer.train()
     if ranks.is_main:

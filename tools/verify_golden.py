@@ -12,7 +12,7 @@ from pathlib import Path
 if __package__ in (None, ""):  # run as a file: the checkout's packages are one folder up
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from ssl_zoo.interop import FixtureError, table, verify_file
+from ssl_zoo.testing.golden import FixtureError, table, verify_file
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -15,7 +15,7 @@ from ssl_zoo.eval.online import ProbeConfig
 from ssl_zoo.masks import MasksConfig
 from ssl_zoo.method import MethodConfig
 from ssl_zoo.nn import BackboneConfig
-from ssl_zoo.registry import setting
+from ssl_zoo.settings import setting
 from ssl_zoo.targets import TargetConfig
 
 SCHEMA = "schema"  # the name under which a defaults list refers to Config

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from ssl_zoo.masks.base import Masks
-from ssl_zoo.registry import setting
+from ssl_zoo.settings import setting
 
 IMAGENET_MEAN = [0.485, 0.456, 0.406]
 IMAGENET_STD = [0.229, 0.224, 0.225]

@@ -80,8 +80,8 @@ def read_images(paths: Sequence[str], count: int, limits: DecodeLimits) -> list[
 
 def _is_image(name: str) -> bool:
     parts = name.split("/")
-    hidden = any((part.startswith(".") and part not in (".", "..")) or part == "__MACOSX" for part in parts)
-    return not hidden and name.lower().endswith(EXTENSIONS)
+    masked = any((part.startswith(".") and part not in (".", "..")) or part == "__MACOSX" for part in parts)
+    return not masked and name.lower().endswith(EXTENSIONS)
 
 
 class _Folder(Files):

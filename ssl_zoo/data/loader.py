@@ -19,8 +19,8 @@ from ssl_zoo.data.sources.base import CorruptImage, Source
 from ssl_zoo.data.transforms import Normalize, draw, evaluation_view, render_each, render_equal
 from ssl_zoo.data.workers import Items, in_workers, resolve_workers
 from ssl_zoo.masks.base import MaskGenerator, Masks
-from ssl_zoo.registry import setting
 from ssl_zoo.seeding import generator_for
+from ssl_zoo.settings import setting
 
 
 @dataclass
@@ -53,10 +53,10 @@ class TrainingData:
     Args:
         views: what the method asks for; a spec with ``count`` n gives n consecutive views.
         mask_generators: one per flattened view, None for a view without masks.
-        images_per_step: images of the global batch, over all ranks.
+        batch_size: images of the global batch, over all ranks.
 
     Raises:
-        ValueError: ``images_per_step`` can't be divided among the ranks.
+        ValueError: ``batch_size`` can't be divided among the ranks.
     """
 
     def __init__(
@@ -66,35 +66,35 @@ class TrainingData:
         mask_generators: Sequence[MaskGenerator | None],
         *,
         seed: int,
-        images_per_step: int,
+        batch_size: int,
         rank: int = 0,
         world_size: int = 1,
         config: LoaderConfig | None = None,
     ) -> None:
-        if images_per_step % world_size:
-            raise ValueError(f"trainer.images_per_step={images_per_step} is no multiple of the {world_size} ranks")
-        self.source, self.seed, self.images_per_step = source, seed, images_per_step
+        if batch_size % world_size:
+            raise ValueError(f"trainer.batch_size={batch_size} is no multiple of the {world_size} ranks")
+        self.source, self.seed, self.batch_size = source, seed, batch_size
         self.views = tuple(view for view in views for _ in range(view.count))
         self.mask_generators = tuple(mask_generators)
         assert len(self.mask_generators) == len(self.views), "one mask generator, or None, per view"
         self.config = config or LoaderConfig()
-        per_rank = images_per_step // world_size
+        per_rank = batch_size // world_size
         self._rows = slice(rank * per_rank, (rank + 1) * per_rank)
         self._normalize = tuple(Normalize(view.config.mean, view.config.std) for view in self.views)
 
     @property
     def steps_per_epoch(self) -> int:
         """Whole steps that fit into the data, at least one."""
-        return max(1, len(self.source) // self.images_per_step)
+        return max(1, len(self.source) // self.batch_size)
 
     def indices(self, step: int) -> Int[Tensor, "G"]:
         """Planned sample ids of the global batch."""
-        return order.indices(self.seed, step, self.images_per_step, len(self.source), self.source.epoch_order)
+        return order.indices(self.seed, step, self.batch_size, len(self.source), self.source.epoch_order)
 
     def masks(self, step: int) -> tuple[Masks | None, ...]:
         """Masks of the global batch, one entry per view."""
         return tuple(
-            None if masks is None else masks(self.images_per_step, generator_for(self.seed, "masks", step, view))
+            None if masks is None else masks(self.batch_size, generator_for(self.seed, "masks", step, view))
             for view, masks in enumerate(self.mask_generators)
         )
 
@@ -117,7 +117,7 @@ class TrainingData:
         index, images, corrupt = self._load(planned[rows])
         rendered = []
         for view, spec in enumerate(self.views):
-            draws = draw(spec.config, self.images_per_step, generator_for(self.seed, "view", step, view)).rows(rows)
+            draws = draw(spec.config, self.batch_size, generator_for(self.seed, "view", step, view)).rows(rows)
             render = render_equal if isinstance(images, Tensor) else render_each
             rendered.append(render(images, draws, spec))
         return Batch(

@@ -29,7 +29,7 @@ def _epoch(epoch_order: EpochOrder | None, seed: int, epoch: int, num_samples: i
 
 
 def indices(
-    seed: int, step: int, images_per_step: int, num_samples: int, epoch_order: EpochOrder | None = None
+    seed: int, step: int, batch_size: int, num_samples: int, epoch_order: EpochOrder | None = None
 ) -> Int[Tensor, "G"]:
     """Samples of the global batch of a step: rows step*G .. (step+1)*G of the stream of epochs.
 
@@ -40,7 +40,7 @@ def indices(
     Args:
         epoch_order: the order of an epoch's ``num_samples`` ids; ``shuffled`` when None.
     """
-    rows, position, stop = [], step * images_per_step, (step + 1) * images_per_step
+    rows, position, stop = [], step * batch_size, (step + 1) * batch_size
     while position < stop:
         epoch, offset = divmod(position, num_samples)
         taken = min(stop - position, num_samples - offset)

@@ -30,7 +30,7 @@ _JITTER = (
 
 
 @dataclass(frozen=True)
-class ViewDraw:
+class ViewParams:
     """The random decisions for one view of B images."""
 
     crop_area: Float[Tensor, "B attempts"]  # fractions of the image
@@ -45,11 +45,11 @@ class ViewDraw:
     blur_sigma: Float[Tensor, "B"]
     solarized: Bool[Tensor, "B"]
 
-    def rows(self, rows: slice) -> "ViewDraw":
-        return ViewDraw(**{name: value[rows] for name, value in vars(self).items()})
+    def rows(self, rows: slice) -> "ViewParams":
+        return ViewParams(**{name: value[rows] for name, value in vars(self).items()})
 
 
-def draw(config: ViewConfig, num_images: int, generator: torch.Generator) -> ViewDraw:
+def draw(config: ViewConfig, num_images: int, generator: torch.Generator) -> ViewParams:
     """Every random decision for one view of ``num_images`` images.
 
     All numbers are always drawn, so that switching one augmentation off changes no other.
@@ -60,7 +60,7 @@ def draw(config: ViewConfig, num_images: int, generator: torch.Generator) -> Vie
     brightness, contrast, saturation, hue = config.color_jitter
     low = torch.tensor([max(0.0, 1 - brightness), max(0.0, 1 - contrast), max(0.0, 1 - saturation), -hue])
     high = torch.tensor([1 + brightness, 1 + contrast, 1 + saturation, hue])
-    return ViewDraw(
+    return ViewParams(
         crop_area=area_low + (area_high - area_low) * areas,
         crop_aspect=torch.exp(log_low + (log_high - log_low) * ratios),
         crop_place=rest[:, 0:2],
@@ -75,7 +75,7 @@ def draw(config: ViewConfig, num_images: int, generator: torch.Generator) -> Vie
     )
 
 
-def crop_boxes(draws: ViewDraw, heights: Int[Tensor, "B"], widths: Int[Tensor, "B"], config: ViewConfig) -> Tensor:
+def crop_boxes(draws: ViewParams, heights: Int[Tensor, "B"], widths: Int[Tensor, "B"], config: ViewConfig) -> Tensor:
     """Boxes (top, left, height, width), distributed as those of torchvision's RandomResizedCrop.
 
     The first of ten drawn shapes that fits into the image is taken; if none does, the largest centred crop of a
@@ -117,13 +117,13 @@ def centered_boxes(heights: Int[Tensor, "B"], widths: Int[Tensor, "B"], size: tu
     return _fallback_boxes(heights, widths, aspect, aspect)
 
 
-def _boxes(draws: ViewDraw, heights: Tensor, widths: Tensor, spec: ViewSpec) -> Tensor:
+def _boxes(draws: ViewParams, heights: Tensor, widths: Tensor, spec: ViewSpec) -> Tensor:
     if is_whole_image(spec.config):
         return centered_boxes(heights, widths, spec.size)
     return crop_boxes(draws, heights, widths, spec.config)
 
 
-def render_equal(images: UInt8[Tensor, "B 3 H W"], draws: ViewDraw, spec: ViewSpec) -> UInt8[Tensor, "B 3 h w"]:
+def render_equal(images: UInt8[Tensor, "B 3 H W"], draws: ViewParams, spec: ViewSpec) -> UInt8[Tensor, "B 3 h w"]:
     """One view of each of many images of one size."""
     num_images, _, height, width = images.shape
     boxes = _boxes(draws, torch.full((num_images,), height), torch.full((num_images,), width), spec)
@@ -131,7 +131,9 @@ def render_equal(images: UInt8[Tensor, "B 3 H W"], draws: ViewDraw, spec: ViewSp
     return _photometric(view, draws)
 
 
-def render_each(images: Sequence[UInt8[Tensor, "3 _ _"]], draws: ViewDraw, spec: ViewSpec) -> UInt8[Tensor, "B 3 h w"]:
+def render_each(
+    images: Sequence[UInt8[Tensor, "3 _ _"]], draws: ViewParams, spec: ViewSpec
+) -> UInt8[Tensor, "B 3 h w"]:
     """One view of each of several photographs of different sizes."""
     heights = torch.tensor([image.shape[1] for image in images])
     widths = torch.tensor([image.shape[2] for image in images])
@@ -143,7 +145,7 @@ def render_each(images: Sequence[UInt8[Tensor, "3 _ _"]], draws: ViewDraw, spec:
     return _photometric(view, draws)
 
 
-def _photometric(view: UInt8[Tensor, "B 3 h w"], draws: ViewDraw) -> UInt8[Tensor, "B 3 h w"]:
+def _photometric(view: UInt8[Tensor, "B 3 h w"], draws: ViewParams) -> UInt8[Tensor, "B 3 h w"]:
     """Colour operations in place: each picks other images and other strengths."""
     at_once = max(1, _PIXELS_AT_ONCE // view[0, 0].numel())
     for start in range(0, len(view), at_once):
@@ -153,7 +155,7 @@ def _photometric(view: UInt8[Tensor, "B 3 h w"], draws: ViewDraw) -> UInt8[Tenso
     return view
 
 
-def _jitter(view: UInt8[Tensor, "n 3 h w"], draws: ViewDraw) -> None:
+def _jitter(view: UInt8[Tensor, "n 3 h w"], draws: ViewParams) -> None:
     """The parts of the jitter in each image's own order."""
     if not bool(draws.jittered.any()):
         return
@@ -164,7 +166,7 @@ def _jitter(view: UInt8[Tensor, "n 3 h w"], draws: ViewDraw) -> None:
             _change(view, chosen, operation, strengths)
 
 
-def _recolour(view: UInt8[Tensor, "n 3 h w"], draws: ViewDraw) -> None:
+def _recolour(view: UInt8[Tensor, "n 3 h w"], draws: ViewParams) -> None:
     _change(view, draws.grayscale, photometric.grayscale)
     _change(view, draws.blurred, photometric.blur, draws.blur_sigma)
     _change(view, draws.solarized, photometric.solarize)

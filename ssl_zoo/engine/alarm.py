@@ -10,12 +10,12 @@ from ssl_zoo.engine.trainer import Hook, StepResult, Trainer
 log = logging.getLogger(__name__)
 
 _TARGETS = (
-    "Check that no gradient reaches the targets; raise targets.momentum, lower optim.learning_rate, warm up longer, "
+    "Check that no gradient reaches the targets; raise targets.momentum, lower optim.lr, warm up longer, "
     "or try targets.normalization=instance, which removes what all patches of an image share"
 )
 _DISTRIBUTIONS = (
     "Check centring and temperatures: a teacher too warm or centred alone turns uniform, one too cold or not centred "
-    "names one prototype; else lower optim.learning_rate or raise the teacher's momentum"
+    "names one prototype; else lower optim.lr or raise the teacher's momentum"
 )
 
 

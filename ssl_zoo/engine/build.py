@@ -60,7 +60,7 @@ def build_data(config: RunConfig, ranks: Processes) -> TrainingData:
         source=SOURCES.build(config.data, Split.train),
         views=views,
         seed=config.seed,
-        images_per_step=config.trainer.images_per_step,
+        batch_size=config.trainer.batch_size,
         rank=ranks.rank,
         world_size=ranks.world_size,
         config=config.loader,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import ssl_zoo
-from ssl_zoo.engine.checkpoint import list_checkpoints, step_of
+from ssl_zoo.engine.checkpoint.state import list_checkpoints, step_of
 
 if TYPE_CHECKING:
     import submitit

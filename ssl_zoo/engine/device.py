@@ -71,7 +71,7 @@ def prepare_method(method: nn.Module, config: TrainerConfig, device: torch.devic
         # Blocks of one class count together; beyond the limit, 8 otherwise, all others would silently run uncompiled.
         torch._dynamo.config.recompile_limit = _MAX_COMPILED_FORMS
     for block in _blocks(method):
-        if config.checkpoint_activations and any(p.requires_grad for p in block.parameters()):
+        if config.activation_checkpointing and any(p.requires_grad for p in block.parameters()):
             # Drop-path must drop the same again: the state of torch's global generator is kept and restored.
             block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=True)
         if config.compile:

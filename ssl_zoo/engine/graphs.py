@@ -22,7 +22,7 @@ def check_recordable(config: TrainerConfig, device: torch.device, world_size: in
         f"steps are recorded on a GPU, and this run is on {device.type}": device.type != "cuda",
         f"several ranks meet within a step, and this run has {world_size}": world_size > 1,
         "trainer.parallel=fsdp2 gathers weights within a step": config.parallel is Parallel.fsdp2,
-        "trainer.checkpoint_activations=true asks for random states within a step": config.checkpoint_activations,
+        "trainer.activation_checkpointing=true asks for random states within a step": config.activation_checkpointing,
     }
     for reason, holds in reasons.items():
         if holds:

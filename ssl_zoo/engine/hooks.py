@@ -11,13 +11,13 @@ import torch
 from safetensors.torch import save_file
 
 from ssl_zoo.data.batch import Batch
-from ssl_zoo.engine.checkpoint import Checkpoint, CheckpointError, restore
+from ssl_zoo.engine.checkpoint.saver import Saver
+from ssl_zoo.engine.checkpoint.state import Checkpoint, CheckpointError, restore
 from ssl_zoo.engine.metrics import Metrics, TensorBoard
-from ssl_zoo.engine.pictures import save_pictures
-from ssl_zoo.engine.saving import Saver
 from ssl_zoo.engine.settings import TrainerConfig
 from ssl_zoo.engine.sharding import is_sharded, reshard, whole_copy
 from ssl_zoo.engine.trainer import Hook, NonFiniteLoss, StepResult, Trainer
+from ssl_zoo.engine.visualize import save_images
 from ssl_zoo.nn import ViT
 
 log = logging.getLogger(__name__)
@@ -125,7 +125,7 @@ class CorruptSamples(Hook):
                 file.write(f"step {trainer.step}\t{sample.name}\t{sample.reason}\n")
                 log.warning("unreadable sample %s: %s; another took its place", sample.name, sample.reason)
         self.count += len(trainer.batch.corrupt)
-        consumed = trainer.step * trainer.plan.images_per_step / trainer.processes.world_size
+        consumed = trainer.step * trainer.plan.batch_size / trainer.processes.world_size
         if self.count > max(1.0, self.max_fraction * consumed):
             raise ValueError(
                 f"{self.count} of {consumed:.0f} samples read by this rank were unreadable, more than "
@@ -180,11 +180,11 @@ class Pictures(Hook):
         if not due:
             return
         with torch.no_grad():
-            pictures = trainer.method.pictures(trainer.batch.rows(slice(0, self.num_images)))
+            pictures = trainer.method.visualize(trainer.batch.rows(slice(0, self.num_images)))
         reshard(trainer.method)
         if not trainer.processes.is_main:
             return
-        save_pictures(pictures, self.folder, trainer.step)
+        save_images(pictures, self.folder, trainer.step)
         if self.tensorboard is not None:
             for name, picture in pictures.items():
                 self.tensorboard.picture(name, picture.float().cpu(), trainer.step)

@@ -131,12 +131,12 @@ class Metrics(Hook):
         local = [result.output.loss, result.grad_norm, *(result.output.metrics[name] for name in names)]
         loss, grad_norm, *metrics = trainer.processes.mean(torch.stack([v.float() for v in local])).tolist()
         seconds = time.perf_counter() - self._started
-        images = (trainer.step - self._started_step) * trainer.plan.images_per_step
+        images = (trainer.step - self._started_step) * trainer.plan.batch_size
         record = {
             "step": trainer.step,
             "epoch": round(trainer.epoch, 4),
             "loss": loss,
-            "lr": result.rates.learning_rate,
+            "lr": result.rates.lr,
             "weight_decay": result.rates.weight_decay,
             "momentum": result.momentum,
             "grad_norm": grad_norm,

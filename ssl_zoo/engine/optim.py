@@ -13,8 +13,9 @@ from torch.distributed.tensor import DTensor
 from ssl_zoo.engine.muon import Muon
 from ssl_zoo.engine.sharding import local, sum_over_parts
 from ssl_zoo.method import Clip, ParamGroup
-from ssl_zoo.registry import Registry, setting
+from ssl_zoo.registry import Registry
 from ssl_zoo.schedules import Shape, ramp, stepped, warmed_up
+from ssl_zoo.settings import setting
 
 OPTIMIZERS = Registry("optimizer", "optim")
 
@@ -23,9 +24,9 @@ OPTIMIZERS = Registry("optimizer", "optim")
 class OptimConfig:
     """Schedules that every optimizer follows."""
 
-    learning_rate: float = setting(1e-3, "peak learning rate, as it is: no scaling with the batch")
-    initial_learning_rate: float = setting(2e-4, "learning rate at the start of the warm-up")
-    final_learning_rate: float = setting(1e-6, "learning rate at the end of the cosine")
+    lr: float = setting(1e-3, "peak learning rate, as it is: no scaling with the batch")
+    warmup_lr: float = setting(2e-4, "learning rate at the start of the warm-up")
+    min_lr: float = setting(1e-6, "learning rate at the end of the cosine")
     milestones: list[float] = setting(
         [], "epochs at which the learning rate is multiplied by milestone_factor, instead of a cosine; [] is the cosine"
     )
@@ -34,7 +35,7 @@ class OptimConfig:
     weight_decay: float = setting(0.04, "weight decay at the start of the run")
     final_weight_decay: float = setting(0.4, "weight decay at its end")
     weight_decay_shape: Shape = setting(Shape.cosine, "course of the weight decay: constant, linear or cosine")
-    clip_norm: float | None = setting(None, "limit of the gradient norm; null clips nothing")
+    clip_grad_norm: float | None = setting(None, "limit of the gradient norm; null clips nothing")
     schedule_offset: int = setting(
         1,
         "step s reads the schedules at s + offset: 1 as in I-JEPA and MSN, which advance them first, -1 as in SimMIM, "
@@ -42,8 +43,8 @@ class OptimConfig:
     )
 
     def __post_init__(self) -> None:
-        if self.learning_rate <= 0:
-            raise ValueError(f"optim.learning_rate={self.learning_rate}: needs a positive number")
+        if self.lr <= 0:
+            raise ValueError(f"optim.lr={self.lr}: needs a positive number")
         if self.warmup_epochs < 0:
             raise ValueError(f"optim.warmup_epochs={self.warmup_epochs}: needs 0 or more")
         if self.milestones != sorted({*self.milestones}) or any(m <= self.warmup_epochs for m in self.milestones):
@@ -53,8 +54,10 @@ class OptimConfig:
             )
         if self.milestone_factor <= 0:
             raise ValueError(f"optim.milestone_factor={self.milestone_factor}: needs a positive number")
-        if self.clip_norm is not None and self.clip_norm <= 0:
-            raise ValueError(f"optim.clip_norm={self.clip_norm}: needs a positive number, or null for no clipping")
+        if self.clip_grad_norm is not None and self.clip_grad_norm <= 0:
+            raise ValueError(
+                f"optim.clip_grad_norm={self.clip_grad_norm}: needs a positive number, or null for no clipping"
+            )
 
 
 @dataclass
@@ -104,7 +107,7 @@ class MuonFactory(OptimizerFactory):
 class Rates:
     """Scheduled values of one step."""
 
-    learning_rate: float
+    lr: float
     weight_decay: float
 
 
@@ -119,18 +122,18 @@ class RateSchedules:
     def __init__(self, config: OptimConfig, *, num_steps: int, steps_per_epoch: int) -> None:
         self.offset, self.num_steps = config.schedule_offset, num_steps
         self.warmup_steps = int(config.warmup_epochs * steps_per_epoch)
-        main = ramp(Shape.cosine, config.learning_rate, config.final_learning_rate)
+        main = ramp(Shape.cosine, config.lr, config.min_lr)
         if config.milestones:
             milestones = [int(epochs * steps_per_epoch) - self.warmup_steps for epochs in config.milestones]
             num_main = max(1, num_steps - self.warmup_steps)
-            main = stepped(config.learning_rate, config.milestone_factor, milestones, num_main)
-        self._learning_rate = warmed_up(config.initial_learning_rate, self.warmup_steps / num_steps, main)
+            main = stepped(config.lr, config.milestone_factor, milestones, num_main)
+        self._lr = warmed_up(config.warmup_lr, self.warmup_steps / num_steps, main)
         self._weight_decay = ramp(config.weight_decay_shape, config.weight_decay, config.final_weight_decay)
 
     def __call__(self, step: int) -> Rates:
         """The values that step ``step``, counted from 0, uses."""
         fraction = min(1.0, max(0, step + self.offset) / self.num_steps)
-        return Rates(self._learning_rate(fraction), self._weight_decay(fraction))
+        return Rates(self._lr(fraction), self._weight_decay(fraction))
 
 
 class Optimization:
@@ -146,7 +149,7 @@ class Optimization:
         """Set and return the values of step ``step``."""
         rates = self.schedules(step)
         for group in self.optimizer.param_groups:
-            group["lr"] = rates.learning_rate * group["lr_scale"]
+            group["lr"] = rates.lr * group["lr_scale"]
             group["weight_decay"] = rates.weight_decay if group["decay"] else 0.0
         return rates
 
@@ -154,7 +157,7 @@ class Optimization:
         """Clip gradients as their groups ask; returns the norm of all gradients before clipping, on the device."""
         clipped = [(group.clip, p.grad) for group in self.groups for p in group.params if p.grad is not None]
         norms = _norms([gradient for _, gradient in clipped])
-        if self.config.clip_norm is not None:
+        if self.config.clip_grad_norm is not None:
             parts = [(clip, local(gradient), norm) for (clip, gradient), norm in zip(clipped, norms, strict=True)]
             for wanted in (Clip.globally, Clip.per_parameter):
                 chosen = [(gradient, norm) for clip, gradient, norm in parts if clip is wanted]
@@ -165,7 +168,7 @@ class Optimization:
     def _shrink(self, gradients: Sequence[Tensor], norms: Sequence[Float[Tensor, ""]], *, together: bool) -> None:
         """Bring the norm of each gradient, or of all together, down to the limit."""
         each = torch.stack(norms)
-        scales = (self.config.clip_norm / ((each.norm() if together else each) + 1e-6)).clamp(max=1.0)
+        scales = (self.config.clip_grad_norm / ((each.norm() if together else each) + 1e-6)).clamp(max=1.0)
         torch._foreach_mul_(gradients, scales if together else list(scales.unbind()))
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 import ssl_zoo
-from ssl_zoo.engine.checkpoint import Checkpoint, CheckpointError, list_checkpoints, read_checkpoint, step_of
+from ssl_zoo.engine.checkpoint.state import Checkpoint, CheckpointError, list_checkpoints, read_checkpoint, step_of
 from ssl_zoo.engine.device import cpu_capabilities
 from ssl_zoo.engine.distributed import Processes
 from ssl_zoo.engine.settings import Precision
@@ -40,7 +40,7 @@ _FREE_KEYS = (
     "trainer.keep_checkpoints",
     "trainer.keep_every",
     "trainer.async_checkpoints",
-    "trainer.checkpoint_activations",
+    "trainer.activation_checkpointing",
     "trainer.cuda_graphs",
     "trainer.parallel",
     "trainer.reshard_after_forward",

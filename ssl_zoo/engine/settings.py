@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import Enum
 
-from ssl_zoo.registry import setting
+from ssl_zoo.settings import setting
 
 
 class Device(Enum):
@@ -33,8 +33,8 @@ class Parallel(Enum):
 class TrainerConfig:
     """Budget, batch and machine of a run."""
 
-    images_per_step: int = setting(2048, "images per optimizer step, summed over ranks and micro-batches")
-    micro_batches: int = setting(1, "parts in which a rank's images of one step pass through the network")
+    batch_size: int = setting(2048, "images per optimizer step, summed over ranks and micro-batches")
+    gradient_accumulation_steps: int = setting(1, "parts in which a rank's images of one step pass through the network")
     epochs: float = setting(300.0, "passes over the training images")
     num_steps: int | None = setting(None, "optimizer steps of the run; replaces what epochs gives")
     device: Device = setting(Device.auto, "auto takes a CUDA device when there is one")
@@ -53,7 +53,7 @@ class TrainerConfig:
     cuda_graphs: bool = setting(
         False, "record each step's forward and backward pass as a CUDA graph: small networks run at the GPU's speed"
     )
-    checkpoint_activations: bool = setting(
+    activation_checkpointing: bool = setting(
         False, "keep only the inputs of blocks for the backward pass and run each block twice: less memory, more time"
     )
     checkpoint_every: int = setting(1000, "steps between checkpoints; the last step is always saved")
@@ -65,7 +65,7 @@ class TrainerConfig:
     timeout_minutes: float = setting(30.0, "after which ranks that wait for another one end the run with an error")
 
     def __post_init__(self) -> None:
-        for key in ("images_per_step", "micro_batches", "checkpoint_every", "keep_checkpoints"):
+        for key in ("batch_size", "gradient_accumulation_steps", "checkpoint_every", "keep_checkpoints"):
             if getattr(self, key) < 1:
                 raise ValueError(f"trainer.{key}={getattr(self, key)}: needs at least 1")
         if self.keep_every < 0:
@@ -121,7 +121,7 @@ class MonitorConfig:
     """What is reported while a run goes on."""
 
     log_every: int = setting(10, "steps between lines of metrics.jsonl and TensorBoard scalars")
-    pictures_every: int = setting(1000, "steps between pictures in figures/ and TensorBoard; 0 draws none")
+    images_every: int = setting(1000, "steps between pictures in figures/ and TensorBoard; 0 draws none")
     tensorboard: bool = setting(True, "write TensorBoard event files")
     progress_bar: bool = setting(True, "a live bar on a terminal; plain lines otherwise")
     alarm: AlarmConfig = setting(AlarmConfig(), "warning or stop when all images get the same targets")

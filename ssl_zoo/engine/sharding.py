@@ -42,7 +42,7 @@ def shard(method: Method, config: TrainerConfig, mesh: DeviceMesh) -> None:
             trains = any(parameter.requires_grad for parameter in module.parameters())
             fully_shard(module, mesh=mesh, reshard_after_forward=config.reshard_after_forward or not trains)
     fully_shard(method, mesh=mesh)
-    register_fsdp_forward_method(method, "pictures")
+    register_fsdp_forward_method(method, "visualize")
     # The first module to run becomes the root of all gathering. That must be the method, also where a network of it is
     # probed before the first step.
     method._get_fsdp_state()._lazy_init()

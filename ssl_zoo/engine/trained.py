@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ssl_zoo.engine.build import RunConfig
-from ssl_zoo.engine.checkpoint import (
+from ssl_zoo.engine.checkpoint.state import (
     CheckpointError,
     checkpoint_path,
     list_checkpoints,

@@ -29,23 +29,23 @@ from ssl_zoo.seeding import seed_for
 class BatchPlan:
     """How one optimizer step's images are divided."""
 
-    images_per_step: int
+    batch_size: int
     world_size: int
-    micro_batches: int
+    gradient_accumulation_steps: int
 
     def __post_init__(self) -> None:
-        parts = self.world_size * self.micro_batches
-        if self.images_per_step % parts:
-            low = self.images_per_step // parts * parts
+        parts = self.world_size * self.gradient_accumulation_steps
+        if self.batch_size % parts:
+            low = self.batch_size // parts * parts
             near = ", ".join(str(n) for n in (low, low + parts) if n)
             raise ValueError(
-                f"trainer.images_per_step={self.images_per_step} is no multiple of {self.world_size} ranks x "
-                f"trainer.micro_batches={self.micro_batches} = {parts}; nearest: {near}"
+                f"trainer.batch_size={self.batch_size} is no multiple of {self.world_size} ranks x "
+                f"trainer.gradient_accumulation_steps={self.gradient_accumulation_steps} = {parts}; nearest: {near}"
             )
 
     @property
-    def images_per_micro_batch(self) -> int:
-        return self.images_per_step // (self.world_size * self.micro_batches)
+    def micro_batch_size(self) -> int:
+        return self.batch_size // (self.world_size * self.gradient_accumulation_steps)
 
 
 def run_length(config: TrainerConfig, num_samples: int) -> tuple[int, int]:
@@ -54,7 +54,7 @@ def run_length(config: TrainerConfig, num_samples: int) -> tuple[int, int]:
     An epoch has the whole steps that fit into the data, as in the reference schedules; the order of samples itself is
     one endless stream in which every epoch holds each sample once.
     """
-    steps_per_epoch = max(1, num_samples // config.images_per_step)
+    steps_per_epoch = max(1, num_samples // config.batch_size)
     return config.num_steps or math.ceil(config.epochs * steps_per_epoch), steps_per_epoch
 
 
@@ -127,7 +127,7 @@ class Trainer:
         self.data, self.processes, self.config, self.seed, self.hooks = data, processes, config, seed, hooks
         self.span = span
         self.device = processes.device
-        self.plan = BatchPlan(config.images_per_step, processes.world_size, config.micro_batches)
+        self.plan = BatchPlan(config.batch_size, processes.world_size, config.gradient_accumulation_steps)
         self.num_steps, self.steps_per_epoch = run_length(config, len(data.source))
         self.precision = resolve_precision(config.precision, self.device)
         check_recordable(config, self.device, processes.world_size)
@@ -182,7 +182,7 @@ class Trainer:
 
     def _remaining(self) -> Iterator[Progress]:
         while not self.is_done and not self.stop:
-            yield Progress(self.step, self.num_steps, self.step * self.plan.images_per_step)
+            yield Progress(self.step, self.num_steps, self.step * self.plan.batch_size)
 
     def _next_batch(self) -> Batch:
         start = time.perf_counter()
@@ -215,7 +215,7 @@ class Trainer:
             self.method.train()
 
     def _forward_backward(self, batch: Batch, progress: Progress) -> Output:
-        parts = batch.micro_batches(self.config.micro_batches)
+        parts = batch.micro_batches(self.config.gradient_accumulation_steps)
         outputs = []
         for part, share in zip(parts, self._shares(parts), strict=True):
             last = part is parts[-1]
@@ -244,7 +244,9 @@ class Trainer:
         batch = self.data.to_device(self.data.batch(self.step), self.device)
         self.method.train()
         with autocast(self.precision, self.device):
-            output = self.wrapped(batch.micro_batches(self.config.micro_batches)[-1], next(self._remaining()))
+            output = self.wrapped(
+                batch.micro_batches(self.config.gradient_accumulation_steps)[-1], next(self._remaining())
+            )
         output.loss.backward()
         self.optimization.optimizer.zero_grad(set_to_none=True)
 

@@ -11,8 +11,8 @@ from torch.nn.functional import cross_entropy, layer_norm
 
 from ssl_zoo.eval.base import EVALUATORS, Evaluator, EvaluatorConfig, Score, Subject, accuracy, check_labels
 from ssl_zoo.eval.features import Features, Pooling, feature_dim
-from ssl_zoo.registry import setting
 from ssl_zoo.seeding import generator_for, seed_for
+from ssl_zoo.settings import setting
 
 
 @dataclass
@@ -21,7 +21,7 @@ class AttentiveConfig(EvaluatorConfig):
 
     pooling: Pooling = setting(Pooling.tokens, "always tokens: the probe pools them itself")
     num_heads: int = setting(0, "attention heads; 0 takes the encoder's")
-    learning_rate: float = setting(0.001, "at the start of the cosine")
+    lr: float = setting(0.001, "at the start of the cosine")
     weight_decay: float = setting(0.001, "of AdamW")
     epochs: int = setting(20, "passes over the train images")
     batch_size: int = setting(256, "images per step")
@@ -34,7 +34,7 @@ class AttentiveConfig(EvaluatorConfig):
         for key in ("epochs", "batch_size"):
             if getattr(self, key) < 1:
                 raise ValueError(f"attentive.{key}={getattr(self, key)}: needs at least 1")
-        for key in ("learning_rate", "max_gigabytes"):
+        for key in ("lr", "max_gigabytes"):
             if getattr(self, key) <= 0:
                 raise ValueError(f"attentive.{key}={getattr(self, key)} must be positive")
 
@@ -113,7 +113,7 @@ def attentive_predictions(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for(config.seed, "attentive"))
         head = AttentiveHead(train.values.shape[-1], config.num_heads, num_classes).to(device)
-    optimizer = torch.optim.AdamW(head.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     batch_size = min(config.batch_size, len(train.values))
     num_steps = config.epochs * (len(train.values) // batch_size)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (1 + math.cos(math.pi * step / num_steps)) / 2)

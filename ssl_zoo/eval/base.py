@@ -17,7 +17,8 @@ from ssl_zoo.eval.cache import FeatureCache
 from ssl_zoo.eval.features import Features, Pooling, extract, feature_dim, is_main_process, on_all_ranks
 from ssl_zoo.eval.labelled import Labelled
 from ssl_zoo.nn import ViT
-from ssl_zoo.registry import Registry, setting
+from ssl_zoo.registry import Registry
+from ssl_zoo.settings import setting
 
 
 @dataclass
@@ -207,7 +208,7 @@ def check_labels(evaluator: str, train: Features, test: Features) -> None:
             )
         if features.labels is None or features.labels.shape != features.values.shape[:1] or (features.labels < 0).any():
             raise ValueError(
-                f"{evaluator}: some {name} images have no label; use a labelled data source or probe.protocols=[]"
+                f"{evaluator}: some {name} images have no label; use a labelled data source or probe.evaluators=[]"
             )
     classes = train.labels.unique().tolist()
     if len(classes) < 2:

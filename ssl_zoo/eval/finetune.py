@@ -22,8 +22,8 @@ from ssl_zoo.eval.augment import random_views
 from ssl_zoo.eval.base import EVALUATORS, Evaluator, EvaluatorConfig, Score, Subject, accuracy
 from ssl_zoo.eval.features import Pooling, feature_dim, pooled
 from ssl_zoo.nn import ViT
-from ssl_zoo.registry import setting
 from ssl_zoo.seeding import generator_for, seed_for
+from ssl_zoo.settings import setting
 
 
 @dataclass
@@ -33,7 +33,7 @@ class FinetuneConfig(EvaluatorConfig):
     epochs: int = setting(100, "passes over the train images")
     warmup_epochs: float = setting(5.0, "epochs of linear warm-up")
     batch_size: int = setting(1024, "images per step")
-    learning_rate: float = setting(0.0005, "of the classifier, per 256 images of a batch; cosine to 1e-6")
+    lr: float = setting(0.0005, "of the classifier, per 256 images of a batch; cosine to 1e-6")
     layer_decay: float = setting(0.65, "factor of the learning rate from each block to the one before it")
     weight_decay: float = setting(0.05, "of AdamW, on matrices")
     drop_path: float = setting(0.1, "rate of the last block, growing linearly from 0")
@@ -41,7 +41,7 @@ class FinetuneConfig(EvaluatorConfig):
     mixup: float = setting(0.8, "parameter of the beta distribution; 0 leaves it out")
     cutmix: float = setting(1.0, "parameter of the beta distribution; 0 leaves it out")
     crop_scale: list[float] = setting([0.08, 1.0], "area of the random crops, [low, high]")
-    clip_norm: float = setting(0.0, "limit of the gradient's norm; 0 = none")
+    clip_grad_norm: float = setting(0.0, "limit of the gradient's norm; 0 = none")
     seed: int = setting(0, "of the classifier, order and augmentation")
 
     def __post_init__(self) -> None:
@@ -99,7 +99,7 @@ def train(classifier: Classifier, subject: Subject, config: FinetuneConfig) -> N
     """Train in place; draws from the global random state (drop path, mixup), which the caller seeds and restores."""
     set_drop_path(classifier.encoder, config.drop_path)
     classifier.train()
-    scale = config.learning_rate * config.batch_size / 256
+    scale = config.lr * config.batch_size / 256
     optimizer = torch.optim.AdamW(layer_groups(classifier, config, scale), betas=(0.9, 0.999))
     for group in optimizer.param_groups:
         group["peak"] = group["lr"]
@@ -120,13 +120,13 @@ def train(classifier: Classifier, subject: Subject, config: FinetuneConfig) -> N
             with subject.precision():
                 scores = classifier(images)
             cross_entropy(scores.float(), wanted, label_smoothing=config.label_smoothing).backward()
-            if config.clip_norm:
-                nn.utils.clip_grad_norm_(classifier.parameters(), config.clip_norm)
+            if config.clip_grad_norm:
+                nn.utils.clip_grad_norm_(classifier.parameters(), config.clip_grad_norm)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
 
-def layer_groups(classifier: Classifier, config: FinetuneConfig, learning_rate: float) -> list[dict]:
+def layer_groups(classifier: Classifier, config: FinetuneConfig, lr: float) -> list[dict]:
     """Parameter groups by depth: patch embedding and positions, each block, then the last norm and the classifier."""
     depth = len(classifier.encoder.blocks)
     groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
@@ -142,7 +142,7 @@ def layer_groups(classifier: Classifier, config: FinetuneConfig, learning_rate: 
     return [
         {
             "params": parameters,
-            "lr": learning_rate * config.layer_decay ** (depth + 1 - layer),
+            "lr": lr * config.layer_decay ** (depth + 1 - layer),
             "weight_decay": config.weight_decay if decays else 0.0,
         }
         for (layer, decays), parameters in groups.items()

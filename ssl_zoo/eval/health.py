@@ -15,8 +15,8 @@ from torch import Tensor
 from ssl_zoo.eval.augment import random_views
 from ssl_zoo.eval.base import EVALUATORS, Evaluator, EvaluatorConfig, Score, Subject
 from ssl_zoo.eval.features import evaluating, pooled
-from ssl_zoo.registry import setting
 from ssl_zoo.seeding import generator_for
+from ssl_zoo.settings import setting
 
 
 @dataclass

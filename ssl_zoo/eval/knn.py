@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 
 from ssl_zoo.eval.base import EVALUATORS, Evaluator, EvaluatorConfig, Score, Subject, accuracy, check_classification
 from ssl_zoo.eval.features import Features
-from ssl_zoo.registry import setting
+from ssl_zoo.settings import setting
 
 # One block of similarities: 1,024 x 8,192 float64 = 64 MiB, whatever the number of images.
 _QUERIES_PER_BLOCK = 1024

@@ -96,7 +96,7 @@ def labels_of(source: Source, name: str | None) -> Int[Tensor, "n"]:
     known = source.label_sets
     if not known:
         raise ValueError(
-            f"the {source.split.value} split of {type(source).__name__} has no labels; set probe.protocols=[]"
+            f"the {source.split.value} split of {type(source).__name__} has no labels; set probe.evaluators=[]"
         )
     if name is None:
         return next(iter(known.values()))

@@ -20,8 +20,8 @@ from ssl_zoo.eval.base import EVALUATORS, Evaluator, EvaluatorConfig, Score, Sub
 from ssl_zoo.eval.features import Features, Pooling
 from ssl_zoo.eval.logistic import Preprocessing, preprocessed
 from ssl_zoo.eval.splits import held_out, rows_of
-from ssl_zoo.registry import setting
 from ssl_zoo.seeding import generator_for
+from ssl_zoo.settings import setting
 
 LARS_TRUST = 0.001
 _STEP_EPOCHS = 15  # between two tenfold drops of the step schedule
@@ -47,9 +47,7 @@ class LinearConfig(EvaluatorConfig):
 
     poolings: list[Pooling] = setting([], "poolings to choose from; [] takes pooling alone")
     layer_counts: list[int] = setting([], "values of num_layers to choose from; [] takes num_layers alone")
-    learning_rates: list[float] = setting(
-        [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0], "to choose from, per 256 images of a batch"
-    )
+    lrs: list[float] = setting([0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0], "to choose from, per 256 images of a batch")
     weight_decays: list[float] = setting([0.0], "to choose from")
     optimizer: Optimizer = setting(Optimizer.sgd, "sgd or lars")
     schedule: Schedule = setting(Schedule.cosine, "cosine or step")
@@ -63,8 +61,8 @@ class LinearConfig(EvaluatorConfig):
     seed: int = setting(0, "of initial weights, order and the held-out share")
 
     def __post_init__(self) -> None:
-        if not self.learning_rates or min(self.learning_rates) <= 0:
-            raise ValueError(f"linear.learning_rates={self.learning_rates}: give one or more, all positive")
+        if not self.lrs or min(self.lrs) <= 0:
+            raise ValueError(f"linear.lrs={self.lrs}: give one or more, all positive")
         if not self.weight_decays or min(self.weight_decays) < 0:
             raise ValueError(f"linear.weight_decays={self.weight_decays}: give one or more, none negative")
         if not 0 < self.validation_fraction < 1:
@@ -82,7 +80,7 @@ class Head:
 
     pooling: Pooling
     num_layers: int
-    learning_rate: float
+    lr: float
     weight_decay: float
 
 
@@ -100,7 +98,7 @@ class Linear(Evaluator):
         features = {kind: subject.features(replace(config, pooling=kind[0], num_layers=kind[1])) for kind in kinds}
         for train, test in features.values():
             check_classification("linear", train, test)
-        rates = list(itertools.product(config.learning_rates, config.weight_decays))
+        rates = list(itertools.product(config.lrs, config.weight_decays))
         heads = [Head(*kind, *rate) for kind in kinds for rate in rates]
         best, chosen_by = heads[0], None
         if len(heads) > 1:
@@ -114,7 +112,7 @@ class Linear(Evaluator):
             ]
             best, chosen_by = heads[scores.index(max(scores))], max(scores)
         train, test = features[best.pooling, best.num_layers]
-        [predicted] = linear_predictions(train, test, [(best.learning_rate, best.weight_decay)], config, device=device)
+        [predicted] = linear_predictions(train, test, [(best.lr, best.weight_decay)], config, device=device)
         details = {"chosen": {**asdict(best), "pooling": best.pooling.value}, "validation_accuracy": chosen_by}
         return [Score("linear", accuracy(predicted, test.labels), self.protocol(subject), details=details)]
 
@@ -150,7 +148,7 @@ def fit(
     speed, bias_speed = torch.zeros_like(weights), torch.zeros_like(bias)
     batch_size = min(config.batch_size, num_rows)
     scale = batch_size / 256
-    learning_rate = features.new_tensor([scale * rate for rate, _ in rates])[:, None]
+    lr = features.new_tensor([scale * rate for rate, _ in rates])[:, None]
     decay = features.new_tensor([decay for _, decay in rates])[:, None]
     steps_per_epoch = math.ceil(num_rows / batch_size)
     expected = one_hot(labels, num_classes).to(features.dtype)
@@ -167,7 +165,7 @@ def fit(
                 slope = slope * trust[:, None]
             speed.mul_(config.momentum).add_(slope)
             bias_speed.mul_(config.momentum).add_(error.sum(dim=0))
-            rate = learning_rate * _course(config, epoch + step / steps_per_epoch)
+            rate = lr * _course(config, epoch + step / steps_per_epoch)
             weights -= rate * speed
             bias -= rate * bias_speed
     return weights.transpose(0, 1), bias

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy, normalize
 
 from ssl_zoo.eval.base import EVALUATORS, Evaluator, EvaluatorConfig, Score, Subject, accuracy, check_classification
 from ssl_zoo.eval.features import Features
-from ssl_zoo.registry import setting
+from ssl_zoo.settings import setting
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from ssl_zoo.eval.base import EVALUATORS, Evaluator, Score, Subject, accuracy, check_classification
 from ssl_zoo.eval.logistic import LogisticConfig, logistic_predictions
 from ssl_zoo.eval.splits import mean_and_spread, per_class, published, rows_of
-from ssl_zoo.registry import setting
+from ssl_zoo.settings import setting
 
 
 @dataclass

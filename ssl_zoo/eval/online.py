@@ -20,7 +20,7 @@ from ssl_zoo.eval.linear import LinearConfig
 from ssl_zoo.eval.logistic import LogisticConfig
 from ssl_zoo.eval.low_shot import LowShotConfig
 from ssl_zoo.nn import ViT
-from ssl_zoo.registry import setting
+from ssl_zoo.settings import setting
 
 
 @dataclass
@@ -30,7 +30,7 @@ class ProbeConfig:
     every_steps: int = setting(0, "optimizer steps between two probes; 0 = none in between")
     at_start: bool = setting(True, "probe the random-init network before the first step: the baseline of later scores")
     at_end: bool = setting(True, "probe after the last step")
-    protocols: list[str] = setting(["knn"], "names of evaluators; [] = no probe")
+    evaluators: list[str] = setting(["knn"], "names of evaluators; [] = no probe")
     train_samples: int = setting(5000, "images of the train split that the probe learns from, at most; 0 = all")
     test_samples: int = setting(2000, "images of the test split that are scored, at most; 0 = all")
     label: str | None = setting(None, "which of the source's label sets; null = the source's first")
@@ -97,7 +97,7 @@ class OnlineProbe:
         progress: Callable[[str, int, int], None] | None = None,
     ) -> None:
         self.evaluators: list[Evaluator] = [
-            EVALUATORS.get(name)(config.evaluator_config(name)) for name in config.protocols
+            EVALUATORS.get(name)(config.evaluator_config(name)) for name in config.evaluators
         ]
         self.label = config.label
         self.baseline: dict[str, float] = {}

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import ssl_zoo
-from ssl_zoo.engine.storage import fingerprint
+from ssl_zoo.engine.checkpoint.storage import fingerprint
 from ssl_zoo.engine.trained import TrainedMethod, encoders
 from ssl_zoo.io import publish_directory
 from ssl_zoo.method import Method

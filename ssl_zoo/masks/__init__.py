@@ -10,6 +10,6 @@ from ssl_zoo.masks import (  # noqa: F401  (they register themselves)
     rasterized,
 )
 from ssl_zoo.masks.base import MASKS, MaskGenerator, Masks, MasksConfig, Pairing
-from ssl_zoo.masks.draw import draw_masks
+from ssl_zoo.masks.plot import plot_masks
 
-__all__ = ["MASKS", "MaskGenerator", "Masks", "MasksConfig", "Pairing", "draw_masks"]
+__all__ = ["MASKS", "MaskGenerator", "Masks", "MasksConfig", "Pairing", "plot_masks"]

@@ -24,17 +24,17 @@ class Masks:
 
     B images, C context blocks of K visible patches each, M target blocks of T patches each.
 
-    ``hidden`` is there where one set of patches is hidden from the encoder. It may be ragged: images may hide different
+    ``masked`` is there where one set of patches is masked from the encoder. It may be ragged: images may hide different
     numbers of patches. Then it alone is the truth, for methods that replace patches at the encoder's input and weigh
-    their loss by it. ``context`` and ``targets`` are cut to the batch's smallest number of seen and of hidden patches,
-    a uniformly random choice of each image's: nothing is padded, so a context patch is never hidden, a target always
+    their loss by it. ``context`` and ``targets`` are cut to the batch's smallest number of seen and of masked patches,
+    a uniformly random choice of each image's: nothing is padded, so a context patch is never masked, a target always
     is, and a method that reads only the indices stays right and leaves a few patches out.
     """
 
     context: Int[Tensor, "B C K"]
     targets: Int[Tensor, "B M T"]
     pairing: Pairing = Pairing.product
-    hidden: Bool[Tensor, "B N"] | None = None  # True = replaced at the encoder's input; counts may differ per image
+    masked: Bool[Tensor, "B N"] | None = None  # True = replaced at the encoder's input; counts may differ per image
 
     def paired(self, per_target: Shaped[Tensor, "B M *T"]) -> Shaped[Tensor, "B C pairs *T"]:
         """For each context the entries of those target blocks that it predicts: all M, or the one of its own index."""
@@ -43,10 +43,10 @@ class Masks:
         num_contexts = self.context.shape[1]
         return per_target.unsqueeze(1).expand(-1, num_contexts, *per_target.shape[1:])
 
-    def all_hidden(self, num_patches: int) -> Bool[Tensor, "B N"]:
-        """``hidden`` where it is set, else the union of all target blocks."""
-        if self.hidden is not None:
-            return self.hidden
+    def all_masked(self, num_patches: int) -> Bool[Tensor, "B N"]:
+        """``masked`` where it is set, else the union of all target blocks."""
+        if self.masked is not None:
+            return self.masked
         targets = self.targets.flatten(1)
         nothing = torch.zeros(len(targets), num_patches, dtype=torch.bool, device=targets.device)
         return nothing.scatter(1, targets, True)
@@ -58,8 +58,8 @@ class Masks:
 
     def map(self, function) -> "Masks":
         """The same masks with ``function`` applied to every tensor (a device copy, a slice of the images)."""
-        hidden = None if self.hidden is None else function(self.hidden)
-        return Masks(function(self.context), function(self.targets), self.pairing, hidden)
+        masked = None if self.masked is None else function(self.masked)
+        return Masks(function(self.context), function(self.targets), self.pairing, masked)
 
 
 @dataclass

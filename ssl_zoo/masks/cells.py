@@ -7,47 +7,47 @@ import torch
 
 from ssl_zoo.masks.base import MASKS, MaskGenerator, Masks, MasksConfig
 from ssl_zoo.masks.subsets import check_both_sides, check_fraction, masks_of, random_subset
-from ssl_zoo.registry import setting
+from ssl_zoo.settings import setting
 
 
 @dataclass
 class CellsConfig(MasksConfig):
     """Defaults: arXiv 2111.09886, sec. 4.1: cells of 32 pixels, here with patches of 16."""
 
-    hidden_fraction: float = setting(0.6, "hidden cells as a fraction of all cells, rounded up")
-    cell_patches: int = setting(2, "side of a square cell in patches; SimMIM's 32 pixels are 2 patches of 16")
+    mask_ratio: float = setting(0.6, "masked cells as a fraction of all cells, rounded up")
+    mask_patch_size: int = setting(2, "side of a square cell in patches; SimMIM's 32 pixels are 2 patches of 16")
 
     def __post_init__(self) -> None:
-        check_fraction("masks.hidden_fraction", self.hidden_fraction)
-        if self.cell_patches < 1:
-            raise ValueError(f"masks.cell_patches={self.cell_patches} must be at least 1")
+        check_fraction("masks.mask_ratio", self.mask_ratio)
+        if self.mask_patch_size < 1:
+            raise ValueError(f"masks.mask_patch_size={self.mask_patch_size} must be at least 1")
 
 
 @MASKS.register("cells", CellsConfig)
 class CellsGenerator(MaskGenerator):
-    """SimMIM's masks: random square cells of several patches are hidden; the context is the rest."""
+    """SimMIM's masks: random square cells of several patches are masked; the context is the rest."""
 
     config: CellsConfig
 
     def __init__(self, config: CellsConfig, grid: tuple[int, int]) -> None:
         super().__init__(config, grid)
-        side = config.cell_patches
+        side = config.mask_patch_size
         if grid[0] % side or grid[1] % side:
             common = math.gcd(*grid)
             possible = ", ".join(str(size) for size in range(1, common + 1) if common % size == 0)
             raise ValueError(
-                f"masks.cell_patches={side} does not divide the {grid[0]}x{grid[1]} grid; possible here: {possible}"
+                f"masks.mask_patch_size={side} does not divide the {grid[0]}x{grid[1]} grid; possible here: {possible}"
             )
         self._cells = (grid[0] // side, grid[1] // side)
         num_cells = self._cells[0] * self._cells[1]
-        self._num_hidden = math.ceil(num_cells * config.hidden_fraction - 1e-9)
+        self._num_hidden = math.ceil(num_cells * config.mask_ratio - 1e-9)
         cells = f"cells of {side}x{side} patches on the {grid[0]}x{grid[1]} grid"
-        check_both_sides("masks.hidden_fraction", config.hidden_fraction, self._num_hidden, num_cells, cells)
+        check_both_sides("masks.mask_ratio", config.mask_ratio, self._num_hidden, num_cells, cells)
 
     def __call__(self, batch_size: int, generator: torch.Generator) -> Masks:
         everything = torch.ones(batch_size, self._cells[0] * self._cells[1], dtype=torch.bool)
         chosen = random_subset(everything, self._num_hidden, generator)
         cells = torch.zeros_like(everything).scatter_(1, chosen, True).view(batch_size, *self._cells)
-        side = self.config.cell_patches
-        hidden = cells.repeat_interleave(side, 1).repeat_interleave(side, 2).flatten(1)
-        return masks_of(hidden, generator)
+        side = self.config.mask_patch_size
+        masked = cells.repeat_interleave(side, 1).repeat_interleave(side, 2).flatten(1)
+        return masks_of(masked, generator)

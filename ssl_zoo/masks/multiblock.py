@@ -20,8 +20,8 @@ from ssl_zoo.masks.blocks import (
     reference_sizes,
 )
 from ssl_zoo.masks.subsets import first_subset, random_subset
-from ssl_zoo.registry import setting
 from ssl_zoo.seeding import generator_for
+from ssl_zoo.settings import setting
 
 _LOG = logging.getLogger(__name__)
 

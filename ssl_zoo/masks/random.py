@@ -1,4 +1,4 @@
-"""MAE's random masks (arXiv 2111.06377, sec. 3): every patch is hidden with the same probability."""
+"""MAE's random masks (arXiv 2111.06377, sec. 3): every patch is masked with the same probability."""
 
 from dataclasses import dataclass
 
@@ -6,17 +6,17 @@ import torch
 
 from ssl_zoo.masks.base import MASKS, MaskGenerator, Masks, MasksConfig
 from ssl_zoo.masks.subsets import check_both_sides, check_fraction, masks_of, part_of, random_subset
-from ssl_zoo.registry import setting
+from ssl_zoo.settings import setting
 
 
 @dataclass
 class RandomConfig(MasksConfig):
     """Default: arXiv 2111.06377, sec. 4.1. I-JEPA's ablation (arXiv 2301.08243, table 6) hides 0.6."""
 
-    hidden_fraction: float = setting(0.75, "hidden patches as a fraction of the grid; the seen ones are rounded down")
+    mask_ratio: float = setting(0.75, "masked patches as a fraction of the grid; the seen ones are rounded down")
 
     def __post_init__(self) -> None:
-        check_fraction("masks.hidden_fraction", self.hidden_fraction)
+        check_fraction("masks.mask_ratio", self.mask_ratio)
 
 
 @MASKS.register("random", RandomConfig)
@@ -30,9 +30,9 @@ class RandomGenerator(MaskGenerator):
 
     def __init__(self, config: RandomConfig, grid: tuple[int, int]) -> None:
         super().__init__(config, grid)
-        self._num_hidden = self.num_patches - part_of(self.num_patches, 1 - config.hidden_fraction)
+        self._num_hidden = self.num_patches - part_of(self.num_patches, 1 - config.mask_ratio)
         patches = f"patches of the {grid[0]}x{grid[1]} grid"
-        check_both_sides("masks.hidden_fraction", config.hidden_fraction, self._num_hidden, self.num_patches, patches)
+        check_both_sides("masks.mask_ratio", config.mask_ratio, self._num_hidden, self.num_patches, patches)
 
     def __call__(self, batch_size: int, generator: torch.Generator) -> Masks:
         everything = torch.ones(batch_size, self.num_patches, dtype=torch.bool)

@@ -34,5 +34,5 @@ class RasterizedGenerator(MaskGenerator):
     def __call__(self, batch_size: int, generator: torch.Generator) -> Masks:
         seen = torch.randint(4, (batch_size,), generator=generator)
         context, targets = self._quadrants[seen], self._quadrants[self._others[seen]]
-        hidden = torch.ones(batch_size, self.num_patches, dtype=torch.bool).scatter_(1, context, False)
-        return Masks(context[:, None], targets, hidden=hidden)
+        masked = torch.ones(batch_size, self.num_patches, dtype=torch.bool).scatter_(1, context, False)
+        return Masks(context[:, None], targets, masked=masked)

@@ -1,4 +1,4 @@
-"""Rectangles of random sizes that are placed one after the other until enough patches are hidden (BEiT)."""
+"""Rectangles of random sizes that are placed one after the other until enough patches are masked (BEiT)."""
 
 import math
 from dataclasses import dataclass
@@ -44,7 +44,7 @@ class _Rectangles:
 class RectanglePlacer:
     """Places overlapping rectangles on a grid.
 
-    A rectangle is hidden if it adds at least one patch and no more than are still to be hidden; ten are tried for each
+    A rectangle is masked if it adds at least one patch and no more than are still to be masked; ten are tried for each
     block. Whole rectangles reach the centre more often than the border, as in the reference codes.
 
     Attributes:

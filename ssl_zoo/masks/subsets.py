@@ -42,19 +42,19 @@ def first_subset(candidates: Bool[Tensor, "B N"], count: int) -> Int[Tensor, "B 
     return patches[starts[:, None] + torch.arange(count)] % candidates.shape[1]
 
 
-def masks_of(hidden: Bool[Tensor, "B N"], generator: torch.Generator) -> Masks:
-    """One context and one target block per image: what isn't hidden, and what is.
+def masks_of(masked: Bool[Tensor, "B N"], generator: torch.Generator) -> Masks:
+    """One context and one target block per image: what isn't masked, and what is.
 
     Where images hide different numbers of patches, both are cut to the batch's smallest (see ``Masks``).
     """
-    counts = hidden.sum(1)
-    num_targets, num_context = int(counts.min()), hidden.shape[1] - int(counts.max())
-    if num_targets + num_context == hidden.shape[1]:
-        context, targets = first_subset(~hidden, num_context), first_subset(hidden, num_targets)
+    counts = masked.sum(1)
+    num_targets, num_context = int(counts.min()), masked.shape[1] - int(counts.max())
+    if num_targets + num_context == masked.shape[1]:
+        context, targets = first_subset(~masked, num_context), first_subset(masked, num_targets)
     else:
-        context = random_subset(~hidden, num_context, generator)
-        targets = random_subset(hidden, num_targets, generator)
-    return Masks(context[:, None], targets[:, None], hidden=hidden)
+        context = random_subset(~masked, num_context, generator)
+        targets = random_subset(masked, num_targets, generator)
+    return Masks(context[:, None], targets[:, None], masked=masked)
 
 
 def part_of(total: int, fraction: float) -> int:
@@ -64,7 +64,7 @@ def part_of(total: int, fraction: float) -> int:
 
 def check_fraction(key: str, value: float) -> None:
     if not 0 < value < 1:
-        raise ValueError(f"{key}={value} must lie in (0, 1): some patches are hidden and some are seen")
+        raise ValueError(f"{key}={value} must lie in (0, 1): some patches are masked and some are seen")
 
 
 def check_both_sides(key: str, value: float, num_hidden: int, total: int, things: str) -> None:
@@ -75,6 +75,6 @@ def check_both_sides(key: str, value: float, num_hidden: int, total: int, things
     """
     if not 0 < num_hidden < total:
         raise ValueError(
-            f"{key}={value} hides {num_hidden} of {total} {things}; at least one must be hidden and one seen. Use a "
+            f"{key}={value} hides {num_hidden} of {total} {things}; at least one must be masked and one seen. Use a "
             f"value between {1 / total:.3g} and {1 - 1 / total:.3g}, or a finer patch (backbone.patch_size)."
         )

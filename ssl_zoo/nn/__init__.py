@@ -1,7 +1,7 @@
 """Networks: the vision transformer, its narrow relative for predictors and decoders, positions, and token indexing."""
 
 from ssl_zoo.nn.backbone import BACKBONES, BackboneConfig
-from ssl_zoo.nn.blocks import NormPosition, Tap, set_fused_attention
+from ssl_zoo.nn.blocks import LayerOutput, NormPosition, set_fused_attention
 from ssl_zoo.nn.convolutions import ConvolutionalDecoder
 from ssl_zoo.nn.diversity import cosine_between_images, mean_std, normalized_entropy
 from ssl_zoo.nn.initialization import Initialization
@@ -15,11 +15,11 @@ __all__ = [
     "BackboneConfig",
     "ConvolutionalDecoder",
     "Initialization",
+    "LayerOutput",
     "NarrowViT",
     "NormPosition",
     "Positions",
     "SincosLayout",
-    "Tap",
     "ViT",
     "ViTConfig",
     "cosine_between_images",

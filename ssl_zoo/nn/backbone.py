@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from ssl_zoo.registry import Registry, setting
+from ssl_zoo.registry import Registry
+from ssl_zoo.settings import setting
 
 BACKBONES = Registry("backbone", "backbone")
 

@@ -20,7 +20,7 @@ class NormPosition(Enum):
     post = "post"  # the sum after each branch (data2vec 2.0)
 
 
-class Tap(Enum):
+class LayerOutput(Enum):
     """What is taken out of a block."""
 
     block = "block"  # its output
@@ -57,10 +57,10 @@ class PreNormBlock(_Branches):
         x: Float[Tensor, "S L D"],
         attn_mask: Float[Tensor, "#S H L L"] | None = None,
         *,
-        tap: Tap | None = None,
+        layer_output: LayerOutput | None = None,
         last: int | None = None,
     ) -> Float[Tensor, "S T D"] | tuple[Float[Tensor, "S T D"], Float[Tensor, "S T D"]]:
-        """The block's output; with ``tap`` also what is taken out of it.
+        """The block's output; with ``layer_output`` also what is taken out of it.
 
         Args:
             last: the output is that of so many tokens at the end, which attend to all tokens.
@@ -69,20 +69,24 @@ class PreNormBlock(_Branches):
         x = (x if last is None else x[:, -last:]) + branch
         branch = self.mlp_branch(self.norm2(x))
         x = x + branch
-        return x if tap is None else (x, branch if tap is Tap.ffn else x)
+        return x if layer_output is None else (x, branch if layer_output is LayerOutput.ffn else x)
 
 
 class PostNormBlock(_Branches):
     """``x = norm1(x + attention(x)); x = norm2(x + mlp(x))``."""
 
     def forward(
-        self, x: Float[Tensor, "S L D"], attn_mask: Float[Tensor, "#S H L L"] | None = None, *, tap: Tap | None = None
+        self,
+        x: Float[Tensor, "S L D"],
+        attn_mask: Float[Tensor, "#S H L L"] | None = None,
+        *,
+        layer_output: LayerOutput | None = None,
     ) -> Float[Tensor, "S L D"] | tuple[Float[Tensor, "S L D"], Float[Tensor, "S L D"]]:
-        """The block's output; with ``tap`` also what is taken out of it."""
+        """The block's output; with ``layer_output`` also what is taken out of it."""
         x = self.norm1(x + self.attention_branch(x, attn_mask))
         branch = self.mlp_branch(x)
         x = self.norm2(x + branch)
-        return x if tap is None else (x, branch if tap is Tap.ffn else x)
+        return x if layer_output is None else (x, branch if layer_output is LayerOutput.ffn else x)
 
 
 class QueryValueBiasLinear(nn.Linear):

@@ -1,4 +1,4 @@
-"""The narrow vision transformer that predicts hidden patches from encoded ones: I-JEPA's predictor, MAE's decoder."""
+"""The narrow vision transformer that predicts masked patches from encoded ones: I-JEPA's predictor, MAE's decoder."""
 
 import torch
 import torch.nn.functional as F
@@ -73,7 +73,7 @@ class NarrowViT(nn.Module):
         """Predictions for the target patches; each of the M blocks is predicted on its own.
 
         Mask tokens of different blocks never attend to each other: each block gets a copy of the context
-        (I-JEPA, arXiv 2301.08243, sec. 3). M = 1 predicts all hidden patches together (MAE).
+        (I-JEPA, arXiv 2301.08243, sec. 3). M = 1 predicts all masked patches together (MAE).
 
         Args:
             tokens: encoded prefix tokens and context patches, L = num_prefix_tokens + K, of an image, or with a second

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from ssl_zoo.nn import kernels
 from ssl_zoo.nn.backbone import BACKBONES, BackboneConfig
-from ssl_zoo.nn.blocks import NormPosition, Tap, transformer_blocks
+from ssl_zoo.nn.blocks import LayerOutput, NormPosition, transformer_blocks
 from ssl_zoo.nn.initialization import TOKEN_STD, Initialization, initialize, initialize_token, shrink_branches
 from ssl_zoo.nn.patch_embed import PatchEmbedding
 from ssl_zoo.nn.pos_embed import SincosLayout, interpolate_positions, sincos_positions
 from ssl_zoo.nn.relative_position import RelativePositionBias
 from ssl_zoo.nn.tokens import take
-from ssl_zoo.registry import setting
+from ssl_zoo.settings import setting
 
 
 class Positions(Enum):
@@ -162,40 +162,40 @@ class ViT(nn.Module):
         images: Float[Tensor, "B channels H W"],
         keep: Int[Tensor, "B *K"] | None = None,
         *,
-        hidden: Bool[Tensor, "B N"] | None = None,
+        masked: Bool[Tensor, "B N"] | None = None,
         mask_token: Float[Tensor, "#B #N D"] | None = None,
         layers: Sequence[int] | None = None,
-        tap: Tap = Tap.block,
+        layer_output: LayerOutput = LayerOutput.block,
     ) -> Float[Tensor, "B *L D"] | list[Float[Tensor, "B *L D"]]:
         """``encode(embed(images, ...), ...)``: see there for arguments and result.
 
         With ``keep`` of shape (B, C, K) a patch is embedded once for all C contexts where that is cheaper.
         """
         if keep is None:
-            return self._run_blocks(self.embed(images, hidden, mask_token), None, layers, tap)
-        if hidden is None and keep.shape[1:].numel() < self.num_patches:
-            return self._run_blocks(self._embed_kept(images, keep), keep, layers, tap)
-        return self.encode(self.embed(images, hidden, mask_token), keep, layers, tap)
+            return self._run_blocks(self.embed(images, masked, mask_token), None, layers, layer_output)
+        if masked is None and keep.shape[1:].numel() < self.num_patches:
+            return self._run_blocks(self._embed_kept(images, keep), keep, layers, layer_output)
+        return self.encode(self.embed(images, masked, mask_token), keep, layers, layer_output)
 
     def embed(
         self,
         images: Float[Tensor, "B channels H W"],
-        hidden: Bool[Tensor, "B N"] | None = None,
+        masked: Bool[Tensor, "B N"] | None = None,
         mask_token: Float[Tensor, "#B #N D"] | None = None,
     ) -> Float[Tensor, "B N D"]:
         """Patch tokens with their positions, without prefix tokens.
 
         Args:
             images: of the configured or another size.
-            hidden: True = the patch is replaced by ``mask_token`` before positions are added (data2vec, SimMIM, iBOT).
+            masked: True = the patch is replaced by ``mask_token`` before positions are added (data2vec, SimMIM, iBOT).
 
         Raises:
             ValueError: the sides of the images are no multiples of the patch size.
         """
         grid = self.config.grid_of((images.shape[-2], images.shape[-1]))
         tokens = self.patch_embed(images)
-        if hidden is not None:
-            tokens = torch.where(hidden[..., None], mask_token.to(tokens.dtype), tokens)
+        if masked is not None:
+            tokens = torch.where(masked[..., None], mask_token.to(tokens.dtype), tokens)
         return tokens if self.pos_embed is None else tokens + self._patch_positions(grid)
 
     def _embed_kept(
@@ -211,7 +211,7 @@ class ViT(nn.Module):
         tokens: Float[Tensor, "B *N D"],
         keep: Int[Tensor, "B *K"] | None = None,
         layers: Sequence[int] | None = None,
-        tap: Tap = Tap.block,
+        layer_output: LayerOutput = LayerOutput.block,
     ) -> Float[Tensor, "B *L D"] | list[Float[Tensor, "B *L D"]]:
         """Run the blocks over all or the kept patches, with the prefix tokens in front.
 
@@ -219,7 +219,7 @@ class ViT(nn.Module):
             tokens: as ``embed`` returns them.
             keep: patches to encode, (B, K), or (B, C, K) for C contexts per image that don't see each other.
             layers: blocks whose outputs are wanted, negative ones counted from the last; no block after them is run.
-            tap: what is wanted of these blocks.
+            layer_output: what is wanted of these blocks.
 
         Returns:
             Tokens after the final norm, (B, P + N, D), (B, P + K, D) or (B, C, P + K, D), the P prefix tokens first;
@@ -228,10 +228,14 @@ class ViT(nn.Module):
         Raises:
             ValueError: ``layers`` names a block that does not exist.
         """
-        return self._run_blocks(tokens if keep is None else take(tokens, keep), keep, layers, tap)
+        return self._run_blocks(tokens if keep is None else take(tokens, keep), keep, layers, layer_output)
 
     def _run_blocks(
-        self, tokens: Float[Tensor, "B *K D"], keep: Int[Tensor, "B *K"] | None, layers: Sequence[int] | None, tap: Tap
+        self,
+        tokens: Float[Tensor, "B *K D"],
+        keep: Int[Tensor, "B *K"] | None,
+        layers: Sequence[int] | None,
+        layer_output: LayerOutput,
     ) -> Float[Tensor, "B *L D"] | list[Float[Tensor, "B *L D"]]:
         """``encode`` of tokens that are those of ``keep`` already."""
         leading = tokens.shape[:-2]
@@ -245,7 +249,7 @@ class ViT(nn.Module):
         outputs = {}
         for index, block in enumerate(islice(self.blocks, max(wanted) + 1)):
             if index in wanted:
-                x, taken = block(x, bias, tap=tap)
+                x, taken = block(x, bias, layer_output=layer_output)
                 outputs[index] = taken.unflatten(0, leading)
             else:
                 x = block(x, bias)

@@ -110,7 +110,7 @@ class Row:
 
     def flops(self, record: RunRecord) -> float:
         """That a run of this row has taken so far."""
-        return record.step * record.images_per_step * self.cost.flops_per_image
+        return record.step * record.batch_size * self.cost.flops_per_image
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ssl_zoo.config.keys import ConfigError, keys_of, written, wrong_value
 from ssl_zoo.config.recipe import Recipe, config_roots, find_recipe, read_document
-from ssl_zoo.registry import nearest, setting
+from ssl_zoo.registry import nearest
+from ssl_zoo.settings import setting
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _SET_BY_THE_STUDY = {"seed": "seeds", "output_dir": "--out"}  # keys of a run -> what decides them in a study
@@ -33,7 +34,7 @@ class Evaluation:
     """A table of its own: what else the frozen networks of finished runs are asked."""
 
     title: str = setting("", "headline of its table; empty: the evaluation's name")
-    protocols: list[str] = setting(["knn", "linear"], "evaluators, by their registered names")
+    evaluators: list[str] = setting(["knn", "linear"], "evaluators, by their registered names")
     labels: list[str] = setting([], "label sets of the data, each a question of its own; empty: the data's first")
     columns: list[str] = setting(["knn20", "linear"], "accuracies of the protocols that the table shows")
     overrides: list[str] = setting([], "key=value and group=option over a run's configuration, e.g. data=scenes")
@@ -99,7 +100,7 @@ def check_overrides(overrides: Sequence[str]) -> None:
             raise ConfigError(f"{override}: in a study {key} follows from {_SET_BY_THE_STUDY[key]}")
 
 
-def check_columns(columns: Sequence[str], protocols: Sequence[str], key: str) -> None:
+def check_columns(columns: Sequence[str], evaluators: Sequence[str], key: str) -> None:
     """Refuse scores that none of the protocols gives.
 
     Raises:

@@ -9,10 +9,10 @@ from statistics import fmean
 
 from ssl_zoo.config import Composed, ConfigError, compose
 from ssl_zoo.config.schema import sections
-from ssl_zoo.engine.plan import Plan, count_flops
 from ssl_zoo.engine.trainer import run_length
 from ssl_zoo.eval.base import EVALUATORS
 from ssl_zoo.eval.online import ProbeConfig
+from ssl_zoo.planning.plan import Plan, count_flops
 from ssl_zoo.registry import REGISTRIES
 from ssl_zoo.study.file import Study, check_columns, check_overrides
 
@@ -28,9 +28,9 @@ class Operations:
     @functools.cached_property
     def per_image(self) -> float:
         """Of forward and backward, without the optimizer; a product and a sum are two."""
-        plan, count = self.plan, self.plan.trainer.images_per_step
+        plan, count = self.plan, self.plan.trainer.batch_size
         draws = [
-            count_flops(plan.method, plan.views, plan.generators, images_per_step=count, draw=draw)["step"]
+            count_flops(plan.method, plan.views, plan.generators, batch_size=count, draw=draw)["step"]
             for draw in range(_DRAWS)
         ]
         return fmean(draws)
@@ -45,7 +45,7 @@ class Cost:
     """
 
     num_steps: int | None
-    images_per_step: int
+    batch_size: int
     operations: Operations
 
     @property
@@ -54,7 +54,7 @@ class Cost:
 
     @property
     def images(self) -> int | None:
-        return None if self.num_steps is None else self.num_steps * self.images_per_step
+        return None if self.num_steps is None else self.num_steps * self.batch_size
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def plan_runs(study: Study, overrides: Sequence[str] = ()) -> list[PlannedRun]:
                     _check_evaluations(study, recipe, said)
                     cost = cost_of(composed)
                     config = composed.config
-                    parts = (config.method, config.backbone, config.masks, config.targets, cost.images_per_step)
+                    parts = (config.method, config.backbone, config.masks, config.targets, cost.batch_size)
                     costs[name] = replace(cost, operations=counted.setdefault(repr(parts), cost.operations))
             except (ValueError, LookupError) as error:
                 raise ConfigError(f"entry {name}: {error}") from error
@@ -146,14 +146,14 @@ def cost_of(composed: Composed) -> Cost:
     if plan.num_samples is None and trainer.num_steps is None:
         num_steps = None
     else:
-        num_steps, _ = run_length(trainer, plan.num_samples or trainer.images_per_step)
-    return Cost(num_steps, trainer.images_per_step, Operations(plan))
+        num_steps, _ = run_length(trainer, plan.num_samples or trainer.batch_size)
+    return Cost(num_steps, trainer.batch_size, Operations(plan))
 
 
 def _check_evaluations(study: Study, recipe: str, said: Sequence[str]) -> None:
     for name, evaluation in study.evaluations.items():
         try:
-            for protocol in evaluation.protocols:
+            for protocol in evaluation.evaluators:
                 EVALUATORS.get(protocol)
             compose(recipe, (*said, *evaluation.overrides))
         except (ValueError, LookupError) as error:
@@ -163,4 +163,4 @@ def _check_evaluations(study: Study, recipe: str, said: Sequence[str]) -> None:
 def _check_probe(columns: Sequence[str], probe: ProbeConfig) -> None:
     if not probe.at_end:
         raise ValueError("probe.at_end=false: a study compares scores after the last step; leave it true")
-    check_columns(columns, probe.protocols, "probe.protocols")
+    check_columns(columns, probe.evaluators, "probe.evaluators")

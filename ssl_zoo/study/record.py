@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any
 
 from ssl_zoo.config import Composed, ConfigError, compose
-from ssl_zoo.engine.checkpoint import list_checkpoints, step_of
+from ssl_zoo.engine.checkpoint.state import list_checkpoints, step_of
 from ssl_zoo.study.evaluation import Score, scores_of
 from ssl_zoo.study.plan import identity
 
@@ -73,8 +73,8 @@ class RunRecord:
         return self.environment.get("num_steps") or self.composed.config.trainer.num_steps
 
     @property
-    def images_per_step(self) -> int:
-        return self.environment.get("images_per_step") or self.composed.config.trainer.images_per_step
+    def batch_size(self) -> int:
+        return self.environment.get("batch_size") or self.composed.config.trainer.batch_size
 
     def is_finished(self, num_steps: int | None = None) -> bool:
         """Whether the last step is saved, and with it its scores.
@@ -88,7 +88,7 @@ class RunRecord:
     @functools.cached_property
     def score_names(self) -> Sequence[str]:
         """Of all scores, as the probe's protocols name them."""
-        protocols = tuple(self.composed.config.probe.protocols)
+        protocols = tuple(self.composed.config.probe.evaluators)
         names = dict.fromkeys(name for line in self.lines if "loss" not in line for name in line)
         return [name for name in names if name.startswith(protocols) and not name.endswith(_BASELINE)]
 
@@ -112,7 +112,7 @@ class RunRecord:
 
     def curve(self, name: str) -> Curve:
         """A value of ``metrics.jsonl`` over the images trained on."""
-        points = [(line["step"] * self.images_per_step, line[name]) for line in self.lines if name in line]
+        points = [(line["step"] * self.batch_size, line[name]) for line in self.lines if name in line]
         return Curve([images for images, _ in points], [value for _, value in points])
 
     @functools.cached_property
@@ -125,7 +125,7 @@ class RunRecord:
     def seconds(self) -> float | None:
         """Of training alone: all images at the median speed."""
         speed = self.images_per_second
-        return None if speed is None else self.step * self.images_per_step / speed
+        return None if speed is None else self.step * self.batch_size / speed
 
 
 class RunFolder:

@@ -111,7 +111,7 @@ def _setting(rows: Sequence[Row]) -> Iterator[str]:
     network = f"width {shared('backbone.embed_dim')}, {shared('backbone.depth')} blocks"
     yield f"Pictures: {shared('data')}, {shared('backbone.image_size')} pixels wide."
     yield f"Network: {shared('backbone')}, {network}, patches of {shared('backbone.patch_size')} pixels."
-    yield f"Training: {shared('optim')}, {shared('trainer.images_per_step')} pictures per step."
+    yield f"Training: {shared('optim')}, {shared('trainer.batch_size')} pictures per step."
     labelled, tested = (_count(shared(f"probe.{split}_samples")) for split in ("train", "test"))
     yield f"Scores: {labelled} labelled training pictures, {tested} test pictures."
 
@@ -190,7 +190,7 @@ def _score(row: Row, column: str) -> str:
 
 def _cost(row: Row) -> list[str]:
     """Images, compute and time of one run; the mean where runs came differently far."""
-    images = Summary.of(record.step * record.images_per_step for record in row.records)
+    images = Summary.of(record.step * record.batch_size for record in row.records)
     flops = Summary.of(row.flops(record) for record in row.records)
     seconds = Summary.of(record.seconds for record in row.records)
     if images is None or flops is None:

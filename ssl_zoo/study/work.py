@@ -124,7 +124,7 @@ def schedule(work: StudyWork) -> Table:
     seen: set[str] = set()
     for run in work.runs:
         record = work.runs_folder.find(run.identity)
-        done = 0 if record is None else record.step * record.images_per_step
+        done = 0 if record is None else record.step * record.batch_size
         left = None if run.cost.images is None else run.cost.images - done
         state = "to train" if not done else f"goes on from step {record.step:,}"
         if run.identity in seen:

@@ -71,7 +71,7 @@ class Target(nn.Module, ABC):
     def forward(self, images: Float[Tensor, "B 3 H W"], masks: Masks) -> Float[Tensor, "B M T dim"]:
         """Targets of the patches ``masks.targets``, float32."""
 
-    def pictures(
+    def visualize(
         self,
         predictions: Float[Tensor, "B M T dim"],
         images: Float[Tensor, "B 3 H W"],

@@ -1,4 +1,4 @@
-"""Pixels as targets: reconstruct what was hidden."""
+"""Pixels as targets: reconstruct what was masked."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ssl_zoo.drawing import on_grey, patch_set, rows_of
 from ssl_zoo.masks.base import Masks
 from ssl_zoo.nn import ViT, patchify, scatter_back, take, unpatchify
-from ssl_zoo.registry import setting
+from ssl_zoo.plotting import on_grey, patch_set, rows_of
+from ssl_zoo.settings import setting
 from ssl_zoo.targets.base import TARGETS, Target, TargetConfig
 
 
@@ -41,7 +41,7 @@ class Pixels(Target):
         return pixels
 
     @torch.no_grad()
-    def pictures(
+    def visualize(
         self,
         predictions: Float[Tensor, "B M T dim"],
         images: Float[Tensor, "B 3 H W"],

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ssl_zoo.drawing import PrincipalColours, on_grey, patch_colours, patch_set, rows_of, similarity_colours
 from ssl_zoo.masks.base import Masks
 from ssl_zoo.nn import ViT, mean_per_patch, take
-from ssl_zoo.registry import setting
+from ssl_zoo.plotting import PrincipalColours, on_grey, patch_colours, patch_set, rows_of, similarity_colours
 from ssl_zoo.schedules import Shape, ramp
+from ssl_zoo.settings import setting
 from ssl_zoo.targets.base import TARGETS, Ema, Target, TargetConfig
 
 
@@ -78,7 +78,7 @@ class Teacher(Target):
         return F.layer_norm(tokens, (self.dim,))
 
     @torch.no_grad()
-    def pictures(
+    def visualize(
         self,
         predictions: Float[Tensor, "B M T dim"],
         images: Float[Tensor, "B 3 H W"],

@@ -47,12 +47,14 @@ def test_output_dir_follows_from_the_place_of_the_recipe(recipe):
 
 def test_a_recipe_inherits_from_its_neighbour_and_has_the_last_word_without_override_keyword(recipe):
     child = recipe.with_name("child.yaml")
-    child.write_text("defaults: [tiny, targets: pixels, backbone: vit_small]\ntrainer: {micro_batches: 2}\n")
+    child.write_text(
+        "defaults: [tiny, targets: pixels, backbone: vit_small]\ntrainer: {gradient_accumulation_steps: 2}\n"
+    )
     recipe.write_text(RECIPE.replace("targets:\n  momentum: 0.5\n", ""))
     config = load_config(child)
     assert isinstance(config.targets, PixelsConfig)
     assert (config.backbone.embed_dim, config.backbone.image_size) == (384, 96)
-    assert (config.trainer.epochs, config.trainer.micro_batches) == (7.0, 2)
+    assert (config.trainer.epochs, config.trainer.gradient_accumulation_steps) == (7.0, 2)
 
 
 def test_masks_and_targets_default_to_the_methods_own(recipe):
@@ -71,7 +73,7 @@ def test_another_option_keeps_shared_keys_and_tells_which_values_it_leaves_out(r
 
 
 def test_interpolations_resolve(recipe):
-    assert load_config(recipe, ["seed=${trainer.images_per_step}"]).seed == 2048
+    assert load_config(recipe, ["seed=${trainer.batch_size}"]).seed == 2048
 
 
 @pytest.mark.parametrize(
@@ -79,7 +81,7 @@ def test_interpolations_resolve(recipe):
     {
         "method.predicter.depth=4": ["method.predicter.depth", "did you mean method.predictor_depth?", "predictor_dim"],
         "trainr.epochs=3": ["did you mean trainer.epochs?", "Sections: ", "probe"],
-        "optim.lr=3": ["did you mean optim.learning_rate?", "weight_decay"],
+        "optim.lr=3": ["did you mean optim.lr?", "weight_decay"],
         "predictor_depth=3": ["did you mean method.predictor_depth?"],
         "targets.normalize=true": ["targets.normalize belongs to targets=pixels"],
         "zzzzqqqq=1": ["no key is spelled like it"],

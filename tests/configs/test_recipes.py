@@ -12,10 +12,10 @@ from ssl_zoo.config import compose, load_config
 from ssl_zoo.config.schema import sections
 from ssl_zoo.engine.build import build_generators, build_views
 from ssl_zoo.engine.optim import RateSchedules
-from ssl_zoo.engine.plan import Plan, count_flops
 from ssl_zoo.masks import MASKS
 from ssl_zoo.method import METHODS, build_method
 from ssl_zoo.nn import Initialization
+from ssl_zoo.planning.plan import Plan, count_flops
 from ssl_zoo.registry import REGISTRIES
 from ssl_zoo.targets import PixelsConfig, TeacherConfig
 
@@ -65,10 +65,10 @@ def test_the_reference_recipe_has_the_reference_values():
     assert config.method.view.crop_scale == [0.3, 1.0]
     assert (masks.target_scale, masks.target_aspect, masks.context_scale) == ([0.15, 0.2], [0.75, 1.5], [0.85, 1.0])
     assert (masks.num_targets, masks.num_contexts, masks.min_patches) == (4, 1, 10)
-    assert (optim.initial_learning_rate, optim.learning_rate, optim.final_learning_rate) == (2e-4, 1e-3, 1e-6)
+    assert (optim.warmup_lr, optim.lr, optim.min_lr) == (2e-4, 1e-3, 1e-6)
     assert (optim.warmup_epochs, optim.weight_decay, optim.final_weight_decay) == (40, 0.04, 0.4)
     assert (config.targets.momentum, config.targets.final_momentum) == (0.996, 1.0)
-    assert (config.trainer.images_per_step, config.trainer.epochs) == (2048, 300)
+    assert (config.trainer.batch_size, config.trainer.epochs) == (2048, 300)
 
 
 @pytest.mark.parametrize(
@@ -82,9 +82,9 @@ def test_mae_recipes_have_the_reference_values(name: str, dim: int, patch_size: 
     assert (method.decoder_dim, method.decoder_depth, method.decoder_heads) == (512, 8, 16)
     view = method.view
     assert (view.crop_scale, view.interpolation, view.horizontal_flip) == ([0.2, 1.0], "bicubic", 0.5)
-    assert (config.masks.hidden_fraction, config.targets.normalize) == (0.75, True)
-    assert (config.trainer.images_per_step, config.trainer.epochs) == (4096, 800)
-    assert (optim.weight_decay, optim.final_weight_decay, optim.betas, optim.clip_norm) == (
+    assert (config.masks.mask_ratio, config.targets.normalize) == (0.75, True)
+    assert (config.trainer.batch_size, config.trainer.epochs) == (4096, 800)
+    assert (optim.weight_decay, optim.final_weight_decay, optim.betas, optim.clip_grad_norm) == (
         0.05,
         0.05,
         [0.9, 0.95],
@@ -92,7 +92,7 @@ def test_mae_recipes_have_the_reference_values(name: str, dim: int, patch_size: 
     )
     # The reference's schedule: half way up, peak, half way down, end.
     schedules = RateSchedules(optim, num_steps=800 * 10, steps_per_epoch=10)
-    rates = [schedules(10 * epoch).learning_rate for epoch in (0, 20, 40, 420, 800)]
+    rates = [schedules(10 * epoch).lr for epoch in (0, 20, 40, 420, 800)]
     assert rates == pytest.approx([0, 1.2e-3, 2.4e-3, 1.2e-3, 0], abs=1e-12)
 
 
@@ -103,7 +103,7 @@ def test_methods_are_compared_on_one_backbone_view_optimizer_and_budget(name: st
     for section in ("seed", "backbone", "data", "loader", "trainer", "monitor", "probe"):
         assert getattr(ijepa, section) == getattr(other, section), section
     # A learning rate is each method's own (configs/studies/tuning.yaml).
-    assert replace(other.optim, learning_rate=ijepa.optim.learning_rate) == ijepa.optim
+    assert replace(other.optim, lr=ijepa.optim.lr) == ijepa.optim
     if hasattr(other.method, "view"):  # methods that compare crops have their own
         assert ijepa.method.view == other.method.view
 
@@ -143,12 +143,16 @@ def test_the_simmim_recipe_has_the_reference_values_and_sizes() -> None:
     view = config.method.view
     assert (view.crop_scale, view.interpolation, view.horizontal_flip) == ([0.67, 1.0], "bilinear", 0.5)
     masks = MASKS.build(config.masks, config.backbone.grid)(8, torch.Generator().manual_seed(0))
-    assert masks.hidden.sum(1).tolist() == [120] * 8 and not config.targets.normalize
-    assert (config.optim.weight_decay, config.optim.final_weight_decay, config.optim.clip_norm) == (0.05, 0.05, 5.0)
-    assert (config.trainer.images_per_step, config.trainer.epochs) == (2048, 800)
+    assert masks.masked.sum(1).tolist() == [120] * 8 and not config.targets.normalize
+    assert (config.optim.weight_decay, config.optim.final_weight_decay, config.optim.clip_grad_norm) == (
+        0.05,
+        0.05,
+        5.0,
+    )
+    assert (config.trainer.batch_size, config.trainer.epochs) == (2048, 800)
     # Start, half way up, peak, before and after the milestone; each a step later than its epoch begins.
     schedules = RateSchedules(config.optim, num_steps=800 * 10, steps_per_epoch=10)
-    rates = [schedules(step).learning_rate for step in (0, 1, 51, 101, 7000, 7001, 7999)]
+    rates = [schedules(step).lr for step in (0, 1, 51, 101, 7000, 7001, 7999)]
     assert rates == pytest.approx([2e-6, 2e-6, 2.01e-4, 4e-4, 4e-4, 4e-5, 4e-5])
 
 
@@ -170,10 +174,10 @@ def test_recipes_of_crops_have_the_reference_values(
     # Epochs of the reference: a warm-up of 30 of the temperatures, one in which prototypes stand still.
     assert method.temperature_warmup * epochs == pytest.approx(30)
     assert method.frozen_last_layer * epochs == pytest.approx(1)
-    assert (config.trainer.images_per_step, config.trainer.epochs, optim.clip_norm) == (1024, epochs, 3.0)
+    assert (config.trainer.batch_size, config.trainer.epochs, optim.clip_grad_norm) == (1024, epochs, 3.0)
     schedules = RateSchedules(optim, num_steps=epochs * 10, steps_per_epoch=10)
     rates = [schedules(step) for step in (0, 50, 100, epochs * 10)]
-    assert [rate.learning_rate for rate in rates] == pytest.approx([0, 1e-3, 2e-3, 1e-6], abs=1e-12)
+    assert [rate.lr for rate in rates] == pytest.approx([0, 1e-3, 2e-3, 1e-6], abs=1e-12)
     assert (rates[0].weight_decay, rates[-1].weight_decay) == pytest.approx((0.04, 0.4))
 
 
@@ -181,10 +185,14 @@ def test_data2vec_recipes_have_the_reference_values_and_sizes() -> None:
     config = load_config(ROOT / "data2vec" / "vitb16.yaml")
     method = build_method(config.method, config.backbone, config.targets, seed=0, device="meta")
     assert sum(p.numel() for p in method.parameters() if p.requires_grad) == 86_256_720
-    assert (config.targets.num_blocks, config.targets.momentum, config.targets.final_momentum) == (6, 0.9998, 0.9998)
+    assert (config.targets.average_top_k_layers, config.targets.momentum, config.targets.final_momentum) == (
+        6,
+        0.9998,
+        0.9998,
+    )
     assert config.method.smooth_l1_beta == 2.0
     masks = MASKS.build(config.masks, config.backbone.grid)(64, torch.Generator().manual_seed(0))
-    counts = masks.hidden.sum(1)
+    counts = masks.masked.sum(1)
     assert counts.max() <= 120 and counts.min() >= 105 and counts.unique().numel() > 1
 
 
@@ -193,7 +201,7 @@ def test_data2vec2_recipes_see_as_many_patches_as_the_reference(name: str, seen:
     config = load_config(ROOT / "data2vec2" / f"{name}.yaml")
     masks = MASKS.build(config.masks, config.backbone.grid)(2, torch.Generator().manual_seed(0))
     assert masks.context.shape == (2, 16, seen)
-    assert config.targets.num_blocks == blocks
+    assert config.targets.average_top_k_layers == blocks
     [average] = build_method(config.method, config.backbone, config.targets, seed=0, device="meta").averages()
     assert average.momentum(0.0) == pytest.approx(0.9998)
     assert average.momentum(config.targets.annealing) == average.momentum(1.0) == config.targets.final_momentum

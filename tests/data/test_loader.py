@@ -69,7 +69,7 @@ class Frozen(Noise):
 def _data(source=None, *, rank=0, world_size=1, seed=0, **config):
     masks = MultiblockGenerator(MultiblockConfig(min_patches=4), (8, 8))
     return TrainingData(
-        source or Noise(), VIEWS, [masks, masks, None], seed=seed, images_per_step=8, rank=rank, world_size=world_size,
+        source or Noise(), VIEWS, [masks, masks, None], seed=seed, batch_size=8, rank=rank, world_size=world_size,
         config=LoaderConfig(**{"num_workers": 0, **config}),
     )  # fmt: skip
 
@@ -194,11 +194,11 @@ def test_batches_arrive_normalised_on_the_device():
 
 def test_an_epoch_has_the_whole_steps_that_fit():
     assert _data().steps_per_epoch == 2
-    assert TrainingData(Noise(), VIEWS, [None] * 3, seed=0, images_per_step=64).steps_per_epoch == 1
+    assert TrainingData(Noise(), VIEWS, [None] * 3, seed=0, batch_size=64).steps_per_epoch == 1
 
 
 def test_a_batch_that_ranks_cannot_share_names_the_key():
-    with pytest.raises(ValueError, match=r"trainer.images_per_step=8 .* 3 ranks"):
+    with pytest.raises(ValueError, match=r"trainer.batch_size=8 .* 3 ranks"):
         _data(world_size=3)
 
 

@@ -9,7 +9,7 @@ from ssl_zoo.data.loader import LoaderConfig, TrainingData
 from ssl_zoo.data.shards.adopt import index_shards
 from ssl_zoo.data.sources import SOURCES, Split
 from ssl_zoo.data.sources.mixture import MixtureConfig, PartConfig
-from ssl_zoo.faults.archives import jpeg, write_tar
+from ssl_zoo.testing.faults.archives import jpeg, write_tar
 
 VIEWS = [ViewSpec("view", (16, 16), ViewConfig())]
 
@@ -23,7 +23,7 @@ def _mixture(*parts, split=Split.train):
 
 
 def _epochs(source, count, seed=0):
-    data = TrainingData(source, VIEWS, [None], seed=seed, images_per_step=len(source))
+    data = TrainingData(source, VIEWS, [None], seed=seed, batch_size=len(source))
     return [data.indices(step) for step in range(count)]
 
 
@@ -60,7 +60,7 @@ def test_ranks_and_workers_change_nothing(weights):
 
     def batches(rank, world_size, num_workers):
         data = TrainingData(
-            mixture, VIEWS, [None], seed=3, images_per_step=8, rank=rank, world_size=world_size,
+            mixture, VIEWS, [None], seed=3, batch_size=8, rank=rank, world_size=world_size,
             config=LoaderConfig(num_workers=num_workers),
         )  # fmt: skip
         return list(data.batches(2, 7))
@@ -81,7 +81,7 @@ def test_shards_within_a_mixture_keep_their_order_and_the_names_of_their_broken_
     [epoch] = _epochs(mixture, 1)
     shards = (epoch[epoch >= 15] - 15) // 20
     assert (shards.diff() != 0).sum() == 2
-    batch = TrainingData(mixture, VIEWS, [None], seed=0, images_per_step=75).batch(0)
+    batch = TrainingData(mixture, VIEWS, [None], seed=0, batch_size=75).batch(0)
     assert {sample.name for sample in batch.corrupt} == {f"{shard}.tar/0.jpg" for shard in range(3)}
 
 

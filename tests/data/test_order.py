@@ -8,10 +8,10 @@ from ssl_zoo.data.order import indices
 
 
 @settings(max_examples=50, deadline=None)
-@given(num_samples=st.integers(1, 40), images_per_step=st.integers(1, 60), seed=st.integers(0, 5))
-def test_every_epoch_of_the_stream_is_a_permutation(num_samples, images_per_step, seed):
-    num_steps = -(-3 * num_samples // images_per_step)
-    stream = torch.cat([indices(seed, step, images_per_step, num_samples) for step in range(num_steps)])
+@given(num_samples=st.integers(1, 40), batch_size=st.integers(1, 60), seed=st.integers(0, 5))
+def test_every_epoch_of_the_stream_is_a_permutation(num_samples, batch_size, seed):
+    num_steps = -(-3 * num_samples // batch_size)
+    stream = torch.cat([indices(seed, step, batch_size, num_samples) for step in range(num_steps)])
     for epoch in stream[: 3 * num_samples].view(3, num_samples):
         assert epoch.sort().values.tolist() == list(range(num_samples))
 

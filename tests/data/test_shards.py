@@ -28,8 +28,8 @@ from ssl_zoo.data.shards.tar import RefusedArchive
 from ssl_zoo.data.shards.write import make_shards
 from ssl_zoo.data.sources import SOURCES, Split
 from ssl_zoo.data.sources.scenes import ScenesConfig
-from ssl_zoo.faults.archives import jpeg, write_tar
-from ssl_zoo.faults.corpus import ARCHIVES
+from ssl_zoo.testing.faults.archives import jpeg, write_tar
+from ssl_zoo.testing.faults.corpus import ARCHIVES
 
 NAMES = [f"{kind}/{number}.jpg" for kind in ("cat", "ant", "bee") for number in range(7)]
 SHARD_BYTES = 18_000  # three shards of the 21 images

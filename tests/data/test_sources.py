@@ -151,7 +151,7 @@ def test_corrupt_files_are_replaced_and_reported_in_training(tmp_path):
     broken = [train.sample_name(index) for index in (0, 5)]
     (folder / broken[0]).write_bytes(b"")
     (folder / broken[1]).write_bytes(_jpeg(1)[:-100])
-    data = TrainingData(train, [ViewSpec("view", (16, 16), ViewConfig())], [None], seed=0, images_per_step=len(train))
+    data = TrainingData(train, [ViewSpec("view", (16, 16), ViewConfig())], [None], seed=0, batch_size=len(train))
     batch = data.batch(0)
     assert {sample.name for sample in batch.corrupt} == set(broken)
     assert batch.index.sort().values.tolist() == sorted([1, 1, 6, 6, *set(range(len(train))) - {0, 1, 5, 6}])
@@ -160,7 +160,7 @@ def test_corrupt_files_are_replaced_and_reported_in_training(tmp_path):
 def test_a_folder_of_three_pixel_images_is_one_clear_error(tmp_path):
     for number in range(20):
         (tmp_path / f"{number}.jpg").write_bytes(_jpeg(number, size=3))
-    data = TrainingData(_folder(tmp_path), [ViewSpec("v", (8, 8), ViewConfig())], [None], seed=0, images_per_step=4)
+    data = TrainingData(_folder(tmp_path), [ViewSpec("v", (8, 8), ViewConfig())], [None], seed=0, batch_size=4)
     with pytest.raises(ValueError, match=r"3x3 pixels are below data\.min_image_side=8"):
         data.batch(0)
 

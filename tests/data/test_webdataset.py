@@ -28,9 +28,9 @@ from ssl_zoo.data.sources import SOURCES, CorruptImage, Split
 from ssl_zoo.data.sources.cifar10 import Cifar10Config
 from ssl_zoo.data.sources.imagefolder import ImageFolderConfig
 from ssl_zoo.data.sources.webdataset import Shuffle, WebDatasetConfig
-from ssl_zoo.faults.archives import jpeg, write_tar
-from ssl_zoo.faults.corpus import BAD_IMAGES, ODD_IMAGES
 from ssl_zoo.io import PATHS
+from ssl_zoo.testing.faults.archives import jpeg, write_tar
+from ssl_zoo.testing.faults.corpus import BAD_IMAGES, ODD_IMAGES
 
 CLASSES = ("ant", "bee", "cat")
 NAMES = [f"{kind}/{number}.jpg" for kind in CLASSES for number in range(10)]
@@ -57,9 +57,9 @@ def _source(path, split=Split.train, **settings):
     return SOURCES.build(WebDatasetConfig(**{"path": str(path), "test_path": str(path), **settings}), split)
 
 
-def _data(source, *, images_per_step=4, rank=0, world_size=1, num_workers=0, seed=0):
+def _data(source, *, batch_size=4, rank=0, world_size=1, num_workers=0, seed=0):
     return TrainingData(
-        source, [VIEW], [None], seed=seed, images_per_step=images_per_step, rank=rank, world_size=world_size,
+        source, [VIEW], [None], seed=seed, batch_size=batch_size, rank=rank, world_size=world_size,
         config=LoaderConfig(num_workers=num_workers, timeout_s=60.0),
     )  # fmt: skip
 
@@ -137,7 +137,7 @@ def test_shards_of_cifar10_give_the_batches_of_cifar10(tmp_path, data_root):
     shards = _source(tmp_path)
     assert torch.equal(shards.labels, source.labels)
     for step in (0, 7):
-        one, other = _data(source, images_per_step=64).batch(step), _data(shards, images_per_step=64).batch(step)
+        one, other = _data(source, batch_size=64).batch(step), _data(shards, batch_size=64).batch(step)
         assert torch.equal(one.index, other.index) and torch.equal(one.views[0], other.views[0])
         for index in one.index.tolist():
             stem = source.sample_name(index).removesuffix(".jpg")
@@ -297,7 +297,7 @@ def test_an_address_without_shards_is_one_clear_error(tmp_path):
             _source(f"{server.address}/nowhere", cache=str(tmp_path / "cache"))
         source = _source(server.address, cache=str(tmp_path / "cache"))
         with pytest.raises(ValueError, match=r"s-000\.tar can't be copied: HTTPError: .*404"):
-            next(_data(source, images_per_step=23, num_workers=1).batches(0, 1))
+            next(_data(source, batch_size=23, num_workers=1).batches(0, 1))
 
 
 def test_shards_at_an_address_get_a_manifest_here(tmp_path, monkeypatch):
@@ -385,7 +385,7 @@ def hostile(tmp_path, monkeypatch):
 
 
 def test_bad_images_are_replaced_and_named_and_training_goes_on(hostile):
-    batches = list(_data(hostile, images_per_step=32, num_workers=2).batches(0, 2))
+    batches = list(_data(hostile, batch_size=32, num_workers=2).batches(0, 2))
     assert len(hostile) == 63 and [batch.num_images for batch in batches] == [32, 32]
     reasons = {sample.name.partition("/")[2]: sample.reason for batch in batches for sample in batch.corrupt}
     assert set(reasons) == set(BAD_IMAGES)
@@ -413,7 +413,7 @@ def test_an_image_of_another_size_than_the_manifest_says_is_replaced(tmp_path):
     source = AllImages(str(tmp_path / "images"))
     source.image_size = (16, 16)
     make_shards(source, tmp_path / "out", name="", shard_bytes=10**6)
-    batch = _data(_source(tmp_path / "out"), images_per_step=8).batch(0)
+    batch = _data(_source(tmp_path / "out"), batch_size=8).batch(0)
     [corrupt] = batch.corrupt
     assert corrupt.name == "shard-00000.tar/3.jpg" and "(20, 20) pixels; the manifest says (16, 16)" in corrupt.reason
     assert batch.index.sort().values.tolist() == [0, 1, 2, 4, 4, 5, 6, 7]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ssl_zoo.data.batch import Batch
 from ssl_zoo.data.sources import SOURCES, Split
 from ssl_zoo.engine.alarm import Collapse, CollapseAlarm
-from ssl_zoo.engine.checkpoint import list_checkpoints, read_checkpoint
+from ssl_zoo.engine.checkpoint.state import list_checkpoints, read_checkpoint
 from ssl_zoo.engine.optim import AdamWConfig
 from ssl_zoo.engine.settings import AlarmConfig, AlarmPolicy
 from ssl_zoo.engine.trainer import Hook, Trainer
@@ -40,7 +40,7 @@ def records(run: Path) -> list[dict]:
 
 def alarm_step(run: Path, method: Method, num_steps: int, **settings: object) -> int | None:
     """The step at which the alarm stops a run that is logged every step; None if it never does."""
-    settings = {"images_per_step": 16, "optim": AdamWConfig(learning_rate=3e-3, warmup_epochs=0.1), **settings}
+    settings = {"batch_size": 16, "optim": AdamWConfig(lr=3e-3, warmup_epochs=0.1), **settings}
     trainer = tiny_trainer(run, method=method, alarm=CollapseAlarm(STOP), num_steps=num_steps, **settings)
     try:
         trainer.train()

@@ -37,9 +37,9 @@ def test_the_attention_kernel_is_the_one_that_is_asked_for(setting: bool | None)
     assert {block.attn.fused_attn for network in networks for block in network.blocks} == {setting}
 
 
-def bytes_kept(checkpoint_activations: bool) -> tuple[int, Output, list[torch.Tensor]]:
+def bytes_kept(activation_checkpointing: bool) -> tuple[int, Output, list[torch.Tensor]]:
     """What a forward pass keeps for the backward pass, and what both compute."""
-    config = TrainerConfig(checkpoint_activations=checkpoint_activations)
+    config = TrainerConfig(activation_checkpointing=activation_checkpointing)
     method, kept = prepare_method(tiny_method("ijepa"), config, CPU), {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -53,8 +53,8 @@ def bytes_kept(checkpoint_activations: bool) -> tuple[int, Output, list[torch.Te
 
 
 def test_checkpointed_activations_take_less_memory_and_change_no_bit() -> None:
-    plain_bytes, plain, plain_gradients = bytes_kept(checkpoint_activations=False)
-    few_bytes, output, gradients = bytes_kept(checkpoint_activations=True)
+    plain_bytes, plain, plain_gradients = bytes_kept(activation_checkpointing=False)
+    few_bytes, output, gradients = bytes_kept(activation_checkpointing=True)
     assert few_bytes < 0.6 * plain_bytes
     assert torch.equal(output.loss, plain.loss)
     assert all(torch.equal(a, b) for a, b in zip(gradients, plain_gradients, strict=True))

@@ -17,7 +17,7 @@ GPU = torch.device("cuda", 0)
     [
         ({}, 2, "this run has 2"),
         ({"parallel": Parallel.fsdp2}, 1, r"trainer\.parallel=fsdp2"),
-        ({"checkpoint_activations": True}, 1, r"trainer\.checkpoint_activations=true"),
+        ({"activation_checkpointing": True}, 1, r"trainer\.activation_checkpointing=true"),
     ],
 )
 def test_what_can_not_be_recorded_is_refused_with_the_reason(

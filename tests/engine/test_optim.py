@@ -8,7 +8,7 @@ import torch
 from tiny_runs import tiny_trainer
 from torch import nn
 
-from ssl_zoo.engine.checkpoint import list_checkpoints, read_checkpoint
+from ssl_zoo.engine.checkpoint.state import list_checkpoints, read_checkpoint
 from ssl_zoo.engine.muon import Muon, orthogonalize
 from ssl_zoo.engine.optim import AdamWConfig, MuonConfig, Optimization, RateSchedules, check_groups
 from ssl_zoo.method import Clip, ParamGroup
@@ -86,8 +86,8 @@ def test_decay_applies_to_the_groups_that_ask_for_it_and_rates_scale() -> None:
     optimization = Optimization(AdamWConfig(warmup_epochs=0), groups, SCHEDULES)
     rates = optimization.set_rates(3)
     first, second = optimization.optimizer.param_groups
-    assert (first["lr"], first["weight_decay"]) == (rates.learning_rate, rates.weight_decay)
-    assert (second["lr"], second["weight_decay"]) == (0.5 * rates.learning_rate, 0.0)
+    assert (first["lr"], first["weight_decay"]) == (rates.lr, rates.weight_decay)
+    assert (second["lr"], second["weight_decay"]) == (0.5 * rates.lr, 0.0)
 
 
 @pytest.mark.parametrize("clip", list(Clip))
@@ -96,7 +96,7 @@ def test_clip_modes_differ_as_defined(clip: Clip) -> None:
     big.grad.fill_(1.0)  # norm 4
     small.grad.fill_(0.25)  # norm 0.5
     group = ParamGroup("all", [big, small], decay=True, clip=clip)
-    total = Optimization(AdamWConfig(clip_norm=1.0), [group], SCHEDULES).clip()
+    total = Optimization(AdamWConfig(clip_grad_norm=1.0), [group], SCHEDULES).clip()
     assert total.item() == pytest.approx(math.hypot(4, 0.5))
     norms = [p.grad.norm().item() for p in (big, small)]
     scale = 1 / math.hypot(4, 0.5)
@@ -114,7 +114,7 @@ def test_a_parameter_in_two_groups_or_in_none_is_named() -> None:
 
 
 def test_impossible_rates_name_their_key() -> None:
-    with pytest.raises(ValueError, match=r"optim.learning_rate=-1"):
-        AdamWConfig(learning_rate=-1)
-    with pytest.raises(ValueError, match=r"optim.clip_norm=0"):
-        AdamWConfig(clip_norm=0)
+    with pytest.raises(ValueError, match=r"optim.lr=-1"):
+        AdamWConfig(lr=-1)
+    with pytest.raises(ValueError, match=r"optim.clip_grad_norm=0"):
+        AdamWConfig(clip_grad_norm=0)

@@ -11,7 +11,7 @@ from tiny_methods import TINY_BACKBONE, tiny_batch, tiny_method
 from tiny_runs import tiny_trainer
 from torch.distributed.tensor import DTensor
 
-from ssl_zoo.engine.checkpoint import list_checkpoints
+from ssl_zoo.engine.checkpoint.state import list_checkpoints
 from ssl_zoo.engine.distributed import Processes, processes
 from ssl_zoo.engine.hooks import Pictures
 from ssl_zoo.engine.settings import Device, Parallel, Precision, TrainerConfig
@@ -28,7 +28,7 @@ def group() -> Iterator[Processes]:
         yield ranks
 
 
-@pytest.mark.parametrize("settings", [{}, {"checkpoint_activations": True, "reshard_after_forward": False}])
+@pytest.mark.parametrize("settings", [{}, {"activation_checkpointing": True, "reshard_after_forward": False}])
 @pytest.mark.parametrize("name", METHODS.names())
 def test_alone_a_sharded_training_equals_a_plain_one(group: Processes, tmp_path: Path, name: str, settings) -> None:
     for parallel in Parallel:
@@ -36,7 +36,7 @@ def test_alone_a_sharded_training_equals_a_plain_one(group: Processes, tmp_path:
         if parallel is Parallel.ddp:
             more = {}
         hooks = [Pictures(tmp_path / parallel.value, 1, None)]
-        common = {"num_steps": 2, "checkpoint_every": 1, "micro_batches": 2, "precision": Precision.fp32}
+        common = {"num_steps": 2, "checkpoint_every": 1, "gradient_accumulation_steps": 2, "precision": Precision.fp32}
         tiny_trainer(
             tmp_path / parallel.value,
             method=method,
@@ -93,13 +93,13 @@ def test_a_network_may_run_before_the_method_does(group: Processes, tmp_path: Pa
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # Dynamo asks all inputs
-@pytest.mark.parametrize("checkpoint_activations", [False, True])
+@pytest.mark.parametrize("activation_checkpointing", [False, True])
 def test_compiled_blocks_train_alike_when_sharded(
-    group: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpoint_activations: bool
+    group: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, activation_checkpointing: bool
 ) -> None:
     compile_module = torch.nn.Module.compile  # traced as for inductor, without its minutes of compiling C++
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compile_module(module, backend="aot_eager"))
-    settings = {"compile": True, "checkpoint_activations": checkpoint_activations}
+    settings = {"compile": True, "activation_checkpointing": activation_checkpointing}
     for name, more in (("plain", {}), ("sharded", {"parallel": Parallel.fsdp2, **settings})):
         tiny_trainer(tmp_path / name, ranks=group, num_steps=2, precision=Precision.fp32, **more).train()
     plain, sharded = (

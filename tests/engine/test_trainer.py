@@ -12,7 +12,7 @@ from tiny_runs import ALONE, Noise, StopAfter, checkpointer_of, tiny_data, tiny_
 
 from ssl_zoo.data.batch import Batch, Corrupt
 from ssl_zoo.data.workers import LoaderError
-from ssl_zoo.engine.checkpoint import list_checkpoints, read_checkpoint
+from ssl_zoo.engine.checkpoint.state import list_checkpoints, read_checkpoint
 from ssl_zoo.engine.hooks import CorruptSamples, OffendingBatch
 from ssl_zoo.engine.optim import AdamWConfig
 from ssl_zoo.engine.settings import Precision, TrainerConfig
@@ -43,7 +43,7 @@ def test_a_stopped_and_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_
 def test_micro_batches_add_up_to_the_whole_batch(tmp_path: Path) -> None:
     # In float32: products in bf16 round differently in batches of another size.
     settings = {"num_steps": 3, "precision": Precision.fp32}
-    whole, parts = (tiny_trainer(tmp_path / str(n), micro_batches=n, **settings) for n in (1, 4))
+    whole, parts = (tiny_trainer(tmp_path / str(n), gradient_accumulation_steps=n, **settings) for n in (1, 4))
     whole.train()
     parts.train()
     for a, b in zip(records(tmp_path / "1"), records(tmp_path / "4"), strict=True):
@@ -77,7 +77,7 @@ def test_a_clip_norm_bounds_the_update(tmp_path: Path) -> None:
                 )
             )
 
-    tiny_trainer(tmp_path, hooks=[GradientNorm()], num_steps=2, optim=AdamWConfig(clip_norm=1e-3)).train()
+    tiny_trainer(tmp_path, hooks=[GradientNorm()], num_steps=2, optim=AdamWConfig(clip_grad_norm=1e-3)).train()
     assert norms == pytest.approx([1e-3, 1e-3], rel=1e-3)
     assert records(tmp_path)[0]["grad_norm"] > 1e-2  # the logged one is from before clipping
 
@@ -170,15 +170,15 @@ def test_a_dead_worker_is_told_wherever_the_trainer_is(tmp_path: Path) -> None:
 
 
 def test_a_batch_that_does_not_divide_names_the_nearest_ones() -> None:
-    with pytest.raises(ValueError, match=r"images_per_step=10 is no multiple of 2 ranks .* nearest: 8, 16"):
-        BatchPlan(images_per_step=10, world_size=2, micro_batches=4)
+    with pytest.raises(ValueError, match=r"batch_size=10 is no multiple of 2 ranks .* nearest: 8, 16"):
+        BatchPlan(batch_size=10, world_size=2, gradient_accumulation_steps=4)
 
 
 def test_an_epoch_has_the_whole_steps_of_the_data() -> None:
     # 300 epochs of ImageNet-1k at 2048 images: 187,500 steps in the reference.
-    assert run_length(TrainerConfig(images_per_step=2048, epochs=300), 1_281_167) == (187_500, 625)
-    assert run_length(TrainerConfig(images_per_step=64, epochs=2), 40) == (2, 1)
-    assert run_length(TrainerConfig(images_per_step=10, num_steps=7), 40) == (7, 4)
+    assert run_length(TrainerConfig(batch_size=2048, epochs=300), 1_281_167) == (187_500, 625)
+    assert run_length(TrainerConfig(batch_size=64, epochs=2), 40) == (2, 1)
+    assert run_length(TrainerConfig(batch_size=10, num_steps=7), 40) == (7, 4)
 
 
 def test_the_samples_hash_depends_on_what_was_consumed(tmp_path: Path) -> None:

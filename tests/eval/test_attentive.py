@@ -5,7 +5,7 @@ from tiny_probes import encoder, probe
 from ssl_zoo.eval.attentive import AttentiveConfig, AttentiveHead, standardized
 from ssl_zoo.eval.features import Pooling
 
-QUICK = AttentiveConfig(epochs=15, batch_size=20, learning_rate=0.01)
+QUICK = AttentiveConfig(epochs=15, batch_size=20, lr=0.01)
 
 
 def test_the_head_does_not_depend_on_the_order_of_tokens():
@@ -39,7 +39,7 @@ def test_several_heads_are_those_of_torchs_attention():
 
 def test_it_learns_what_stripes_show_and_repeats_without_the_global_random_state():
     state = torch.get_rng_state()
-    first, second = (probe(train_samples=0, protocols=["attentive"], attentive=QUICK)(encoder())[0] for _ in range(2))
+    first, second = (probe(train_samples=0, evaluators=["attentive"], attentive=QUICK)(encoder())[0] for _ in range(2))
     assert first == second and first.value > 0.5
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -48,4 +48,4 @@ def test_only_tokens_are_pooled_and_only_as_many_as_fit_in_memory():
     with pytest.raises(ValueError, match=r"attentive\.pooling=average"):
         AttentiveConfig(pooling=Pooling.average)
     with pytest.raises(ValueError, match=r"tokens of 120 images take 0\.0 GB.*attentive\.max_gigabytes=1e-06"):
-        probe(protocols=["attentive"], attentive=AttentiveConfig(max_gigabytes=1e-6))(encoder())
+        probe(evaluators=["attentive"], attentive=AttentiveConfig(max_gigabytes=1e-6))(encoder())

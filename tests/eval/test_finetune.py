@@ -8,7 +8,7 @@ from tiny_probes import encoder, probe
 from ssl_zoo.eval.augment import random_views
 from ssl_zoo.eval.finetune import Classifier, FinetuneConfig, layer_groups, set_drop_path, train
 
-QUICK = {"epochs": 6, "warmup_epochs": 1.0, "batch_size": 24, "learning_rate": 0.02, "layer_decay": 0.9}
+QUICK = {"epochs": 6, "warmup_epochs": 1.0, "batch_size": 24, "lr": 0.02, "layer_decay": 0.9}
 
 
 def classifier(**settings) -> Classifier:
@@ -17,7 +17,7 @@ def classifier(**settings) -> Classifier:
 
 def test_the_learning_rate_shrinks_from_the_head_to_the_patches():
     net = classifier()
-    groups = layer_groups(net, FinetuneConfig(layer_decay=0.5), learning_rate=1.0)
+    groups = layer_groups(net, FinetuneConfig(layer_decay=0.5), lr=1.0)
     rates = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
     assert len(rates) == len(list(net.parameters()))
     assert rates[id(net.head.weight)] == rates[id(net.encoder.norm.weight)] == 1.0
@@ -42,7 +42,7 @@ def test_it_trains_a_copy_and_leaves_encoder_and_random_state_alone():
     net = encoder()
     before, state = {k: v.clone() for k, v in net.state_dict().items()}, torch.get_rng_state()
     finetune = FinetuneConfig(**QUICK, mixup=0.0, cutmix=0.0, crop_scale=[0.9, 1.0])
-    first, second = (probe(train_samples=0, protocols=["finetune"], finetune=finetune)(net)[0] for _ in range(2))
+    first, second = (probe(train_samples=0, evaluators=["finetune"], finetune=finetune)(net)[0] for _ in range(2))
     assert first == second and first.value > 0.5
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(before[k], v) for k, v in net.state_dict().items())
@@ -91,6 +91,6 @@ def test_impossible_settings_name_their_key(settings, message):
 
 
 def test_images_of_one_class_are_refused():
-    only = probe(train_samples=1, protocols=["finetune"], finetune=FinetuneConfig(**QUICK))
+    only = probe(train_samples=1, evaluators=["finetune"], finetune=FinetuneConfig(**QUICK))
     with pytest.raises(ValueError, match="all of one class"):
         only(encoder())

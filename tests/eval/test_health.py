@@ -79,12 +79,12 @@ def test_mean_cosine_is_over_pairs_of_different_images():
 
 def test_a_dead_encoder_is_told_from_a_random_one():
     health = HealthConfig(lidar_images=20, lidar_views=3)
-    alive = {s.name: s.value for s in probe(protocols=["health"], health=health)(encoder())}
+    alive = {s.name: s.value for s in probe(evaluators=["health"], health=health)(encoder())}
     net = encoder()
     for parameter in net.norm.parameters():
         torch.nn.init.ones_(parameter)
     torch.nn.init.zeros_(net.norm.weight)
-    dead = {s.name: s.value for s in probe(protocols=["health"], health=health)(net)}
+    dead = {s.name: s.value for s in probe(evaluators=["health"], health=health)(net)}
     assert dead["rankme"] == pytest.approx(1, abs=1e-3) and alive["rankme"] > 1.5
     assert dead["mean_cosine"] == pytest.approx(1) and alive["mean_cosine"] < 0.999
     assert dead["lidar"] == pytest.approx(1, abs=1e-3) and alive["lidar"] > 1.5

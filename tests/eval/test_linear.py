@@ -19,7 +19,7 @@ def toy(num_images: int, seed: int) -> Features:
 def test_trained_to_its_optimum_it_predicts_what_scikit_learn_does():
     train, test = toy(400, seed=0), toy(1000, seed=1)
     decay = 0.005
-    config = LinearConfig(epochs=3000, batch_size=400, learning_rates=[0.5])
+    config = LinearConfig(epochs=3000, batch_size=400, lrs=[0.5])
     [predicted] = linear_predictions(train, test, [(0.5, decay)], config)
     values = preprocessed(train.values.double(), test.values.double(), Preprocessing.standardize)
     reference = LogisticRegression(C=1 / (decay * 400), tol=1e-8, max_iter=10_000)
@@ -58,25 +58,25 @@ def test_one_step_is_that_of_autograd_with_its_scaling(optimizer):
 
 
 def test_settings_are_chosen_on_held_out_train_images_and_recorded():
-    linear = LinearConfig(epochs=20, batch_size=32, learning_rates=[1e-6, 0.3], layer_counts=[1, 2])
-    [score] = probe(train_samples=0, protocols=["linear"], linear=linear)(encoder())
-    assert score.details["chosen"]["learning_rate"] == 0.3
+    linear = LinearConfig(epochs=20, batch_size=32, lrs=[1e-6, 0.3], layer_counts=[1, 2])
+    [score] = probe(train_samples=0, evaluators=["linear"], linear=linear)(encoder())
+    assert score.details["chosen"]["lr"] == 0.3
     assert score.details["chosen"]["num_layers"] in (1, 2)
     assert 0 <= score.details["validation_accuracy"] <= 1
-    assert score.protocol["learning_rates"] == [1e-6, 0.3]
+    assert score.protocol["lrs"] == [1e-6, 0.3]
 
 
 def test_a_score_draws_nothing_from_the_global_random_state_and_repeats():
     state = torch.get_rng_state()
-    linear = LinearConfig(epochs=2, learning_rates=[0.1])
-    first, second = (probe(protocols=["linear"], linear=linear)(encoder()) for _ in range(2))
+    linear = LinearConfig(epochs=2, lrs=[0.1])
+    first, second = (probe(evaluators=["linear"], linear=linear)(encoder()) for _ in range(2))
     assert first == second and torch.equal(torch.get_rng_state(), state)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"learning_rates": []}, r"linear\.learning_rates=\[\]"),
+        ({"lrs": []}, r"linear\.lrs=\[\]"),
         ({"weight_decays": [-1.0]}, r"linear\.weight_decays"),
         ({"validation_fraction": 1.0}, r"linear\.validation_fraction=1\.0"),
         ({"layer_counts": [0]}, r"linear\.layer_counts=\[0\]"),
@@ -90,4 +90,4 @@ def test_impossible_settings_name_their_key(settings, message):
 
 def test_tokens_are_no_feature_of_a_linear_probe():
     with pytest.raises(ValueError, match="one vector per image"):
-        probe(protocols=["linear"], linear=LinearConfig(pooling=Pooling.tokens))(encoder())
+        probe(evaluators=["linear"], linear=LinearConfig(pooling=Pooling.tokens))(encoder())

@@ -34,7 +34,7 @@ def test_held_out_rows_and_the_others_are_all_rows():
 
 def test_the_score_is_mean_and_deviation_over_the_subsets():
     config = LowShotConfig(images_per_class=3, num_splits=4, split_seed=7)
-    asked = probe(protocols=["low_shot"], low_shot=config)
+    asked = probe(evaluators=["low_shot"], low_shot=config)
     [score] = asked(encoder())
     train, test = asked.subject(encoder()).features(config)
     values = []
@@ -47,11 +47,11 @@ def test_the_score_is_mean_and_deviation_over_the_subsets():
 
 
 def test_a_published_list_chooses_images_by_name(tmp_path):
-    asked = probe(train_samples=0, protocols=["low_shot"])
+    asked = probe(train_samples=0, evaluators=["low_shot"])
     file = tmp_path / "few.txt"
     file.write_text("\n".join(f"stripes/{number}" for number in (0, 1, 2, 3, 50)) + "\n")
     config = LowShotConfig(split_files=[str(file)])
-    [score] = probe(train_samples=0, protocols=["low_shot"], low_shot=config)(encoder())
+    [score] = probe(train_samples=0, evaluators=["low_shot"], low_shot=config)(encoder())
     train, test = asked.subject(encoder()).features(config)
     few = rows_of(train, torch.tensor([0, 1, 2, 3, 50]))
     assert score.value == accuracy(logistic_predictions(few, test, config), test.labels)
@@ -67,4 +67,4 @@ def test_a_useless_list_is_refused(tmp_path, content, message):
     if content is not None:
         file.write_text(content)
     with pytest.raises(ValueError, match=message):
-        probe(protocols=["low_shot"], low_shot=LowShotConfig(split_files=[str(file)]))(encoder())
+        probe(evaluators=["low_shot"], low_shot=LowShotConfig(split_files=[str(file)]))(encoder())

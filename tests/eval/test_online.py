@@ -20,10 +20,10 @@ def values(scores) -> dict[str, float]:
 
 def test_a_probe_during_training_equals_one_of_the_saved_weights_exactly():
     net = encoder().train()
-    online = probe(protocols=["knn", "logistic"])(net, step=10)
+    online = probe(evaluators=["knn", "logistic"])(net, step=10)
     loaded = encoder(seed=1)
     loaded.load_state_dict(net.state_dict())
-    offline = probe(protocols=["knn", "logistic"])(loaded.eval())
+    offline = probe(evaluators=["knn", "logistic"])(loaded.eval())
     assert [score.name for score in online] == ["knn1", "knn5", "logistic"]
     assert online == offline
 
@@ -42,7 +42,7 @@ def test_the_encoder_and_the_random_state_are_left_as_they_were():
     net = encoder().train()
     weights = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     state = torch.get_rng_state()
-    probe(protocols=["knn", "logistic"])(net, step=0)
+    probe(evaluators=["knn", "logistic"])(net, step=0)
     assert torch.equal(torch.get_rng_state(), state)
     assert net.training and all(torch.equal(tensor, weights[name]) for name, tensor in net.state_dict().items())
     assert all(parameter.grad is None for parameter in net.parameters())
@@ -95,7 +95,7 @@ def test_features_are_extracted_once_for_evaluators_that_want_the_same():
     net = encoder()
     sizes = []
     net.register_forward_hook(lambda module, arguments, result: sizes.append(len(arguments[0])))
-    probe(protocols=["knn", "logistic"])(net)
+    probe(evaluators=["knn", "logistic"])(net)
     assert sizes == [80, 40]
 
 
@@ -113,11 +113,11 @@ def test_an_evaluator_from_outside_can_be_a_protocol(monkeypatch):
             train, _ = subject.features(self.config)
             return [Score("width", self.config.factor * train.values.shape[1], self.protocol(subject))]
 
-    assert values(probe(protocols=["width"])(encoder())) == {"width": 96.0}
+    assert values(probe(evaluators=["width"])(encoder())) == {"width": 96.0}
 
 
 def test_unlabelled_images_train_without_protocols():
-    assert probe(labelled=False, protocols=[])(encoder()) == []
+    assert probe(labelled=False, evaluators=[])(encoder()) == []
 
 
 @pytest.mark.parametrize(("limit", "times"), [(80 * 3 * 16 * 16 * 4, 1), (80 * 3 * 16 * 16 * 4 - 1, 2)])
@@ -137,7 +137,7 @@ def test_images_that_fit_are_rendered_once_for_all_networks(monkeypatch, limit, 
     [
         ({"protocols": ["knm"]}, UnknownName, "Did you mean 'knn'"),
         ({"label": "bands"}, ValueError, r"probe\.label='bands'.*Did you mean 'band'.*band, parity"),
-        ({"labelled": False}, ValueError, r"no labels; set probe\.protocols=\[\]"),
+        ({"labelled": False}, ValueError, r"no labels; set probe\.evaluators=\[\]"),
         ({"train_samples": -1}, ValueError, r"probe\.train_samples=-1"),
         ({"batch_size": 0}, ValueError, r"probe\.batch_size=0"),
     ],
@@ -148,7 +148,7 @@ def test_mistakes_are_refused_at_construction(settings, error, message):
 
 
 def test_evaluators_that_need_no_labels_take_unlabelled_images():
-    scores = values(probe(labelled=False, protocols=["health"], health=HealthConfig(lidar_images=4))(encoder()))
+    scores = values(probe(labelled=False, evaluators=["health"], health=HealthConfig(lidar_images=4))(encoder()))
     assert scores.keys() == {"rankme", "alpha_req", "feature_std", "mean_cosine", "lidar"}
 
 

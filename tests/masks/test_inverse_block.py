@@ -13,7 +13,7 @@ from ssl_zoo.masks import MASKS, Pairing
 from ssl_zoo.masks.inverse_block import InverseBlockConfig, InverseBlockGenerator
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "masks_blocks.safetensors"
-GEOMETRY = {  # side, hidden_fraction, surplus_fraction, seen patches
+GEOMETRY = {  # side, mask_ratio, surplus_fraction, seen patches
     "inverse_base": (14, 0.8, 0.07, 39),
     "inverse_large": (14, 0.75, 0.1, 49),
     "inverse_huge14": (16, 0.75, 0.1, 64),
@@ -30,8 +30,8 @@ def build(grid: tuple[int, int], **settings) -> InverseBlockGenerator:
 
 
 def reference(name: str, **settings) -> InverseBlockGenerator:
-    side, hidden_fraction, surplus_fraction, _ = GEOMETRY[name]
-    return build((side, side), hidden_fraction=hidden_fraction, surplus_fraction=surplus_fraction, **settings)
+    side, mask_ratio, surplus_fraction, _ = GEOMETRY[name]
+    return build((side, side), mask_ratio=mask_ratio, surplus_fraction=surplus_fraction, **settings)
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -39,7 +39,7 @@ def seeded(seed: int) -> torch.Generator:
 
 
 def hidden_of(generator: InverseBlockGenerator, batch_size: int, random: torch.Generator) -> torch.Tensor:
-    """True = hidden, one row per mask."""
+    """True = masked, one row per mask."""
     masks = generator(batch_size, random)
     targets = masks.targets.flatten(0, 1)
     return torch.zeros(len(targets), generator.num_patches, dtype=torch.bool).scatter_(1, targets, True)
@@ -51,7 +51,7 @@ def test_each_of_16_contexts_has_the_published_count_and_its_own_targets(name, c
     side, _, _, num_seen = GEOMETRY[name]
     masks = reference(name, compat=compat)(4, seeded(0))
     assert masks.pairing is Pairing.zip
-    assert masks.hidden is None, "16 masks per image have no single set of hidden patches"
+    assert masks.masked is None, "16 masks per image have no single set of masked patches"
     assert masks.context.shape == (4, 16, num_seen)
     assert masks.targets.shape == (4, 16, side * side - num_seen)
     assert (torch.cat([masks.context, masks.targets], dim=2).sort().values == torch.arange(side * side)).all()
@@ -60,14 +60,14 @@ def test_each_of_16_contexts_has_the_published_count_and_its_own_targets(name, c
 @pytest.mark.parametrize("name", GEOMETRY)
 def test_compat_frequencies_and_neighbours_equal_the_golden_ones(name):
     side = GEOMETRY[name][0]
-    hidden = hidden_of(reference(name, compat=True), 1000, seeded(0)).view(-1, side, side)
-    frequency = hidden.double().mean(0)
-    error = (golden()[f"{name}.prob_se"] ** 2 + frequency * (1 - frequency) / len(hidden)).sqrt()
+    masked = hidden_of(reference(name, compat=True), 1000, seeded(0)).view(-1, side, side)
+    frequency = masked.double().mean(0)
+    error = (golden()[f"{name}.prob_se"] ** 2 + frequency * (1 - frequency) / len(masked)).sqrt()
     assert ((frequency - golden()[f"{name}.prob"]).abs() < 5 * error).all()
     agreement = torch.stack(
         [
-            (hidden[:, :, 1:] == hidden[:, :, :-1]).double().mean(),
-            (hidden[:, 1:] == hidden[:, :-1]).double().mean(),
+            (masked[:, :, 1:] == masked[:, :, :-1]).double().mean(),
+            (masked[:, 1:] == masked[:, :-1]).double().mean(),
         ]
     )
     assert torch.allclose(agreement, golden()[f"{name}.neighbour_agreement"].double(), atol=0.002)
@@ -90,14 +90,14 @@ def test_every_patch_is_seen_equally_often_except_in_compat(grid):
 
 
 def test_seen_patches_hang_together():
-    hidden = hidden_of(build((14, 14)), 200, seeded(0)).view(-1, 14, 14)
-    agreement = (hidden[:, 1:] == hidden[:, :-1]).double().mean().item()
+    masked = hidden_of(build((14, 14)), 200, seeded(0)).view(-1, 14, 14)
+    agreement = (masked[:, 1:] == masked[:, :-1]).double().mean().item()
     assert agreement > 0.84, "independent patches agree with probability 0.68"
 
 
 def test_one_mask_per_image_says_what_is_hidden():
     masks = build((8, 8), num_masks=1)(6, seeded(0))
-    assert torch.equal(masks.hidden.nonzero()[:, 1].view(6, 1, -1), masks.targets)
+    assert torch.equal(masks.masked.nonzero()[:, 1].view(6, 1, -1), masks.targets)
 
 
 def test_masks_are_a_function_of_the_seed_alone():
@@ -110,7 +110,7 @@ def test_masks_are_a_function_of_the_seed_alone():
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("hidden_fraction", 1.2), ("surplus_fraction", -0.1), ("block_patches", 0), ("num_masks", 0)]
+    ("key", "value"), [("mask_ratio", 1.2), ("surplus_fraction", -0.1), ("block_side", 0), ("num_masks", 0)]
 )
 def test_value_out_of_range_is_refused_by_its_key(key, value):
     with pytest.raises(ValueError, match=f"masks.{key}="):
@@ -118,20 +118,20 @@ def test_value_out_of_range_is_refused_by_its_key(key, value):
 
 
 def test_blocks_larger_than_the_grid_are_refused():
-    with pytest.raises(ValueError, match=r"masks.block_patches=3 exceeds the 2x9 grid; use 2 or less"):
+    with pytest.raises(ValueError, match=r"masks.block_side=3 exceeds the 2x9 grid; use 2 or less"):
         build((2, 9))
 
 
 def test_blocks_of_which_none_fits_the_seen_fraction_are_refused():
-    with pytest.raises(ValueError, match=r"masks.block_patches=3: not one block of 3x3 .* seen 3 of 16 patches"):
+    with pytest.raises(ValueError, match=r"masks.block_side=3: not one block of 3x3 .* seen 3 of 16 patches"):
         build((4, 4))
 
 
 @settings(max_examples=80, deadline=2000, derandomize=True)
 @given(
     grid=st.tuples(st.integers(1, 16), st.integers(1, 16)),
-    hidden_fraction=st.floats(0.05, 0.95),
-    block_patches=st.integers(1, 5),
+    mask_ratio=st.floats(0.05, 0.95),
+    block_side=st.integers(1, 5),
     num_masks=st.integers(1, 4),
     compat=st.booleans(),
 )

@@ -59,11 +59,11 @@ def check_valid(masks: Masks, generator: MultiblockGenerator, batch_size: int) -
         assert indices.min() >= 0
         assert indices.max() < generator.num_patches
         assert (indices.diff(dim=2) > 0).all(), "sorted and without duplicates"
-    hidden = torch.zeros(batch_size, generator.num_patches, dtype=torch.bool).scatter_(
+    masked = torch.zeros(batch_size, generator.num_patches, dtype=torch.bool).scatter_(
         1, masks.targets.flatten(1), True
     )
     if not config.allow_overlap and not generator.num_relaxed:
-        assert not hidden.gather(1, masks.context.flatten(1)).any(), "context and targets are disjoint"
+        assert not masked.gather(1, masks.context.flatten(1)).any(), "context and targets are disjoint"
 
 
 def assert_blocks(indices: torch.Tensor, grid: tuple[int, int]) -> None:
@@ -185,8 +185,8 @@ def test_allow_overlap_lets_contexts_contain_targets(mode):
     generator = build((16, 16), mode, allow_overlap=True)
     masks = generator(64, seeded(0))
     check_valid(masks, generator, 64)
-    hidden = torch.zeros(64, 256, dtype=torch.bool).scatter_(1, masks.targets.flatten(1), True)
-    assert hidden.gather(1, masks.context[:, 0]).any()
+    masked = torch.zeros(64, 256, dtype=torch.bool).scatter_(1, masks.targets.flatten(1), True)
+    assert masked.gather(1, masks.context[:, 0]).any()
     if mode is ContextTokens.compat:
         assert masks.context.shape[2] == 225  # the 15x15 block that the published code gives at 224 pixels, patch 14
 

@@ -26,48 +26,48 @@ def golden() -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize(
     ("name", "settings"),
-    [("ibot_published", {}), ("ibot_default", {"hidden_fraction": [0.3, 0.3], "unmasked": 0.0})],
+    [("ibot_published", {}), ("ibot_default", {"mask_ratio": [0.3, 0.3], "unmasked": 0.0})],
 )
 def test_frequencies_numbers_and_shapes_are_the_references(name: str, settings: dict) -> None:
-    hidden = build(**settings)(NUM_IMAGES, torch.Generator().manual_seed(0)).hidden
+    masked = build(**settings)(NUM_IMAGES, torch.Generator().manual_seed(0)).masked
     expected, expected_error = golden()[f"{name}.prob"].flatten(), golden()[f"{name}.prob_se"].flatten()
-    frequency = hidden.double().mean(0)
+    frequency = masked.double().mean(0)
     error = (expected_error**2 + frequency * (1 - frequency) / NUM_IMAGES).sqrt()
     assert ((frequency - expected).abs() < 5 * error).all()
-    counts, histogram = hidden.sum(1), golden()[f"{name}.count_hist"].double()
+    counts, histogram = masked.sum(1), golden()[f"{name}.count_hist"].double()
     share = torch.bincount(counts, minlength=197).double() / NUM_IMAGES
     # Kolmogorov-Smirnov at the one-in-a-thousand level.
     distance = (share.cumsum(0) - (histogram / histogram.sum()).cumsum(0)).abs().max()
     assert distance < 1.95 * (1 / NUM_IMAGES + 1 / histogram.sum()) ** 0.5
-    grid = hidden.view(-1, 14, 14)
+    grid = masked.view(-1, 14, 14)
     pairs = (grid[:, :, 1:] == grid[:, :, :-1], grid[:, 1:] == grid[:, :-1])
     agreement = torch.stack([pair.double().mean() for pair in pairs])
     assert torch.allclose(agreement, golden()[f"{name}.neighbour_agreement"].double(), atol=0.004)
 
 
 def test_no_image_hides_more_than_it_may() -> None:
-    generator = build((8, 8), hidden_fraction=[0.2, 0.4], unmasked=0.25)
+    generator = build((8, 8), mask_ratio=[0.2, 0.4], unmasked=0.25)
     masks = generator(2000, torch.Generator().manual_seed(0))
-    counts = masks.hidden.sum(1)
+    counts = masks.masked.sum(1)
     assert counts.max() <= 0.4 * 64
     assert (counts == 0).float().mean().item() == pytest.approx(0.25, abs=0.05)
     assert masks.context.shape == masks.targets.shape == (2000, 1, 0)
 
 
 def test_masks_are_a_function_of_the_generators_seed() -> None:
-    first, again, other = (build()(8, torch.Generator().manual_seed(seed)).hidden for seed in (0, 0, 1))
+    first, again, other = (build()(8, torch.Generator().manual_seed(seed)).masked for seed in (0, 0, 1))
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"hidden_fraction": [0.5, 0.1]}, "masks.hidden_fraction=[0.5, 0.1]"),
-        ({"hidden_fraction": [0.1, 1.0]}, "masks.hidden_fraction=[0.1, 1.0]"),
+        ({"mask_ratio": [0.5, 0.1]}, "masks.mask_ratio=[0.5, 0.1]"),
+        ({"mask_ratio": [0.1, 1.0]}, "masks.mask_ratio=[0.1, 1.0]"),
         ({"unmasked": 1.5}, "masks.unmasked=1.5"),
-        ({"min_block_patches": 0}, "masks.min_block_patches=0"),
+        ({"min_block_area": 0}, "masks.min_block_area=0"),
         ({"block_aspect": [2.0, 1.0]}, "masks.block_aspect=[2.0, 1.0]"),
-        ({"min_block_patches": 150}, "of the blocks fit the 14x14 grid"),
+        ({"min_block_area": 150}, "of the blocks fit the 14x14 grid"),
     ],
 )
 def test_settings_that_make_no_sense_name_their_keys(settings: dict, message: str) -> None:

@@ -17,10 +17,10 @@ def test_quadrants_of_a_4x6_grid_are_those_drawn_by_hand():
     quadrants = [[0, 1, 2, 6, 7, 8], [3, 4, 5, 9, 10, 11], [12, 13, 14, 18, 19, 20], [15, 16, 17, 21, 22, 23]]
     masks = MASKS.build(RasterizedConfig(), (4, 6))(32, seeded(0))
     assert masks.pairing is Pairing.product
-    for context, targets, hidden in zip(masks.context, masks.targets, masks.hidden, strict=True):
+    for context, targets, masked in zip(masks.context, masks.targets, masks.masked, strict=True):
         assert context[0].tolist() in quadrants
         assert targets.tolist() == [quadrant for quadrant in quadrants if quadrant != context[0].tolist()]
-        assert hidden.nonzero().flatten().tolist() == sorted(targets.flatten().tolist())
+        assert masked.nonzero().flatten().tolist() == sorted(targets.flatten().tolist())
 
 
 def test_every_quadrant_is_the_context_equally_often():

@@ -20,7 +20,7 @@ IMAGES = torch.randn(8, 3, 16, 16, generator=generator_for("combinations"))
 
 
 def masks_of(name: str) -> Masks:
-    settings = {"cells": {"cell_patches": 2}, **TINY_MASKS}
+    settings = {"cells": {"mask_patch_size": 2}, **TINY_MASKS}
     return MASKS.build(MASKS.config_of(name)(**settings.get(name, {})), (4, 4))(8, generator_for("combinations", name))
 
 
@@ -31,7 +31,7 @@ def built(name: str, target: str, **settings: object) -> Method:
 
 
 def losses(method: Method, masks: Masks, num_steps: int = 15) -> list[float]:
-    config = AdamWConfig(warmup_epochs=0, learning_rate=6e-3)
+    config = AdamWConfig(warmup_epochs=0, lr=6e-3)
     schedules = RateSchedules(config, num_steps=num_steps, steps_per_epoch=num_steps)
     optimization = Optimization(config, method.param_groups(), schedules)
     values = []
@@ -63,10 +63,10 @@ def test_every_combination_learns_or_is_refused_before_the_first_step(name: str,
     assert values[-1] < 0.97 * values[0]
 
 
-@pytest.mark.parametrize("target", ["teacher", "averaged_teacher"])
+@pytest.mark.parametrize("target", ["teacher", "topk_teacher"])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_teacher_that_sees_target_blocks_alone_serves_where_no_whole_image_is_needed(name: str, target: str) -> None:
-    if issubclass(METHODS.get(name), ReplacingMethod) or METHODS.get(name).default_targets == "averaged_teacher":
+    if issubclass(METHODS.get(name), ReplacingMethod) or METHODS.get(name).default_targets == "topk_teacher":
         with pytest.raises(ValueError, match=r"targets\.mask=output"):
             built(name, target, mask=MaskTeacher.input)
     else:
@@ -87,7 +87,7 @@ def test_without_masks_or_targets_the_build_says_what_to_choose(name: str) -> No
 def test_a_class_loss_without_target_features_is_refused(embed_dim: int) -> None:
     config = METHODS.config_of("data2vec2")(decoder_dim=32, decoder_groups=4, class_loss_weight=0.5)
     backbone = dataclasses.replace(TINY_BACKBONE, embed_dim=embed_dim, class_token=True)
-    with pytest.raises(ValueError, match=r"choose targets=averaged_teacher, or set method\.class_loss_weight=0"):
+    with pytest.raises(ValueError, match=r"choose targets=topk_teacher, or set method\.class_loss_weight=0"):
         build_method(config, backbone, TARGETS.config_of("pixels")(), seed=0)
 
 

@@ -30,7 +30,7 @@ def test_gradients_reach_every_trainable_parameter_and_no_averaged_one(tiny: Tin
 
 
 def test_the_loss_falls_over_thirty_steps_on_one_batch(tiny: Tiny) -> None:
-    config = AdamWConfig(warmup_epochs=0, learning_rate=3e-3)
+    config = AdamWConfig(warmup_epochs=0, lr=3e-3)
     schedules = RateSchedules(config, num_steps=30, steps_per_epoch=30)
     optimization = Optimization(config, tiny.method.param_groups(), schedules)
     losses = []
@@ -100,7 +100,7 @@ def test_bf16_autocast_gives_nearly_the_same_loss(tiny: Tiny) -> None:
 
 
 def test_pictures_are_rgb_in_the_unit_range(tiny: Tiny) -> None:
-    for picture in tiny.method.pictures(tiny.batch).values():
+    for picture in tiny.method.visualize(tiny.batch).values():
         assert picture.shape[0] == 3 and picture.min() >= 0 and picture.max() <= 1
 
 

@@ -10,7 +10,7 @@ from tiny_methods import PROGRESS, TINY_BACKBONE, tiny_batch, tiny_method
 from ssl_zoo.data.batch import Batch
 from ssl_zoo.masks import MASKS, Masks, Pairing
 from ssl_zoo.method import METHODS, Method, build_method
-from ssl_zoo.targets import AveragedTeacherConfig, MaskTeacher, PixelsConfig
+from ssl_zoo.targets import MaskTeacher, PixelsConfig, TopKTeacherConfig
 from ssl_zoo.targets.teacher import Normalization
 
 
@@ -32,7 +32,7 @@ def test_target_is_the_normed_mean_of_normed_blocks_and_ignores_the_final_norm()
 
 
 def test_instance_normalisation_leaves_each_feature_without_mean_over_the_image() -> None:
-    config = AveragedTeacherConfig(num_blocks=1, normalization=Normalization.instance)
+    config = TopKTeacherConfig(average_top_k_layers=1, normalization=Normalization.instance)
     method = build_method(METHODS.config_of("data2vec")(), TINY_BACKBONE, config, seed=0)
     tokens = torch.randn(4, 16, 48)
     normalized = method.target._normalized(tokens)
@@ -42,7 +42,7 @@ def test_instance_normalisation_leaves_each_feature_without_mean_over_the_image(
 
 def test_the_average_leaves_the_integer_index_of_the_bias_table_alone() -> None:
     backbone = replace(TINY_BACKBONE, relative_position_bias=True, class_token=True)
-    target = AveragedTeacherConfig(num_blocks=1, momentum=0.9999, final_momentum=0.9999)
+    target = TopKTeacherConfig(average_top_k_layers=1, momentum=0.9999, final_momentum=0.9999)
     method = build_method(METHODS.config_of("data2vec")(), backbone, target, seed=0)
     index = method.encoder.rel_pos_bias.relative_position_index
     truncated = (0.9999 * index + (1 - 0.9999) * index).long()  # as the reference averages it
@@ -59,7 +59,7 @@ def test_loss_is_the_mean_over_all_hidden_patches_of_a_ragged_batch() -> None:
     ragged = torch.zeros(8, 16, dtype=torch.bool)
     for image in range(8):
         ragged[image, : image + 1] = True
-    batch = replace(batch, masks=(replace(batch.masks[0], hidden=ragged),))
+    batch = replace(batch, masks=(replace(batch.masks[0], masked=ragged),))
     predictions = method.predict_all(batch.views[0], ragged)[ragged]
     expected = F.smooth_l1_loss(predictions, averaged(method, batch.views[0])[ragged], beta=2.0)
     torch.testing.assert_close(method(batch, PROGRESS).loss, expected)
@@ -72,12 +72,12 @@ def test_loss_is_the_mean_over_all_hidden_patches_of_a_ragged_batch() -> None:
 def test_without_hidden_the_union_of_the_target_blocks_is_hidden() -> None:
     targets = torch.tensor([[[0, 1], [1, 2]]])
     masks = Masks(torch.tensor([[[5]]]), targets)
-    assert masks.all_hidden(16).nonzero()[:, 1].tolist() == [0, 1, 2]
+    assert masks.all_masked(16).nonzero()[:, 1].tolist() == [0, 1, 2]
 
 
 def test_the_class_token_is_spared_of_decay() -> None:
     backbone = replace(TINY_BACKBONE, class_token=True)
-    method = build_method(METHODS.config_of("data2vec")(), backbone, AveragedTeacherConfig(num_blocks=2), seed=0)
+    method = build_method(METHODS.config_of("data2vec")(), backbone, TopKTeacherConfig(average_top_k_layers=2), seed=0)
     decay, no_decay = method.param_groups()
     assert any(p is method.encoder.cls_token for p in no_decay.params)
     assert not any(p is method.encoder.cls_token for p in decay.params)
@@ -91,7 +91,7 @@ def test_replacing_refuses_several_masks_per_image() -> None:
 
 @pytest.mark.parametrize("name", ["data2vec", "data2vec2"])
 def test_a_teacher_that_sees_target_blocks_alone_is_refused(name: str) -> None:
-    target = AveragedTeacherConfig(num_blocks=2, mask=MaskTeacher.input)
+    target = TopKTeacherConfig(average_top_k_layers=2, mask=MaskTeacher.input)
     config = METHODS.config_of(name)(**({"decoder_dim": 32} if name == "data2vec2" else {}))
     with pytest.raises(ValueError, match=r"targets\.mask=output"):
         build_method(config, TINY_BACKBONE, target, seed=0)
@@ -100,11 +100,11 @@ def test_a_teacher_that_sees_target_blocks_alone_is_refused(name: str) -> None:
 @pytest.mark.parametrize("name", ["data2vec", "data2vec2"])
 @pytest.mark.parametrize("generator", ["multiblock", "random", "rasterized", "blockwise", "cells"])
 def test_other_masks_and_pixels_work(name: str, generator: str) -> None:
-    settings = {"multiblock": {"min_patches": 1, "target_scale": [0.2, 0.3]}, "blockwise": {"min_block_patches": 2}}
-    settings["cells"] = {"cell_patches": 1}
+    settings = {"multiblock": {"min_patches": 1, "target_scale": [0.2, 0.3]}, "blockwise": {"min_block_area": 2}}
+    settings["cells"] = {"mask_patch_size": 1}
     masks = MASKS.build(MASKS.config_of(generator)(**settings.get(generator, {})), (4, 4))
     config = METHODS.config_of(name)(**({"decoder_dim": 32} if name == "data2vec2" else {}))
-    for target in (AveragedTeacherConfig(num_blocks=2), PixelsConfig()):
+    for target in (TopKTeacherConfig(average_top_k_layers=2), PixelsConfig()):
         method = build_method(config, TINY_BACKBONE, target, seed=0)
         batch = tiny_batch(tiny_method("data2vec"), "data2vec")
         batch = replace(batch, masks=(masks(8, torch.Generator().manual_seed(0)),))
@@ -121,14 +121,14 @@ def test_the_student_is_evaluated(name: str) -> None:
 
 
 def test_more_blocks_than_the_encoder_has_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"targets.num_blocks=9: the encoder has 2 blocks"):
-        build_method(METHODS.config_of("data2vec")(), TINY_BACKBONE, AveragedTeacherConfig(num_blocks=9), seed=0)
+    with pytest.raises(ValueError, match=r"targets.average_top_k_layers=9: the encoder has 2 blocks"):
+        build_method(METHODS.config_of("data2vec")(), TINY_BACKBONE, TopKTeacherConfig(average_top_k_layers=9), seed=0)
 
 
 @pytest.mark.parametrize(("depth", "averaged"), [(1, 1), (4, 2), (6, 3), (12, 6), (24, 6)])
 def test_half_of_the_blocks_and_at_most_six_are_averaged_unless_told_otherwise(depth: int, averaged: int) -> None:
     backbone = replace(TINY_BACKBONE, depth=depth)
-    method = build_method(METHODS.config_of("data2vec")(), backbone, AveragedTeacherConfig(), seed=0)
+    method = build_method(METHODS.config_of("data2vec")(), backbone, TopKTeacherConfig(), seed=0)
     images = torch.randn(1, 3, 16, 16)
     outputs = method.target.encoder(images, layers=range(-averaged, 0))
     expected = F.layer_norm(torch.stack([F.layer_norm(o, (48,)) for o in outputs]).mean(0), (48,))
@@ -167,7 +167,7 @@ def test_data2vec2_loses_sqrt_of_the_width_on_a_prediction_of_zeros() -> None:
 
 
 def test_data2vec2_class_loss_has_an_explicit_weight_and_needs_the_token() -> None:
-    target = AveragedTeacherConfig(num_blocks=2)
+    target = TopKTeacherConfig(average_top_k_layers=2)
     config = METHODS.config_of("data2vec2")(decoder_dim=32, class_loss_weight=0.5)
     with pytest.raises(ValueError, match=r"backbone\.class_token=true"):
         build_method(config, TINY_BACKBONE, target, seed=0)

@@ -13,7 +13,7 @@ from tiny_methods import PROGRESS, TINY_BACKBONE, tiny_batch, tiny_method
 from tiny_runs import tiny_trainer
 
 from ssl_zoo.data.batch import Batch
-from ssl_zoo.engine.checkpoint import list_checkpoints
+from ssl_zoo.engine.checkpoint.state import list_checkpoints
 from ssl_zoo.engine.optim import AdamWConfig
 from ssl_zoo.engine.settings import Precision
 from ssl_zoo.method import METHODS, Clip, Method, Progress, build_method
@@ -74,12 +74,14 @@ def test_the_center_moves_to_the_teachers_mean_output_after_it_was_used(method: 
     torch.testing.assert_close(method.center, 0.1 * mean)
 
 
-@pytest.mark.parametrize("micro_batches", [2, 4])
-def test_the_center_is_of_all_images_of_a_step_however_they_are_divided(tmp_path: Path, micro_batches: int) -> None:
+@pytest.mark.parametrize("gradient_accumulation_steps", [2, 4])
+def test_the_center_is_of_all_images_of_a_step_however_they_are_divided(
+    tmp_path: Path, gradient_accumulation_steps: int
+) -> None:
     centers = []
-    for count in (1, micro_batches):
-        run, optim = tmp_path / str(count), AdamWConfig(warmup_epochs=0.2, clip_norm=0.5)
-        settings = {"micro_batches": count, "num_steps": 1, "precision": Precision.fp32}
+    for count in (1, gradient_accumulation_steps):
+        run, optim = tmp_path / str(count), AdamWConfig(warmup_epochs=0.2, clip_grad_norm=0.5)
+        settings = {"gradient_accumulation_steps": count, "num_steps": 1, "precision": Precision.fp32}
         tiny_trainer(run, method=tiny_method("dino"), masks=None, optim=optim, **settings).train()
         centers.append(load_file(list_checkpoints(run)[-1] / "method.safetensors")["center"])
     assert centers[0].any()
@@ -135,7 +137,7 @@ def test_an_image_is_told_by_its_class_token_or_else_by_the_mean_of_its_patches(
 
 
 def test_crops_are_drawn_at_one_size(method: Method, batch: Batch) -> None:
-    picture = method.pictures(batch)["crops"]
+    picture = method.visualize(batch)["crops"]
     panel = 16 * 6 + 2  # enlarged six times, with gaps of two pixels
     assert picture.shape == (3, 8 * panel + 2, 4 * panel + 2)
 

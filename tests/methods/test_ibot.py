@@ -30,7 +30,7 @@ def batch(method: Method) -> Batch:
 
 
 def with_hidden(batch: Batch, first: torch.Tensor, second: torch.Tensor) -> Batch:
-    masks = tuple(replace(m, hidden=h) for m, h in zip(batch.masks[:2], (first, second), strict=True))
+    masks = tuple(replace(m, masked=h) for m, h in zip(batch.masks[:2], (first, second), strict=True))
     return replace(batch, masks=(*masks, *batch.masks[2:]))
 
 
@@ -40,24 +40,24 @@ def nothing() -> torch.Tensor:
 
 def test_the_patch_loss_is_the_mean_over_crops_of_means_over_hidden_patches() -> None:
     logits, probabilities = torch.randn(4, 6, 5), torch.randn(4, 6, 5).softmax(-1)
-    hidden = torch.tensor([[1, 0, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0], [0] * 6, [1] * 6], dtype=torch.bool)
+    masked = torch.tensor([[1, 0, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0], [0] * 6, [1] * 6], dtype=torch.bool)
     crops = []
     for crop in range(4):
-        losses = [F.cross_entropy(logits[crop, i], probabilities[crop, i]) for i in range(6) if hidden[crop, i]]
+        losses = [F.cross_entropy(logits[crop, i], probabilities[crop, i]) for i in range(6) if masked[crop, i]]
         crops.append(sum(losses) / max(1, len(losses)))
-    torch.testing.assert_close(cross_entropy_at_patches(logits, probabilities, hidden), sum(crops) / 4)
+    torch.testing.assert_close(cross_entropy_at_patches(logits, probabilities, masked), sum(crops) / 4)
 
 
 def test_each_large_crop_has_a_mask_of_its_own_and_small_ones_have_none(batch: Batch) -> None:
     first, second, *small = batch.masks
-    assert not torch.equal(first.hidden, second.hidden) and small == [None, None]
+    assert not torch.equal(first.masked, second.masked) and small == [None, None]
 
 
 def test_the_loss_is_dinos_with_hidden_patches_and_that_at_the_patches(method: Method, batch: Batch) -> None:
     method.center.copy_(torch.randn(32))
     method.patch_center.copy_(torch.randn(32))
-    hidden = torch.cat([masks.hidden for masks in batch.masks[:2]])
-    tokens = method.encoder(torch.cat(batch.views[:2]), hidden=hidden, mask_token=method.mask_token)
+    masked = torch.cat([masks.masked for masks in batch.masks[:2]])
+    tokens = method.encoder(torch.cat(batch.views[:2]), masked=masked, mask_token=method.mask_token)
     small = method.encoder(torch.cat(batch.views[2:]))
     images = method.head(torch.cat([tokens[:, 0], small[:, 0]])).unflatten(0, (4, 8))
     taught = method.teacher_encoder(torch.cat(batch.views[:2]))
@@ -66,7 +66,7 @@ def test_the_loss_is_dinos_with_hidden_patches_and_that_at_the_patches(method: M
     second = method.teacher_patch_temperature(PROGRESS.fraction)
     image_loss = cross_entropy_across_views(images / 0.1, ((teacher_images - method.center) / first).softmax(-1))
     patch_targets = ((method.teacher_head(taught[:, 1:]) - method.patch_center) / second).softmax(-1)
-    patch_loss = cross_entropy_at_patches(method.head(tokens[:, 1:]) / 0.1, patch_targets, hidden)
+    patch_loss = cross_entropy_at_patches(method.head(tokens[:, 1:]) / 0.1, patch_targets, masked)
     output = method(batch, PROGRESS)
     torch.testing.assert_close(output.metrics["image_loss"], image_loss.detach())
     torch.testing.assert_close(output.metrics["patch_loss"], patch_loss.detach())
@@ -94,23 +94,23 @@ def test_the_patch_center_is_of_all_patches_of_the_teacher(method: Method, batch
 
 def test_the_student_alone_has_a_mask_token_and_sees_no_hidden_pixel(method: Method, batch: Batch) -> None:
     assert not any("mask_token" in name for ema in method.averages() for name in ema.average.state_dict())
-    hidden = torch.cat([masks.hidden for masks in batch.masks[:2]])
-    pixels = hidden.unflatten(1, (4, 4)).repeat_interleave(4, 1).repeat_interleave(4, 2)[:, None]
+    masked = torch.cat([masks.masked for masks in batch.masks[:2]])
+    pixels = masked.unflatten(1, (4, 4)).repeat_interleave(4, 1).repeat_interleave(4, 2)[:, None]
     first, second = torch.where(pixels, torch.randn(16, 3, 16, 16), torch.cat(batch.views[:2])).chunk(2)
     other = replace(batch, views=(first, second, *batch.views[2:]))
-    for ours, theirs in zip(method.outputs(batch, hidden), method.outputs(other, hidden), strict=True):
+    for ours, theirs in zip(method.outputs(batch, masked), method.outputs(other, masked), strict=True):
         assert torch.equal(ours, theirs)
 
 
 def test_pictures_show_the_crops_and_what_is_hidden_of_the_large_ones(method: Method, batch: Batch) -> None:
-    pictures = method.pictures(batch)
+    pictures = method.visualize(batch)
     assert pictures.keys() == {"crops", "masks"}
     assert pictures["masks"].shape[2] == 2 * (16 * 6 + 2) + 2
 
 
 @pytest.mark.parametrize("generator", ["blockwise", "random", "multiblock", "cells"])
 def test_masks_of_other_kinds_serve_as_well(generator: str) -> None:
-    settings = {"multiblock": {"min_patches": 1, "target_scale": [0.2, 0.3]}, "blockwise": {"min_block_patches": 2}}
+    settings = {"multiblock": {"min_patches": 1, "target_scale": [0.2, 0.3]}, "blockwise": {"min_block_area": 2}}
     masks = MASKS.build(MASKS.config_of(generator)(**settings.get(generator, {})), (4, 4))
     method = tiny_method("ibot")
     drawn = [masks(8, torch.Generator().manual_seed(seed)) for seed in (0, 1)]

@@ -31,7 +31,7 @@ def reference_loss(method: Method, batch: Batch, *, normalize: bool) -> torch.Te
     images, masks, decoder = batch.views[0], batch.masks[0], method.decoder
     prefix, losses = method.encoder.num_prefix_tokens, []
     for b in range(len(images)):
-        visible, hidden = masks.context[b, 0], masks.targets[b, 0].tolist()
+        visible, masked = masks.context[b, 0], masks.targets[b, 0].tolist()
         tokens = method.encoder(images[b : b + 1], keep=visible[None])[0]
         tokens = tokens @ decoder.embed_in.weight.T + decoder.embed_in.bias
         raster = decoder.mask_token[0].repeat(16, 1)
@@ -40,7 +40,7 @@ def reference_loss(method: Method, batch: Batch, *, normalize: bool) -> torch.Te
         for block in decoder.blocks:
             x = block(x)
         predictions = decoder.proj_out(decoder.norm(x))[0, prefix:]
-        for i in hidden:
+        for i in masked:
             row, column = divmod(i, 4)
             patch = images[b, :, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4].permute(1, 2, 0).flatten()
             losses.append(((predictions[i] - (normalised(patch) if normalize else patch)) ** 2).mean())
@@ -151,7 +151,7 @@ def test_a_perfect_prediction_reconstructs_the_image(normalize: bool) -> None:
     batch = tiny_batch(method, "mae", num_images=2)
     images, masks = 0.1 * batch.views[0], batch.masks[0]
     perfect = method.target(images, masks)
-    picture = method.target.pictures(perfect, images, masks, method.config.view.unnormalize)["reconstructions"]
+    picture = method.target.visualize(perfect, images, masks, method.config.view.unnormalize)["reconstructions"]
     height, panel = 16 * 6, 16 * 6 + 2  # enlarged six times, with gaps of two pixels
     assert picture.shape == (3, 2 * panel + 2, 3 * panel + 2)
     image, masked, filled = (picture[:, 2 : 2 + height, 2 + i * panel : 2 + i * panel + height] for i in range(3))
@@ -163,8 +163,8 @@ def test_a_perfect_prediction_reconstructs_the_image(normalize: bool) -> None:
 
 def test_reconstructions_are_drawn_for_pixel_targets_and_features_for_a_teacher() -> None:
     batch = tiny_batch(mae(), "mae")
-    assert mae().pictures(batch).keys() == {"masks", "reconstructions"}
-    assert mae(TeacherConfig()).pictures(batch).keys() == {"masks", "features"}
+    assert mae().visualize(batch).keys() == {"masks", "reconstructions"}
+    assert mae(TeacherConfig()).visualize(batch).keys() == {"masks", "features"}
 
 
 @pytest.mark.parametrize(

@@ -25,42 +25,42 @@ def batch() -> Batch:
 
 
 def hidden_pixels(batch: Batch) -> torch.Tensor:
-    """The mask as an image, True = hidden."""
-    hidden = batch.masks[0].hidden.unflatten(1, (4, 4))
-    return hidden.repeat_interleave(PATCH, 1).repeat_interleave(PATCH, 2)[:, None]
+    """The mask as an image, True = masked."""
+    masked = batch.masks[0].masked.unflatten(1, (4, 4))
+    return masked.repeat_interleave(PATCH, 1).repeat_interleave(PATCH, 2)[:, None]
 
 
 def test_the_loss_of_predicting_zero_is_the_mean_size_of_the_hidden_pixels(batch: Batch) -> None:
     method = simmim()
     torch.nn.init.zeros_(method.head.weight)
     torch.nn.init.zeros_(method.head.bias)
-    hidden = hidden_pixels(batch).expand(-1, 3, -1, -1)
-    expected = batch.views[0][hidden].abs().mean()
+    masked = hidden_pixels(batch).expand(-1, 3, -1, -1)
+    expected = batch.views[0][masked].abs().mean()
     torch.testing.assert_close(method(batch, PROGRESS).loss, expected)
 
 
 def test_the_loss_knows_the_pixels_of_hidden_patches_as_targets_alone(batch: Batch) -> None:
     method, images = simmim(), batch.views[0]
-    hidden = hidden_pixels(batch)
-    other = torch.where(hidden, torch.randn_like(images), images)
-    masks = batch.masks[0].hidden
+    masked = hidden_pixels(batch)
+    other = torch.where(masked, torch.randn_like(images), images)
+    masks = batch.masks[0].masked
     predictions = method.predict_all(images, masks)
     assert torch.equal(method.predict_all(other, masks), predictions)
-    seen = torch.where(hidden, images, torch.randn_like(images))
+    seen = torch.where(masked, images, torch.randn_like(images))
     assert not torch.allclose(method.predict_all(seen, masks)[masks], predictions[masks])
 
 
 def test_what_is_predicted_at_visible_patches_enters_no_loss(batch: Batch) -> None:
     method = simmim()
     images = batch.views[0].requires_grad_(True)
-    predictions = method.predict_all(images, batch.masks[0].hidden)
+    predictions = method.predict_all(images, batch.masks[0].masked)
     predictions.retain_grad()
     targets = method.target(images, batch.masks[0].everywhere(16))[:, 0]
-    hidden = batch.masks[0].hidden
-    ((method.errors(predictions, targets).mean(-1) * hidden).sum() / hidden.sum()).backward()
-    torch.testing.assert_close(method(batch, PROGRESS).loss, (predictions - targets).abs()[hidden].mean())
-    assert predictions.grad[~hidden].eq(0).all() and predictions.grad[hidden].ne(0).all()
+    masked = batch.masks[0].masked
+    ((method.errors(predictions, targets).mean(-1) * masked).sum() / masked.sum()).backward()
+    torch.testing.assert_close(method(batch, PROGRESS).loss, (predictions - targets).abs()[masked].mean())
+    assert predictions.grad[~masked].eq(0).all() and predictions.grad[masked].ne(0).all()
 
 
 def test_reconstructions_are_drawn(batch: Batch) -> None:
-    assert simmim().pictures(batch).keys() == {"masks", "reconstructions"}
+    assert simmim().visualize(batch).keys() == {"masks", "reconstructions"}

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from ssl_zoo.nn import Initialization, NormPosition, Positions, Tap, ViT, ViTConfig, set_fused_attention, take
+from ssl_zoo.nn import Initialization, LayerOutput, NormPosition, Positions, ViT, ViTConfig, set_fused_attention, take
 
 TINY = {"image_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 3, "num_heads": 2}
 IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -85,7 +85,7 @@ class TestEveryOption:
 def test_ffn_tap_is_the_branch_that_a_pre_norm_block_adds_last() -> None:
     encoder = vit()
     before, after = encoder(IMAGES, layers=[0, 1])
-    [branch] = encoder(IMAGES, layers=[1], tap=Tap.ffn)
+    [branch] = encoder(IMAGES, layers=[1], layer_output=LayerOutput.ffn)
     block = encoder.blocks[1]
     middle = before + block.attn(block.norm1(before))
     torch.testing.assert_close(middle + branch, after, atol=1e-6, rtol=1e-6)
@@ -94,7 +94,7 @@ def test_ffn_tap_is_the_branch_that_a_pre_norm_block_adds_last() -> None:
 def test_ffn_tap_of_a_post_norm_block_is_its_mlp_before_the_sum() -> None:
     encoder = vit(norm_position=NormPosition.post)
     before, after = encoder(IMAGES, layers=[0, 1])
-    [branch] = encoder(IMAGES, layers=[1], tap=Tap.ffn)
+    [branch] = encoder(IMAGES, layers=[1], layer_output=LayerOutput.ffn)
     block = encoder.blocks[1]
     middle = block.norm1(before + block.attn(before))
     torch.testing.assert_close(branch, block.mlp(middle), atol=1e-6, rtol=1e-6)

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ssl_zoo.nn import NarrowViT
-from ssl_zoo.nn.blocks import Tap, transformer_blocks
+from ssl_zoo.nn.blocks import LayerOutput, transformer_blocks
 
 
 def block(**options: object) -> nn.Module:
@@ -37,10 +37,12 @@ def test_rows_of_the_mask_are_those_of_the_last_tokens() -> None:
     assert not torch.allclose(built(x, mask, last=3), built(x, last=3), atol=1e-3)
 
 
-@pytest.mark.parametrize("tap", Tap)
-def test_taps_are_cut_too(tap: Tap) -> None:
+@pytest.mark.parametrize("layer_output", LayerOutput)
+def test_taps_are_cut_too(layer_output: LayerOutput) -> None:
     built, x = block(), torch.randn(2, 9, 24)
-    for whole, alone in zip(built(x, tap=tap), built(x, tap=tap, last=3), strict=True):
+    for whole, alone in zip(
+        built(x, layer_output=layer_output), built(x, layer_output=layer_output, last=3), strict=True
+    ):
         torch.testing.assert_close(alone, whole[:, -3:], rtol=0, atol=1e-5)
 
 

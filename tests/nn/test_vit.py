@@ -133,22 +133,22 @@ def test_gradient_is_the_same_whether_or_not_the_rest_is_embedded() -> None:
 
 def test_hidden_patches_are_replaced_before_positions_are_added(vit: ViT) -> None:
     x, mask_token = images(vit.config), torch.randn(1, 1, 48)
-    hidden = torch.rand(3, vit.num_patches) < 0.5
+    masked = torch.rand(3, vit.num_patches) < 0.5
     patches = vit.patch_embed(x)
     positions = vit.embed(x) - patches
-    expected = torch.where(hidden[..., None], mask_token, patches) + positions
-    close(vit.embed(x, hidden, mask_token), expected)
-    close(vit(x, hidden=hidden, mask_token=mask_token), vit.encode(expected))
+    expected = torch.where(masked[..., None], mask_token, patches) + positions
+    close(vit.embed(x, masked, mask_token), expected)
+    close(vit(x, masked=masked, mask_token=mask_token), vit.encode(expected))
 
 
 def test_pixels_of_hidden_patches_do_not_matter_and_the_mask_token_gets_a_gradient() -> None:
     vit, mask_token = build(TINY), torch.randn(1, 1, 48, requires_grad=True)
-    x, hidden = images(TINY), torch.zeros(3, 16, dtype=torch.bool)
-    hidden[:, 8:] = True
+    x, masked = images(TINY), torch.zeros(3, 16, dtype=torch.bool)
+    masked[:, 8:] = True
     changed = x.clone()
     changed[:, :, 8:] = 7.0
-    out = vit(x, hidden=hidden, mask_token=mask_token)
-    close(vit(changed, hidden=hidden, mask_token=mask_token), out, tolerance=0)
+    out = vit(x, masked=masked, mask_token=mask_token)
+    close(vit(changed, masked=masked, mask_token=mask_token), out, tolerance=0)
     (out * torch.randn_like(out)).sum().backward()
     assert mask_token.grad.abs().max() > 1e-3
 

@@ -58,7 +58,7 @@ def test_a_mistake_is_told_with_its_place_and_the_remedy(tmp_path, old, new, par
 
 EVALUATIONS = """evaluations:
   scenes:
-    protocols: [knn]
+    evaluators: [knn]
     columns: [knn5]
 """
 
@@ -70,7 +70,7 @@ EVALUATIONS = """evaluations:
         (
             "[knn5]",
             "[linear]",
-            ["tiny.yaml:39: ", "evaluations.scenes: columns: no score linear comes of protocols=[knn]"],
+            ["tiny.yaml:39: ", "evaluations.scenes: columns: no score linear comes of evaluators=[knn]"],
         ),
         ("[knn5]", "[]", ["evaluations.scenes: needs at least one of protocols and of columns"]),
         ("  scenes:", "  two words:", ["evaluations: 'two words' names directories"]),

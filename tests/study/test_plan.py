@@ -24,7 +24,7 @@ def test_identity_is_of_the_configuration_and_not_of_how_it_was_said(tmp_path):
     written = tmp_path / "config.yaml"
     written.write_text(recipe_text(run.composed))
     assert identity(compose(written)) == run.identity
-    assert identity(compose(written, ["optim.learning_rate=0.1"])) != run.identity
+    assert identity(compose(written, ["optim.lr=0.1"])) != run.identity
     assert identity(compose(written, ["seed=1"])) != run.identity
     assert identity(compose(written, ["seed=1"]), with_seed=False) == identity(run.composed, with_seed=False)
     assert identity(compose(written, ["optim=adamw"])) != identity(compose(written, ["optim=muon"]))
@@ -39,9 +39,9 @@ def test_cost_is_images_of_the_run_and_falls_with_what_the_teacher_does(tmp_path
 @pytest.mark.parametrize(
     ("overrides", "parts"),
     [
-        (["optim.leraning_rate=1"], ["entry features", "did you mean optim.learning_rate?"]),
+        (["optim.leraning_rate=1"], ["entry features", "did you mean optim.lr?"]),
         (["masks.min_patches=50"], ["entry features", "masks.min_patches=50"]),
-        (["probe.protocols=[logistic]"], ["no score knn5", "probe.protocols=[logistic]"]),
+        (["probe.evaluators=[logistic]"], ["no score knn5", "probe.evaluators=[logistic]"]),
         (["probe.at_end=false"], ["probe.at_end=false", "after the last step"]),
         (["seed=3"], ["follows from seeds"]),
     ],
@@ -55,8 +55,8 @@ def test_what_can_not_be_trained_is_told_before_anything_is(tmp_path, overrides,
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ("{protocols: [nearest], columns: [nearest]}", "evaluations.other: no evaluator is named 'nearest'"),
-        ("{protocols: [knn], columns: [knn5], overrides: [data=seens]}", "evaluations.other: data=seens"),
+        ("{evaluators: [nearest], columns: [nearest]}", "evaluations.other: no evaluator is named 'nearest'"),
+        ("{evaluators: [knn], columns: [knn5], overrides: [data=seens]}", "evaluations.other: data=seens"),
     ],
 )
 def test_an_evaluation_that_can_not_be_made_is_told_before_anything_is_trained(tmp_path, settings, told):

@@ -56,7 +56,7 @@ def test_the_report_has_the_scores_of_the_runs_the_papers_values_and_the_differe
 EVALUATION = """evaluations:
   scenes:
     title: How near, how many
-    protocols: [knn]
+    evaluators: [knn]
     labels: [distance, count]
     columns: [knn5]
     overrides: [data.num_train=48, probe.train_samples=40]

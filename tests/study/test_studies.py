@@ -31,7 +31,7 @@ def test_a_study_plans_different_runs_of_one_backbone_and_data(name):
     assert {(config.backbone.embed_dim, config.backbone.depth, config.backbone.grid) for config in configs} == {
         (192, 6, (8, 8))
     }
-    assert all(config.data == configs[0].data and config.probe.protocols == ["knn", "logistic"] for config in configs)
+    assert all(config.data == configs[0].data and config.probe.evaluators == ["knn", "logistic"] for config in configs)
     assert study.source.count("2301.08243") == bool(study.published_columns)
 
 
@@ -74,7 +74,7 @@ def test_the_reference_recipe_has_the_values_of_the_reference_but_for_sizes():
     warmup = config.optim.warmup_epochs / config.trainer.epochs
     assert warmup == pytest.approx(full.optim.warmup_epochs / full.trainer.epochs, rel=1e-3)
     assert config.optim == replace(full.optim, warmup_epochs=config.optim.warmup_epochs)
-    assert config.trainer.images_per_step == 256
+    assert config.trainer.batch_size == 256
     short = load_config(ROOT / "ijepa" / "cifar10_vitt4.yaml")
     assert config.trainer.epochs == short.trainer.epochs and config.data == short.data
     assert replace(config.backbone, initialization=short.backbone.initialization) == short.backbone

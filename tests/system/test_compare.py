@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from tiny_studies import last_score, write_study
 
-from ssl_zoo.engine.checkpoint import list_checkpoints
+from ssl_zoo.engine.checkpoint.state import list_checkpoints
 from ssl_zoo.tools.compare import main
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "compare.py"
-BROKEN = "  broken:\n    overrides: [optim.learning_rate=1e30, optim.initial_learning_rate=1e30]"
+BROKEN = "  broken:\n    overrides: [optim.lr=1e30, optim.warmup_lr=1e30]"
 
 
 def start(study: Path, out: Path, *arguments: str) -> subprocess.Popen:
@@ -54,7 +54,7 @@ def test_a_failure_is_shown_the_others_are_trained_and_equal_runs_are_reused(tmp
 @pytest.mark.slow
 def test_finished_runs_are_evaluated_and_what_was_lost_of_it_is_made_again(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    settings = "{protocols: [knn], labels: [count], columns: [knn5], overrides: [data.num_test=16]}"
+    settings = "{evaluators: [knn], labels: [count], columns: [knn5], overrides: [data.num_test=16]}"
     study = write_study(tmp_path / "asked.yaml", f"evaluations:\n  scenes: {settings}\n")
     output = finish(start(study, out), 0)
     assert "2 of 2 runs are to be trained, 2 to be evaluated" in output
@@ -72,8 +72,8 @@ def test_finished_runs_are_evaluated_and_what_was_lost_of_it_is_made_again(tmp_p
 def test_a_failed_evaluation_is_told_and_costs_no_training(tmp_path: Path) -> None:
     out = tmp_path / "out"
     for settings, told in [
-        ("{protocols: [knn], labels: [colour], columns: [knn5]}", "colour"),
-        ("{protocols: [knn], labels: [count], columns: [knn5, knn6]}", "evaluation scenes gave no count knn6"),
+        ("{evaluators: [knn], labels: [colour], columns: [knn5]}", "colour"),
+        ("{evaluators: [knn], labels: [count], columns: [knn5, knn6]}", "evaluation scenes gave no count knn6"),
     ]:
         study = write_study(tmp_path / "asked.yaml", f"evaluations:\n  scenes: {settings}\n")
         output = finish(start(study, out), 1)
@@ -117,7 +117,7 @@ def test_a_dry_run_lists_the_runs_with_their_cost_and_trains_nothing(tmp_path: P
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["optim.leraning_rate=1"], "did you mean optim.learning_rate?"),
+        (["optim.leraning_rate=1"], "did you mean optim.lr?"),
         (["--seeds", "0,0"], "none twice"),
         (["--seeds", "all"], "--seeds all: expected whole numbers"),
         (["output_dir=x"], "follows from --out"),

@@ -16,15 +16,15 @@ from ssl_zoo.config import compose
 from ssl_zoo.data.batch import Batch
 from ssl_zoo.data.loader import TrainingData
 from ssl_zoo.engine.build import build_generators, build_views
-from ssl_zoo.engine.checkpoint import list_checkpoints, read_checkpoint
+from ssl_zoo.engine.checkpoint.state import list_checkpoints, read_checkpoint
 from ssl_zoo.engine.distributed import Processes, processes
 from ssl_zoo.engine.hooks import OffendingBatch
 from ssl_zoo.engine.optim import AdamWConfig, MuonConfig
-from ssl_zoo.engine.rehearsal import rehearse
-from ssl_zoo.engine.scale import replicated
 from ssl_zoo.engine.settings import Device, Parallel, Precision
 from ssl_zoo.engine.trainer import NonFiniteLoss, Trainer
 from ssl_zoo.method import METHODS, Output, Progress, build_method
+from ssl_zoo.planning.memory_simulation import rehearse
+from ssl_zoo.planning.scale import replicated
 from ssl_zoo.registry import discover
 from ssl_zoo.targets import PixelsConfig
 from ssl_zoo.tools.eval_net import main as eval_net
@@ -35,7 +35,7 @@ discover()
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
 ON_GPU = Processes(0, 1, torch.device("cuda", 0))
 READ_PROGRESS = {"data2vec2", "dino", "ibot"}  # their steps can't be recorded
-RECORDED = [{}, {"micro_batches": 2}, {"precision": Precision.bf16, "compile": True}]
+RECORDED = [{}, {"gradient_accumulation_steps": 2}, {"precision": Precision.bf16, "compile": True}]
 
 
 def trainer_of(name: str, run: Path, ranks: Processes = ON_GPU, **settings: object) -> Trainer:
@@ -67,7 +67,7 @@ def no_waiting() -> Iterator[None]:
 @pytest.mark.parametrize("name", METHODS.names())
 def test_a_gpu_trains_as_a_cpu_does(tmp_path: Path, name: str, optim: type[AdamWConfig]) -> None:
     for ranks in (ON_GPU, ALONE):
-        settings = {"precision": Precision.fp32, "optim": optim(warmup_epochs=0.2, clip_norm=1.0)}
+        settings = {"precision": Precision.fp32, "optim": optim(warmup_epochs=0.2, clip_grad_norm=1.0)}
         trainer_of(name, tmp_path / ranks.device.type, ranks, **settings).train()
     on_gpu, on_cpu = (records(tmp_path / kind) for kind in ("cuda", "cpu"))
     assert len(on_gpu) == len(on_cpu) == 6
@@ -86,7 +86,7 @@ def test_bf16_and_compiled_blocks_change_the_loss_by_rounding_alone(tmp_path: Pa
         "fp32": {"precision": Precision.fp32},
         "bf16": {"precision": Precision.bf16},
         "compiled": {"precision": Precision.bf16, "compile": True},
-        "checkpointed": {"precision": Precision.bf16, "checkpoint_activations": True},
+        "checkpointed": {"precision": Precision.bf16, "activation_checkpointing": True},
     }
     for case, values in settings.items():
         trainer_of(name, tmp_path / case, **values).train()
@@ -103,7 +103,7 @@ def test_no_step_waits_for_the_gpu(
 ) -> None:
     if graphs and name in READ_PROGRESS:
         pytest.skip(f"{name} reads its progress, so that its steps can't be recorded")
-    settings = {"precision": precision, "optim": optim(warmup_epochs=0.2, clip_norm=1.0), "cuda_graphs": graphs}
+    settings = {"precision": precision, "optim": optim(warmup_epochs=0.2, clip_grad_norm=1.0), "cuda_graphs": graphs}
     trainer = trainer_of(name, tmp_path, **settings)
     batch = trainer.data.to_device(trainer.data.batch(0), trainer.device)
     for step in range(5):
@@ -153,7 +153,7 @@ def test_weights_stay_as_they_were_before_a_loss_that_is_not_finite(tmp_path: Pa
 @pytest.mark.parametrize("name", sorted({*METHODS.names()} - READ_PROGRESS))
 @pytest.mark.filterwarnings("default")  # torch's compiler warns of its own doings
 def test_recorded_steps_are_those_of_python(tmp_path: Path, name: str, settings: dict[str, object]) -> None:
-    settings = {"precision": Precision.fp32, "optim": MuonConfig(warmup_epochs=0.2, clip_norm=1.0), **settings}
+    settings = {"precision": Precision.fp32, "optim": MuonConfig(warmup_epochs=0.2, clip_grad_norm=1.0), **settings}
     for graphs in (False, True):
         trainer = trainer_of(name, tmp_path / str(graphs), cuda_graphs=graphs, num_steps=30, **settings)
         trainer.train()
@@ -206,7 +206,7 @@ def test_sharded_on_one_gpu_trains_as_alone(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["ijepa/vitb16", "mae/vitb16"])
 def test_a_step_takes_the_memory_that_was_planned(recipe: str) -> None:
-    settings = ["trainer.images_per_step=32", "trainer.num_steps=4", "trainer.precision=bf16"]
+    settings = ["trainer.batch_size=32", "trainer.num_steps=4", "trainer.precision=bf16"]
     config = compose(ROOT / "configs" / f"{recipe}.yaml", settings).config
     planned = replicated(rehearse(config, images_per_rank=32), world_size=1).peak
     torch.cuda.synchronize()
@@ -215,7 +215,7 @@ def test_a_step_takes_the_memory_that_was_planned(recipe: str) -> None:
     method = build_method(config.method, config.backbone, config.targets, seed=0)
     views = build_views(config.method, config.backbone)
     generators = build_generators(views, config.masks, config.backbone)
-    data = TrainingData(Noise(), views, generators, seed=0, images_per_step=32)
+    data = TrainingData(Noise(), views, generators, seed=0, batch_size=32)
     Trainer(method, data, ON_GPU, optim=config.optim, config=config.trainer, seed=0).train()
     assert torch.cuda.max_memory_allocated() - before == pytest.approx(planned, rel=0.05)
 
@@ -223,8 +223,8 @@ def test_a_step_takes_the_memory_that_was_planned(recipe: str) -> None:
 @pytest.mark.slow
 def test_the_tools_train_and_evaluate_on_the_gpu(tmp_path: Path) -> None:
     protocols = "[knn,logistic,linear,attentive,finetune]"
-    tiny = [*TINY, "trainer.device=cuda", f"probe.protocols={protocols}", "probe.every_steps=0"]
-    tiny += ["monitor.pictures_every=10", "loader.num_workers=2", f"output_dir={tmp_path}"]
+    tiny = [*TINY, "trainer.device=cuda", f"probe.evaluators={protocols}", "probe.every_steps=0"]
+    tiny += ["monitor.images_every=10", "loader.num_workers=2", f"output_dir={tmp_path}"]
     assert train_net(["--config", str(DEMO), *tiny]) == 0
     last = records(tmp_path)[-1]
     assert "finetune" in last

@@ -20,8 +20,8 @@ TINY = [
     *("backbone.embed_dim=48", "backbone.depth=2", "backbone.num_heads=4", "backbone.image_size=32"),
     *("backbone.patch_size=4", "data.image_size=32", "data.num_train=128", "data.num_test=64"),
     *("method.predictor_dim=32", "method.predictor_depth=1", "method.predictor_heads=4", "masks.min_patches=4"),
-    *("trainer.images_per_step=16", "trainer.num_steps=4", "trainer.checkpoint_every=2"),
-    *("monitor.tensorboard=false", "monitor.pictures_every=0", "probe.every_steps=2", "probe.protocols=[knn,logistic]"),
+    *("trainer.batch_size=16", "trainer.num_steps=4", "trainer.checkpoint_every=2"),
+    *("monitor.tensorboard=false", "monitor.images_every=0", "probe.every_steps=2", "probe.evaluators=[knn,logistic]"),
     *("probe.train_samples=96", "probe.test_samples=48", "probe.knn.k=[5]"),
 ]
 SUBSET = ["probe.train_samples=96", "probe.test_samples=48"]
@@ -57,10 +57,10 @@ def test_a_score_is_exactly_that_of_the_running_training_on_the_same_images(run,
 
 
 def test_a_training_with_every_probe_is_bit_equal_to_one_without(run, tmp_path) -> None:
-    probes = "probe.protocols=[knn,linear,logistic,low_shot,attentive,finetune,health]"
+    probes = "probe.evaluators=[knn,linear,logistic,low_shot,attentive,finetune,health]"
     asked = ["--config", DEMO, *TINY, *QUICK, probes, "probe.every_steps=1", f"output_dir={tmp_path}/all"]
     assert train(asked) == 0
-    assert train(["--config", DEMO, *TINY, "probe.protocols=[]", f"output_dir={tmp_path}/none"]) == 0
+    assert train(["--config", DEMO, *TINY, "probe.evaluators=[]", f"output_dir={tmp_path}/none"]) == 0
     weights = [tmp_path / name / "checkpoints" / "step_00000004" / "method.safetensors" for name in ("all", "none")]
     assert weights[0].read_bytes() == weights[1].read_bytes()
     assert '"rankme"' in (tmp_path / "all" / "metrics.jsonl").read_text()
@@ -87,7 +87,7 @@ def test_all_protocols_and_label_sets_make_one_table_and_a_file_each(run, tmp_pa
 
 def test_several_runs_make_one_table_and_share_the_baseline_of_equal_initial_weights(run, tmp_path, capsys) -> None:
     longer = tmp_path / "longer"
-    assert train(["--config", DEMO, *TINY, "trainer.num_steps=6", "probe.protocols=[]", f"output_dir={longer}"]) == 0
+    assert train(["--config", DEMO, *TINY, "trainer.num_steps=6", "probe.evaluators=[]", f"output_dir={longer}"]) == 0
     capsys.readouterr()
     asked = ["--run", str(run), str(longer), "probe.knn.k=[5]", "--protocol", "knn", "logistic"]
     assert eval_net.main([*asked, "--out", str(tmp_path / "out")]) == 0
@@ -107,7 +107,7 @@ def test_several_runs_make_one_table_and_share_the_baseline_of_equal_initial_wei
 
 def test_runs_that_start_from_other_weights_have_baselines_of_their_own(run, tmp_path, capsys) -> None:
     other = tmp_path / "other"
-    assert train(["--config", DEMO, *TINY, "seed=1", "probe.protocols=[]", f"output_dir={other}"]) == 0
+    assert train(["--config", DEMO, *TINY, "seed=1", "probe.evaluators=[]", f"output_dir={other}"]) == 0
     assert eval_net.main(["--run", str(run), str(other), "--protocol", "knn", "--out", str(tmp_path / "out")]) == 0
     shown = capsys.readouterr().out
     assert f"{run.name}, random" in shown and "other, random" in shown  # "init" is on the header's second line
@@ -166,8 +166,8 @@ def test_either_encoder_of_a_method_can_be_evaluated(run, tmp_path, capsys) -> N
 
 
 def test_a_method_without_an_average_has_no_target_encoder(run, tmp_path, capsys) -> None:
-    asked = ["--config", DEMO.replace("ijepa", "mae"), *TINY[:6], f"output_dir={tmp_path}", "probe.protocols=[]"]
-    tiny = ["trainer.images_per_step=16", "trainer.num_steps=1", "monitor.tensorboard=false", "method.decoder_dim=32"]
+    asked = ["--config", DEMO.replace("ijepa", "mae"), *TINY[:6], f"output_dir={tmp_path}", "probe.evaluators=[]"]
+    tiny = ["trainer.batch_size=16", "trainer.num_steps=1", "monitor.tensorboard=false", "method.decoder_dim=32"]
     assert train([*asked, *tiny, "method.decoder_heads=4", "method.decoder_depth=1"]) == 0
     assert eval_net.main(["--run", str(tmp_path), "--protocol", "knn", "--network", "target_encoder"]) == 1
     assert "averages no copy of its encoder; take --network encoder" in capsys.readouterr().err

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
 
 from ssl_zoo.config import compose
-from ssl_zoo.engine.storage import fingerprint
+from ssl_zoo.engine.checkpoint.storage import fingerprint
 from ssl_zoo.engine.trained import open_run
 from ssl_zoo.tools import eval_net, export_weights, train_net
 
@@ -17,9 +17,9 @@ ROOT = Path(train_net.__file__).resolve().parents[1]
 TINY = [
     *("backbone.embed_dim=48", "backbone.depth=2", "backbone.num_heads=4", "backbone.image_size=32"),
     *("backbone.patch_size=4", "data.image_size=32", "data.num_train=64", "data.num_test=32", "masks.min_patches=4"),
-    *("method.predictor_dim=32", "method.predictor_depth=1", "method.predictor_heads=4", "probe.protocols=[]"),
-    *("trainer.images_per_step=16", "trainer.num_steps=4", "trainer.checkpoint_every=2", "trainer.precision=fp32"),
-    *("monitor.tensorboard=false", "monitor.pictures_every=0"),
+    *("method.predictor_dim=32", "method.predictor_depth=1", "method.predictor_heads=4", "probe.evaluators=[]"),
+    *("trainer.batch_size=16", "trainer.num_steps=4", "trainer.checkpoint_every=2", "trainer.precision=fp32"),
+    *("monitor.tensorboard=false", "monitor.images_every=0"),
 ]
 
 

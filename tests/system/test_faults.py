@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from ssl_zoo.faults.catalogue import SCENARIOS
-from ssl_zoo.faults.scenario import Laboratory
+from ssl_zoo.testing.faults.catalogue import SCENARIOS
+from ssl_zoo.testing.faults.scenario import Laboratory
 from ssl_zoo.tools.inject_faults import main
 
 

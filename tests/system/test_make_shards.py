@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from shard_archives import write_images
 
-from ssl_zoo.engine.checkpoint import list_checkpoints
-from ssl_zoo.faults.archives import jpeg, write_tar
+from ssl_zoo.engine.checkpoint.state import list_checkpoints
+from ssl_zoo.testing.faults.archives import jpeg, write_tar
 from ssl_zoo.tools import list as list_tool
 from ssl_zoo.tools import make_shards, train_net
 
@@ -15,8 +15,8 @@ ROOT = Path(make_shards.__file__).resolve().parents[1]
 TINY = [
     *("backbone.embed_dim=48", "backbone.depth=1", "backbone.num_heads=4", "backbone.image_size=32"),
     *("backbone.patch_size=4", "method.predictor_dim=32", "method.predictor_depth=1", "method.predictor_heads=4"),
-    *("masks.min_patches=4", "trainer.images_per_step=8", "trainer.num_steps=4", "trainer.checkpoint_every=2"),
-    *("trainer.precision=fp32", "monitor.tensorboard=false", "monitor.pictures_every=0", "monitor.log_every=1"),
+    *("masks.min_patches=4", "trainer.batch_size=8", "trainer.num_steps=4", "trainer.checkpoint_every=2"),
+    *("trainer.precision=fp32", "monitor.tensorboard=false", "monitor.images_every=0", "monitor.log_every=1"),
 ]
 TIMING = ("images_per_second", "data_wait", "memory_bytes")
 PARTS = {"path": "train", "test_path": "test"}
@@ -73,7 +73,7 @@ def test_a_run_on_shards_equals_that_on_the_folder_with_its_probe(tmp_path):
     shards = ["data=webdataset", *(f"data.{key}={tmp_path / 'shards' / part}" for key, part in PARTS.items())]
     records = []
     for name, data in (("folder", folder), ("shards", shards)):
-        assert _train(tmp_path / name, *data, "probe.protocols=[knn]", "probe.knn.k=[3]", "probe.label=null") == 0
+        assert _train(tmp_path / name, *data, "probe.evaluators=[knn]", "probe.knn.k=[3]", "probe.label=null") == 0
         lines = map(json.loads, (tmp_path / name / "metrics.jsonl").read_text().splitlines())
         records.append([{key: value for key, value in line.items() if key not in TIMING} for line in lines])
     assert records[0] == records[1] and "knn3" in records[0][-1]
@@ -83,7 +83,7 @@ def test_a_run_on_shards_resumed_in_mid_epoch_with_workers_equals_the_whole_run(
     write_images(tmp_path / "images", NAMES)
     assert _run(tmp_path / "images", tmp_path / "out", "--shard-size", "20KB", "--workers", "0") == 0
     data = ["data=webdataset", f"data.path={tmp_path / 'out'}", "data.shuffle=shards", "data.shuffle_window=5"]
-    data += ["probe.protocols=[knn]", "probe.knn.k=[3]", "data.test_fraction=0.3"]
+    data += ["probe.evaluators=[knn]", "probe.knn.k=[3]", "data.test_fraction=0.3"]
     assert _train(tmp_path / "whole", *data) == 0
     middle = list_checkpoints(tmp_path / "whole")[0]
     assert _train(tmp_path / "rest", *data, "loader.num_workers=2", "--resume", middle) == 0
@@ -96,7 +96,7 @@ def test_a_run_goes_on_over_broken_samples_until_they_are_too_many(tmp_path, cap
     write_tar(tmp_path / "data" / "a.tar", files)
     assert _run("--index", tmp_path / "data" / "a.tar", tmp_path / "data") == 0
     data = ["data=webdataset", f"data.path={tmp_path / 'data'}", f"data.test_path={tmp_path / 'data'}"]
-    data += ["probe.protocols=[]", "trainer.num_steps=10"]
+    data += ["probe.evaluators=[]", "trainer.num_steps=10"]
     assert _train(tmp_path / "tolerant", *data, "loader.max_corrupt_fraction=0.5") == 0
     assert "a.tar/05.jpg\tthe file is empty" in (tmp_path / "tolerant" / "corrupt_samples.txt").read_text()
     assert _train(tmp_path / "strict", *data, "loader.max_corrupt_fraction=0.0") == 1

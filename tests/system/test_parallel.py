@@ -17,7 +17,7 @@ from tiny_runs import ALONE
 from torch import Tensor
 
 from ssl_zoo.config import compose
-from ssl_zoo.engine.checkpoint import list_checkpoints, step_of
+from ssl_zoo.engine.checkpoint.state import list_checkpoints, step_of
 from ssl_zoo.engine.trained import open_run
 from ssl_zoo.method import METHODS
 from ssl_zoo.registry import discover
@@ -112,7 +112,7 @@ def test_a_run_saved_in_any_layout_goes_on_in_any_other(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_muon_sees_whole_matrices(tmp_path: Path) -> None:
     alone, sharded = Job("mae", str(tmp_path / "alone"), muon=True), Job("mae", str(tmp_path / "3"), "fsdp2", muon=True)
-    alone, sharded = (Job(**{**vars(j), "settings": {**STEPS, "images_per_step": 6}}) for j in (alone, sharded))
+    alone, sharded = (Job(**{**vars(j), "settings": {**STEPS, "batch_size": 6}}) for j in (alone, sharded))
     alone.run(ALONE)
     run_jobs([sharded], 3, tmp_path)
     tensors, expected = (load_file(Path(j.folder) / "outcome.safetensors") for j in (sharded, alone))
@@ -128,9 +128,9 @@ def test_the_tool_trains_sharded_and_a_signal_to_one_rank_saves_and_stops_all(tm
         *("backbone.embed_dim=48", "backbone.depth=2", "backbone.num_heads=4", "backbone.image_size=32"),
         *("backbone.patch_size=4", "data.image_size=32", "data.num_train=64", "data.num_test=32"),
         *("method.predictor_dim=32", "method.predictor_depth=1", "method.predictor_heads=4", "masks.min_patches=4"),
-        *("trainer.images_per_step=8", "trainer.num_steps=5000", "trainer.checkpoint_every=5000"),
-        *("monitor.tensorboard=false", "monitor.log_every=1", "monitor.pictures_every=3", "probe.every_steps=2"),
-        *("probe.protocols=[knn,finetune]", "probe.train_samples=32", "probe.test_samples=16", "probe.knn.k=[5]"),
+        *("trainer.batch_size=8", "trainer.num_steps=5000", "trainer.checkpoint_every=5000"),
+        *("monitor.tensorboard=false", "monitor.log_every=1", "monitor.images_every=3", "probe.every_steps=2"),
+        *("probe.evaluators=[knn,finetune]", "probe.train_samples=32", "probe.test_samples=16", "probe.knn.k=[5]"),
         *("probe.finetune.epochs=1", "trainer.parallel=fsdp2", f"output_dir={tmp_path}"),
     ]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]

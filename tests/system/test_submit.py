@@ -16,7 +16,7 @@ TOOL = ROOT / "tools" / "submit.py"
 
 
 def submit(output: Path, *arguments: str) -> subprocess.Popen:
-    settings = [*TINY, "trainer.num_steps=10", "probe.protocols=[]", f"output_dir={output}"]
+    settings = [*TINY, "trainer.num_steps=10", "probe.evaluators=[]", f"output_dir={output}"]
     command = [sys.executable, str(TOOL), "--config", str(DEMO), "--local", *settings, *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
@@ -56,7 +56,7 @@ def test_a_job_that_fails_ends_with_an_error(tmp_path: Path) -> None:
 
 def test_what_can_be_checked_is_checked_before_anything_is_submitted(tmp_path: Path, capsys) -> None:
     for arguments, hint in (
-        (["--nodes", "3"], "trainer.images_per_step=16 is no multiple of 3 ranks"),
+        (["--nodes", "3"], "trainer.batch_size=16 is no multiple of 3 ranks"),
         (["trainer.num_stepz=3"], "trainer.num_steps"),
     ):
         assert main(["--config", str(DEMO), *TINY, f"output_dir={tmp_path / 'run'}", *arguments]) == 1

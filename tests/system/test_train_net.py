@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from tiny_commands import DEMO, ROOT, TINY, children_of, records, wait_for_step
 
-from ssl_zoo.engine.checkpoint import list_checkpoints, sealed
+from ssl_zoo.engine.checkpoint.state import list_checkpoints, sealed
 from ssl_zoo.registry import discover
 from ssl_zoo.tools.train_net import main
 
@@ -63,7 +63,7 @@ def test_a_run_killed_five_times_equals_the_uninterrupted_one_line_by_line(tmp_p
 
 @pytest.mark.slow
 def test_torchrun_restarts_a_run_that_lost_a_rank_and_it_ends_as_the_undisturbed_one(tmp_path: Path) -> None:
-    settings = ["trainer.num_steps=10", "probe.protocols=[]"]
+    settings = ["trainer.num_steps=10", "probe.evaluators=[]"]
     finish(start(tmp_path / "whole", *settings, ranks=2))
     process = start(tmp_path / "struck", *settings, ranks=2, restarts=2)
     wait_for_step(tmp_path / "struck", 6, process)
@@ -143,7 +143,7 @@ BAD_INPUT = {
         ["backbone.image_size=32", "patch_size=5", "30, 35"],
     ),
     "impossible masks": (["masks.min_patches=50"], ["masks.min_patches"]),
-    "batch that does not divide": (["trainer.micro_batches=3"], ["trainer.images_per_step=16", "15, 18"]),
+    "batch that does not divide": (["trainer.gradient_accumulation_steps=3"], ["trainer.batch_size=16", "15, 18"]),
     "cuda without a device": (["trainer.device=cuda"], ["trainer.device=auto"]),
     "plug-in that is not there": (["--plugin", "no_such_plugin.py"], ["no_such_plugin.py"]),
 }
@@ -174,7 +174,7 @@ def test_the_plan_for_another_machine_gives_both_layouts(capsys: pytest.CaptureF
     ("arguments", "hint"),
     [
         (["--dry-run", "--device-memory", "80 bytes"], "--device-memory 80 bytes"),
-        (["--dry-run", "--world-size", "5"], "trainer.images_per_step=16 is no multiple of 5 ranks"),
+        (["--dry-run", "--world-size", "5"], "trainer.batch_size=16 is no multiple of 5 ranks"),
     ],
 )
 def test_a_machine_that_the_run_does_not_divide_among_is_refused(
@@ -218,7 +218,7 @@ def test_three_pixel_pictures_are_refused_with_their_size(
 
 def _from_folder(tmp_path: Path, folder: Path) -> int:
     tiny = [setting for setting in TINY if not setting.startswith("data.")]
-    place = ["data=imagefolder", f"data.path={folder}", f"output_dir={tmp_path / 'run'}", "probe.protocols=[]"]
+    place = ["data=imagefolder", f"data.path={folder}", f"output_dir={tmp_path / 'run'}", "probe.evaluators=[]"]
     return main(["--config", str(DEMO), *tiny, *place])
 
 
@@ -308,5 +308,5 @@ def test_a_dry_run_plans_without_data_or_weights(recipe: str, capsys: pytest.Cap
 def test_help_config_explains_every_key(capsys: pytest.CaptureFixture) -> None:
     assert main(["--config", str(DEMO), "--help-config"]) == 0
     output = capsys.readouterr().out
-    for key in ("method.predictor_depth", "masks.target_scale", "optim.learning_rate", "trainer.images_per_step"):
+    for key in ("method.predictor_depth", "masks.target_scale", "optim.lr", "trainer.batch_size"):
         assert key in output

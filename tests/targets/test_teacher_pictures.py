@@ -17,7 +17,7 @@ def test_a_perfect_prediction_has_the_colours_of_the_target_and_full_agreement(n
     method = tiny_method(name)
     batch = tiny_batch(method, name, num_images=2)
     images, masks = batch.views[0], batch.masks[0]
-    picture = method.target.pictures(method.target(images, masks), images, masks, method.config.view.unnormalize)
+    picture = method.target.visualize(method.target(images, masks), images, masks, method.config.view.unnormalize)
     for row in range(2):
         _, _, features, predicted, agreement = panels(picture["features"], row)
         known = torch.zeros(16, dtype=torch.bool).index_fill(0, masks.targets[row].flatten(), True)
@@ -32,7 +32,7 @@ def test_an_opposite_prediction_has_no_agreement() -> None:
     method = tiny_method("ijepa")
     batch = tiny_batch(method, "ijepa", num_images=1)
     images, masks = batch.views[0], batch.masks[0]
-    picture = method.target.pictures(-method.target(images, masks), images, masks, method.config.view.unnormalize)
+    picture = method.target.visualize(-method.target(images, masks), images, masks, method.config.view.unnormalize)
     *_, agreement = panels(picture["features"], 0)
     coloured = (agreement != 0.5).any(0)
     assert coloured.any() and (agreement[2, coloured] > agreement[1, coloured]).all()

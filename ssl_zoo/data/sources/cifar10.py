@@ -15,8 +15,8 @@ from torch import Tensor
 from ssl_zoo.data.decode import CorruptImage, DecodeLimits, decode
 from ssl_zoo.data.files import open_files
 from ssl_zoo.data.sources.base import SOURCES, Source, SourceConfig, Split
-from ssl_zoo.registry import setting
 from ssl_zoo.seeding import generator_for
+from ssl_zoo.settings import setting
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _NUM_TRAIN = 50_000

@@ -12,7 +12,7 @@ from torch import Tensor
 from ssl_zoo.data.files import open_files
 from ssl_zoo.data.sources.base import SOURCES, Split
 from ssl_zoo.data.sources.imagefolder import FilesConfig, FilesSource
-from ssl_zoo.registry import setting
+from ssl_zoo.settings import setting
 
 # Upper edges of the distance classes but the last, in CLEVR's units (VTAB, arXiv 1910.04867: clevr_closest_distance).
 DISTANCE_EDGES = (8.0, 8.5, 9.0, 9.5, 10.0)

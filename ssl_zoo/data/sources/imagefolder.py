@@ -11,7 +11,7 @@ from torch import Tensor
 from ssl_zoo.data.decode import DecodeLimits, decode
 from ssl_zoo.data.files import MAX_UNPACKED_BYTES, Files, open_files
 from ssl_zoo.data.sources.base import SOURCES, Source, SourceConfig, Split
-from ssl_zoo.registry import setting
+from ssl_zoo.settings import setting
 
 _TEST_FOLDERS = ("test", "val", "valid", "validation")  # the first one that exists is the test split
 

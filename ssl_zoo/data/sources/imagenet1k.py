@@ -11,7 +11,7 @@ from torch import Tensor
 from ssl_zoo.data.files import Files, open_files
 from ssl_zoo.data.sources.base import SOURCES, Split
 from ssl_zoo.data.sources.imagefolder import FilesConfig, FilesSource
-from ssl_zoo.registry import setting
+from ssl_zoo.settings import setting
 
 
 @dataclass

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ssl_zoo.data import order
 from ssl_zoo.data.sources.base import SOURCES, Source, SourceConfig, Split
-from ssl_zoo.registry import nearest, setting
+from ssl_zoo.registry import nearest
 from ssl_zoo.seeding import seed_for
+from ssl_zoo.settings import setting
 
 
 @dataclass

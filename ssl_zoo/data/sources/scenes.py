@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ssl_zoo.data.raycast import SHAPES, Scenes, render
 from ssl_zoo.data.sources.base import SOURCES, Source, SourceConfig, Split
-from ssl_zoo.registry import setting
 from ssl_zoo.seeding import generator_for
+from ssl_zoo.settings import setting
 
 MAX_OBJECTS = 10
 DISTANCE_EDGES = (5.25, 5.9, 6.65, 7.65, 8.9)  # scene units; about a sixth of the scenes in each bin

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ssl_zoo.data.decode import CorruptImage
 from ssl_zoo.data.sources.base import SOURCES, Source, SourceConfig, Split
-from ssl_zoo.registry import nearest, setting
+from ssl_zoo.registry import nearest
+from ssl_zoo.settings import setting
 
 
 @dataclass(frozen=True)

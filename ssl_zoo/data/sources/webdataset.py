@@ -20,8 +20,8 @@ from ssl_zoo.data.shards.tar import readable
 from ssl_zoo.data.sources.base import SOURCES, Source, Split
 from ssl_zoo.data.sources.imagefolder import LimitedConfig, held_out
 from ssl_zoo.io import PATHS
-from ssl_zoo.registry import setting
 from ssl_zoo.seeding import generator_for
+from ssl_zoo.settings import setting
 
 
 class Shuffle(Enum):

@@ -1,0 +1,212 @@
+"""Saving while training goes on: the state is copied at once, and written by every rank in a thread of its own."""
+
+import json
+import logging
+import shutil
+import threading
+import warnings
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint import DefaultSavePlanner
+from torch.distributed.checkpoint.metadata import MetadataIndex
+from torch.distributed.tensor import DTensor
+
+from ssl_zoo.engine.checkpoint.state import FORMAT, checkpoint_path, list_checkpoints, sealed, step_of
+from ssl_zoo.engine.checkpoint.storage import CheckpointError, Fingerprint, SafetensorsWriter, fingerprint, key_of
+from ssl_zoo.engine.distributed import Processes, concerns_another_rank
+from ssl_zoo.engine.sharding import local, reshard
+from ssl_zoo.io import publish_directory
+
+log = logging.getLogger(__name__)
+# torch's own log of saving; it would tell every error twice, with its traceback in a single line.
+logging.getLogger("c10d-NullHandler-dcp_logger").propagate = False
+
+
+class Saver:
+    """Writes the checkpoints of a run, one at a time; all ranks call each method at the same step.
+
+    Args:
+        keep: so many of the newest are kept.
+        keep_every: those whose step is a multiple of it are kept as well; 0 = none.
+        in_background: write while training goes on; ``wait`` tells when and whether it is done.
+    """
+
+    def __init__(
+        self, run: Path, ranks: Processes, *, keep: int = 1, keep_every: int = 0, in_background: bool = False
+    ) -> None:
+        self.run, self.ranks, self.keep, self.keep_every = run, ranks, keep, keep_every
+        self.in_background = in_background
+        self._copies: dict[str, Tensor] = {}  # kept: the first touch of new memory takes longer than the copy
+        self._thread: threading.Thread | None = None
+        self._error: Exception | None = None
+
+    def save(
+        self,
+        step: int,
+        method: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        hooks: Mapping[str, Any],
+        manifest: Mapping[str, Any],
+    ) -> None:
+        """Save the state after ``step`` steps; afterwards it may change.
+
+        Raises:
+            CheckpointError: this or, in the background, an earlier checkpoint could not be written.
+        """
+        self.wait()
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninit")
+        state = _own_share(_state(method, optimizer), self.ranks)
+        copies = self._copied(state)
+        content = {"state.json": json.dumps(hooks), "manifest": {"format": FORMAT, "step": step, **manifest}}
+        self._thread = threading.Thread(target=self._write, args=(step, state, copies, content), name=f"save {step}")
+        self._thread.start()
+        if not self.in_background:
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait for the checkpoint that is being written.
+
+        Raises:
+            CheckpointError: it could not be written; told once.
+            RuntimeError: another rank was lost meanwhile, as torch's collectives tell it.
+        """
+        if self._thread is not None:
+            self._thread.join()
+        error, self._thread, self._error = self._error, None, None
+        if error is not None:
+            raise error
+
+    def _copied(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors in memory of the host that no training step writes to, unless it waits."""
+        tensors = {key: local(tensor.detach()) for key, tensor in state.items()}
+        on_gpu = any(tensor.is_cuda for tensor in tensors.values())
+        if not on_gpu and not self.in_background:
+            return {key: tensor.contiguous() for key, tensor in tensors.items()}
+        if {k: t.shape for k, t in tensors.items()} != {k: t.shape for k, t in self._copies.items()}:
+            self._copies = {
+                key: torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=on_gpu) for key, tensor in tensors.items()
+            }
+        for key, copy in self._copies.items():
+            copy.copy_(tensors[key], non_blocking=True)
+        if on_gpu:
+            torch.cuda.synchronize()
+        return self._copies
+
+    def _write(
+        self, step: int, state: Mapping[str, Tensor], copies: Mapping[str, Tensor], content: Mapping[str, Any]
+    ) -> None:
+        final = checkpoint_path(self.run, step)
+        temporary = final.with_name(f".{final.name}")
+
+        def publish(files: Mapping[str, Fingerprint]) -> None:
+            _publish(temporary, final, files, content)
+            self._remove_old(step)
+
+        ranks = self.ranks
+        prepare = partial(clear_leftovers, self.run)
+        try:
+            dcp.save(
+                dict(state),
+                storage_writer=SafetensorsWriter(
+                    temporary, ranks.rank, ranks.world_size, prepare=prepare, publish=publish
+                ),
+                planner=_CopiesPlanner(copies),
+                process_group=ranks.saving,
+                no_dist=ranks.world_size == 1,
+            )
+        except (Exception, dcp.CheckpointException) as error:
+            self._error = self._explained(error, final)
+            if ranks.is_main:
+                log.error("%s", self._error)
+                shutil.rmtree(temporary, ignore_errors=True)  # its space may be what is missing
+
+    def _explained(self, error: BaseException, final: Path) -> Exception:
+        """What ends the run: the error itself where another rank is to blame, which ``processes`` explains."""
+        failures = error.failures if isinstance(error, dcp.CheckpointException) else {}
+        for cause in (error, *(reason[0] for reason in failures.values())):
+            if concerns_another_rank(cause):
+                return cause
+        reasons = [f"rank {rank}: {reason[0]}" for rank, reason in sorted(failures.items())] or [str(error)]
+        found = list_checkpoints(self.run)
+        newest = f"the newest that is whole is {found[-1]}" if found else "no other is there"
+        explained = CheckpointError(
+            f"the checkpoint {final} could not be written ({'; '.join(reasons[:3])}); {newest}. Make room or choose "
+            "another output_dir=..., and give the same command again"
+        )
+        explained.__cause__ = error
+        return explained
+
+    def _remove_old(self, step: int) -> None:
+        """Only those up to this step: later ones are of a continuation that was left for an earlier checkpoint."""
+        old = [path for path in list_checkpoints(self.run) if step_of(path) <= step][: -self.keep]
+        for path in old:
+            if not self.keep_every or step_of(path) % self.keep_every:
+                _remove(path)
+
+
+class _CopiesPlanner(DefaultSavePlanner):
+    """Plans by the shapes of the live state, and saves copies of it."""
+
+    def __init__(self, copies: Mapping[str, Tensor]) -> None:
+        super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
+        self.copies = copies
+
+    def lookup_object(self, index: MetadataIndex) -> Tensor:
+        return self.copies[index.fqn]
+
+
+def clear_leftovers(run: Path) -> None:
+    """Remove what saves and removals that were cut off have left."""
+    for leftover in (run / "checkpoints").glob(".step_*"):
+        shutil.rmtree(leftover)
+
+
+def _state(method: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Every tensor of the training state under its key, undivided or this rank's part of it."""
+    reshard(method)
+    state = {key_of("method", name): tensor for name, tensor in method.state_dict().items()}
+    for name, parameter in method.named_parameters():
+        for moment, value in optimizer.state.get(parameter, {}).items():
+            state[key_of("optimizer", f"{name}:{moment}")] = value
+    return state
+
+
+def _own_share(state: Mapping[str, Tensor], ranks: Processes) -> dict[str, Tensor]:
+    """What this rank writes: its parts of divided tensors, and a fair share of those that all ranks hold."""
+    load, own = [0] * ranks.world_size, {}
+    undivided = [key for key, tensor in state.items() if not isinstance(tensor, DTensor)]
+    # By name where sizes are equal: moments come in another order after they have been read.
+    for key in sorted(undivided, key=lambda key: (-state[key].nbytes, key)):
+        rank = load.index(min(load))
+        load[rank] += state[key].nbytes
+        if rank == ranks.rank:
+            own[key] = state[key]
+    divided = {key: tensor for key, tensor in state.items() if isinstance(tensor, DTensor)}
+    return own | {key: tensor for key, tensor in divided.items() if tensor.to_local().numel()}
+
+
+def _publish(temporary: Path, final: Path, files: Mapping[str, Fingerprint], content: Mapping[str, Any]) -> None:
+    for name, expected in files.items():
+        file = temporary / name
+        if not file.is_file() or file.stat().st_size != expected["bytes"]:
+            raise OSError(f"{file} of another rank is not whole here: output_dir must be one folder for all ranks")
+    state = temporary / "state.json"
+    state.write_text(content["state.json"])
+    everything = {**files, state.name: fingerprint(state)}
+    (temporary / "manifest.json").write_text(sealed({**content["manifest"], "files": everything}))
+    if final.exists():  # of a continuation that was left for an earlier checkpoint
+        _remove(final)
+    publish_directory(temporary, final)
+
+
+def _remove(path: Path) -> None:
+    """Remove a checkpoint so that no part of it is ever found under its name."""
+    leaving = path.with_name(f".{path.name}.removed")
+    path.rename(leaving)
+    shutil.rmtree(leaving)

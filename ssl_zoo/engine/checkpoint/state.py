@@ -1,0 +1,238 @@
+"""Checkpoints: a folder a step, whole or not there, verified before a single tensor is used.
+
+``checkpoints/step_00001000/`` holds ``method.safetensors`` (every network of the method under its state-dict name) and
+``optimizer.safetensors`` (moments as ``parameter name:moment``), each as one file per rank where several wrote it,
+``state.json`` (hooks) and ``manifest.json`` (step, config, versions, size and SHA-256 of every file and of the manifest
+itself). Nothing in it can execute code when read. Any number of ranks reads what any other number has written.
+"""
+
+import hashlib
+import json
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint import DefaultLoadPlanner
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+from ssl_zoo.engine.checkpoint.storage import CheckpointError, SafetensorsReader, fingerprint, key_of
+from ssl_zoo.engine.sharding import local
+
+__all__ = [
+    "Checkpoint",
+    "CheckpointError",
+    "checkpoint_path",
+    "list_checkpoints",
+    "load_tensors",
+    "read_checkpoint",
+    "restore",
+    "step_of",
+]
+
+FORMAT = 2
+_READABLE = (1, FORMAT)  # 1: always one file a part, and no SHA-256 of the manifest itself
+_STEP = re.compile(r"step_(\d{8,})")
+_PART = re.compile(r"(method|optimizer)(_\d{5,}_of_\d{5,})?\.safetensors")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint; its tensors are read when they are asked for.
+
+    Attributes:
+        hooks: states of hooks by their names.
+    """
+
+    path: Path
+    manifest: Mapping[str, Any]
+    hooks: Mapping[str, Any]
+    reader: SafetensorsReader
+
+    @property
+    def step(self) -> int:
+        return self.manifest["step"]
+
+
+def checkpoint_path(run: Path, step: int) -> Path:
+    return run / "checkpoints" / f"step_{step:08d}"
+
+
+def step_of(path: Path) -> int:
+    """The step of a checkpoint's folder."""
+    return int(_STEP.fullmatch(path.name)[1])
+
+
+def list_checkpoints(run: Path) -> list[Path]:
+    """Published checkpoint folders of a run, oldest first."""
+    found = [path for path in (run / "checkpoints").glob("step_*") if _STEP.fullmatch(path.name) and path.is_dir()]
+    return sorted(found, key=step_of)
+
+
+def sealed(manifest: Mapping[str, Any]) -> str:
+    """The text of a manifest with the SHA-256 of all the rest of it."""
+    return json.dumps({**manifest, "sha256": _seal(manifest)}, indent=1)
+
+
+def read_checkpoint(path: Path, *, optimizer: bool = True) -> Checkpoint:
+    """Open a checkpoint after comparing every file with its manifest.
+
+    Args:
+        optimizer: the optimizer's moments too, which are often twice as large as the networks.
+
+    Raises:
+        CheckpointError: a file is missing, cut short, altered or no regular file, or the format is unknown.
+    """
+    manifest = _manifest(path)
+    files: dict[str, list[Path]] = {"method": [], "optimizer": []}
+    for name, expected in manifest["files"].items():
+        part = _PART.fullmatch(name)
+        if part is not None and part[1] == "optimizer" and not optimizer:
+            continue
+        _verify(path, name, expected)
+        if part is not None:
+            files[part[1]].append(path / name)
+    try:
+        hooks = json.loads((path / "state.json").read_text())
+        return Checkpoint(path, manifest, hooks, SafetensorsReader(files))
+    except ValueError as error:
+        raise CheckpointError(f"{path} can't be used: {error}. {_alternatives(path)}") from error
+
+
+def restore(checkpoint: Checkpoint, method: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
+    """Put a checkpoint's tensors into a method and, where training goes on, its optimizer; of divided ones a part.
+
+    Raises:
+        CheckpointError: names, shapes or types differ; nothing has been changed then.
+    """
+    saved: dict[str, dict[str, TensorStorageMetadata]] = {"method": {}, "optimizer": {}}
+    for key, tensor in checkpoint.reader.tensors.items():
+        part, _, name = key.partition("/")
+        saved[part][name] = tensor
+    own = method.state_dict()
+    _require_same(own, {name: (t.size, t.properties.dtype) for name, t in saved["method"].items()}, checkpoint.path)
+    wanted = {key_of("method", name): tensor for name, tensor in own.items()}
+    moments = {} if optimizer is None else _moments(method, saved["optimizer"], checkpoint.path)
+    for parameter, states in moments.items():
+        optimizer.state[parameter] = {moment: value for moment, (_, value) in states.items()}
+        wanted |= dict(states.values())
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninit")
+    dcp.load(
+        {key: tensor for key, tensor in wanted.items() if local(tensor).numel()},
+        storage_reader=checkpoint.reader,
+        planner=DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
+        no_dist=True,  # every rank reads its own parts, and files are the same for all
+    )
+
+
+def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], origin: str) -> None:
+    """Put tensors under the names of its state dict into a module, all of them or none.
+
+    Args:
+        origin: where they come from, for the message.
+
+    Raises:
+        CheckpointError: names, shapes or types differ.
+    """
+    _require_same(module.state_dict(), {name: (t.shape, t.dtype) for name, t in tensors.items()}, origin)
+    module.load_state_dict(tensors)
+
+
+def _require_same(
+    own: Mapping[str, Tensor], there: Mapping[str, tuple[torch.Size, torch.dtype]], origin: Path | str
+) -> None:
+    problems = [f"{name} is missing" for name in own if name not in there]
+    problems += [f"{name} is not part of this model" for name in there if name not in own]
+    problems += [
+        f"{name} is {list(shape)} there, {list(own[name].shape)} here"
+        for name, (shape, _) in there.items()
+        if name in own and own[name].shape != shape
+    ]
+    problems += [
+        f"{name} holds {dtype} there, {own[name].dtype} here"
+        for name, (_, dtype) in there.items()
+        if name in own and own[name].is_floating_point() != dtype.is_floating_point
+    ]
+    if problems:
+        shown = "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
+        raise CheckpointError(f"{origin} is of another model than this run's: {shown}")
+
+
+def _moments(
+    method: nn.Module, saved: Mapping[str, TensorStorageMetadata], origin: Path
+) -> dict[nn.Parameter, dict[str, tuple[str, Tensor]]]:
+    """Tensors to fill for each parameter: moment -> (key, tensor), divided as the parameter where of its shape."""
+    parameters, moments = dict(method.named_parameters()), {}
+    for full_name, stored in saved.items():
+        name, _, moment = full_name.rpartition(":")
+        if name not in parameters:
+            raise CheckpointError(f"{origin} has optimizer state of {name}, which is not part of this model")
+        parameter = parameters[name]
+        # Step counters stay where the fused kernels expect them; moments live beside their parameter.
+        if stored.size == parameter.shape:
+            value = torch.zeros_like(parameter.detach(), dtype=stored.properties.dtype)
+        else:
+            value = torch.zeros(stored.size, dtype=stored.properties.dtype, device=parameter.device)
+        moments.setdefault(parameter, {})[moment] = key_of("optimizer", full_name), value
+    return moments
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint, as far as it can be trusted without its files."""
+    file = path / "manifest.json"
+    if not file.is_file() or file.is_symlink():
+        raise CheckpointError(f"{path} is no checkpoint: it has no manifest.json. {_alternatives(path)}")
+    try:
+        manifest = json.loads(file.read_text())
+        known, files = manifest.get("format"), manifest["files"]
+        if known not in _READABLE:
+            raise CheckpointError(f"{path} has checkpoint format {known}, this version reads 1 and {FORMAT}")
+        if known > 1 and manifest.pop("sha256") != _seal(manifest):
+            raise ValueError("it does not match its own SHA-256")
+        step = manifest["step"]
+        if not isinstance(step, int) or (_STEP.fullmatch(path.name) and step_of(path) != step):
+            raise ValueError(f"it is of step {step!r}")
+        if "state.json" not in files or any(not {"bytes", "sha256"} <= expected.keys() for expected in files.values()):
+            raise ValueError("it does not describe the files")
+    except CheckpointError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise CheckpointError(f"{file} is damaged ({error}). {_alternatives(path)}") from error
+    return manifest
+
+
+def _verify(path: Path, name: str, expected: Mapping[str, Any]) -> None:
+    file = path / name
+    if Path(name).name != name or file.is_symlink():
+        raise CheckpointError(f"{path}: {name!r} is no file of its own; links and paths are refused")
+    if not file.is_file():
+        raise CheckpointError(f"{path} is damaged: {name} is missing. {_alternatives(path)}")
+    if file.stat().st_size != expected["bytes"]:
+        raise CheckpointError(
+            f"{path} is damaged: {name} has {file.stat().st_size} bytes, its manifest says {expected['bytes']}. "
+            + _alternatives(path)
+        )
+    try:
+        found = fingerprint(file)
+    except OSError as error:
+        raise CheckpointError(f"{file} can't be read ({error}). {_alternatives(path)}") from error
+    if found != expected:
+        raise CheckpointError(f"{path} is damaged: {name} does not match its SHA-256. {_alternatives(path)}")
+
+
+def _seal(manifest: Mapping[str, Any]) -> str:
+    # Through text once, so that tuples are lists as they will be when read.
+    plain = json.loads(json.dumps(manifest))
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def _alternatives(path: Path) -> str:
+    others = [str(other) for other in list_checkpoints(path.parent.parent) if other != path]
+    if not others:
+        return "No other checkpoint is there; remove the run directory to start anew."
+    return f"To go on from an earlier one, pass --resume {others[-1]}"

@@ -1,0 +1,26 @@
+"""Pictures of masks: what the encoder sees and what is predicted."""
+
+from jaxtyping import Float
+from torch import Tensor
+
+from ssl_zoo.masks.base import Masks
+from ssl_zoo.plotting import on_grey, patch_set, rows_of
+
+
+def plot_masks(
+    images: Float[Tensor, "B 3 H W"], masks: Masks, grid: tuple[int, int]
+) -> Float[Tensor, "3 rows columns"]:
+    """One row per image: the image, each context block, each target block; everything else is grey.
+
+    Args:
+        images: values in 0..1.
+        grid: patch rows and columns.
+    """
+    num_patches = grid[0] * grid[1]
+    seen = (
+        [patch_set(block, num_patches) for block in masks.context.unbind(1)]
+        if masks.masked is None
+        else [~masks.masked]
+    )
+    predicted = [patch_set(block, num_patches) for block in masks.targets.unbind(1)]
+    return rows_of([images, *(on_grey(images, shown, grid) for shown in [*seen, *predicted])])

@@ -1,0 +1,215 @@
+"""The plan of a run, worked out without data, accelerator or weights."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ssl_zoo.data.batch import Batch
+from ssl_zoo.data.sources import SOURCES
+from ssl_zoo.engine.build import RunConfig, build_generators, build_views
+from ssl_zoo.engine.optim import MuonConfig, OptimConfig, RateSchedules
+from ssl_zoo.engine.settings import TrainerConfig
+from ssl_zoo.engine.trainer import BatchPlan, run_length
+from ssl_zoo.masks import MaskGenerator, Masks
+from ssl_zoo.method import Method, Progress, ViewSpec, build_method
+from ssl_zoo.nn import set_fused_attention
+from ssl_zoo.seeding import generator_for
+
+_PLAN_IMAGES = 2  # enough for every shape; counts are divided by it
+_GIBI = 2**30
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is known of a run before it starts.
+
+    Args:
+        method: built on the meta device.
+        generators: aligned with ``views``.
+        num_samples: training images, None when the data is needed to tell.
+    """
+
+    method: Method
+    views: Sequence[ViewSpec]
+    generators: Sequence[MaskGenerator | None]
+    optim: OptimConfig
+    trainer: TrainerConfig
+    world_size: int
+    num_samples: int | None
+
+    @classmethod
+    def of(cls, config: RunConfig, world_size: int = 1) -> "Plan":
+        """The plan of a configured run."""
+        views = build_views(config.method, config.backbone)
+        method = build_method(config.method, config.backbone, config.targets, seed=config.seed, device="meta")
+        generators = build_generators(views, config.masks, config.backbone)
+        for generator in generators:
+            method.check_masks(None if generator is None else generator(1, generator_for("plan")))
+        return cls(
+            method,
+            views,
+            generators,
+            config.optim,
+            config.trainer,
+            world_size,
+            SOURCES.get(SOURCES.name_of(config.data)).expected_size(config.data),
+        )
+
+    def print(self, console: Console) -> None:
+        """All tables, in seconds."""
+        for table in (self._networks(), self._cost(), self._batch(), self._masks(), self._schedules()):
+            if table is not None:
+                console.print(table)
+
+    def _networks(self) -> Table:
+        table = titled_table("Networks", "part", "parameters", "trainable")
+        for name, part in [*self.method.named_children(), ("total", self.method)]:
+            total, trainable = count_parameters(part)
+            table.add_row(name, f"{total:,}", f"{trainable:,}")
+        return table
+
+    def _cost(self) -> Table:
+        flops = count_flops(self.method, self.views, self.generators)
+        total, trainable = count_parameters(self.method)
+        table = titled_table("Cost", "", "", "how")
+        for name, count in flops.items():
+            table.add_row(f"FLOPs per image, {name}", f"{count / 1e9:,.2f} G", "counted on the meta device")
+        table.add_row("weights", f"{4 * total / _GIBI:.2f} GiB", f"4 bytes x {total:,}, averages included")
+        table.add_row("gradients", f"{4 * trainable / _GIBI:.2f} GiB", f"4 bytes x {trainable:,}")
+        once = sum(p.numel() for p in self.method.parameters() if p.requires_grad and p.ndim == 2)
+        if isinstance(self.optim, MuonConfig):
+            size, how = (
+                8 * trainable - 4 * once,
+                f"4 bytes x (2 moments x {trainable - once:,} + 1 x {once:,} in matrices)",
+            )
+        else:
+            size, how = 8 * trainable, f"2 moments x 4 bytes x {trainable:,}"
+        table.add_row("optimizer", f"{size / _GIBI:.2f} GiB", how)
+        return table
+
+    def _batch(self) -> Table:
+        batch = BatchPlan(self.trainer.batch_size, self.world_size, self.trainer.gradient_accumulation_steps)
+        table = titled_table("Batch and length", "", "", "how")
+        how = f"{batch.batch_size} / ({batch.world_size} ranks x {batch.gradient_accumulation_steps} micro-batches)"
+        table.add_row("images per micro-batch", f"{batch.micro_batch_size:,}", how)
+        if self.num_samples is None:
+            table.add_row("training images", "unknown", "this data source tells when it is opened")
+        else:
+            num_steps, per_epoch = run_length(self.trainer, self.num_samples)
+            table.add_row("steps per epoch", f"{per_epoch:,}", f"{self.num_samples:,} // {batch.batch_size}")
+            how = "trainer.num_steps" if self.trainer.num_steps else f"{self.trainer.epochs:g} epochs x {per_epoch:,}"
+            table.add_row("steps", f"{num_steps:,}", how)
+            table.add_row("images", f"{num_steps * batch.batch_size:,}", f"{num_steps:,} x {batch.batch_size}")
+        return table
+
+    def _masks(self) -> Table | None:
+        described = [(v, g) for v, g in zip(_flat(self.views), self.generators, strict=True) if g is not None]
+        if not described:
+            return None
+        table = titled_table("Masks", "view", "grid", "context patches", "target blocks x patches", "seen")
+        for view, generator in described:
+            drawn = [generator(64, generator_for("plan", i)) for i in range(8)]
+            context, targets = _patches(drawn)
+            table.add_row(
+                view.name,
+                f"{generator.grid[0]}x{generator.grid[1]}",
+                _range(context),
+                f"{drawn[0].targets.shape[1]} x {_range(targets)}",
+                f"{sum(context) / len(context) / generator.num_patches:.1%} of the patches",
+            )
+        return table
+
+    def _schedules(self) -> Table | None:
+        if self.num_samples is None and self.trainer.num_steps is None:
+            return None
+        num_steps, per_epoch = run_length(self.trainer, self.num_samples or self.trainer.batch_size)
+        schedules = RateSchedules(self.optim, num_steps=num_steps, steps_per_epoch=per_epoch)
+        table = titled_table("Schedules", "step", "epoch", "lr", "weight decay", "EMA momentum")
+        for step in sorted({0, schedules.warmup_steps, *(int(f * (num_steps - 1)) for f in (0.25, 0.5, 0.75, 1.0))}):
+            if step < num_steps:
+                rates = schedules(step)
+                momenta = [f"{ema.momentum(step / num_steps):.6f}" for ema in self.method.averages()]
+                values = (f"{rates.lr:.3e}", f"{rates.weight_decay:.4f}", ", ".join(momenta))
+                table.add_row(f"{step:,}", f"{step / per_epoch:.2f}", *values)
+        return table
+
+
+def count_parameters(module: nn.Module) -> tuple[int, int]:
+    """All parameters of a module, and the trainable ones."""
+    parameters = list(module.parameters())
+    return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
+
+
+def count_flops(
+    method: Method,
+    views: Sequence[ViewSpec],
+    generators: Sequence[MaskGenerator | None],
+    *,
+    batch_size: int = _PLAN_IMAGES,
+    draw: int = 0,
+) -> Mapping[str, float]:
+    """Floating-point operations per image of a step on the meta device: a product and a sum are two.
+
+    Attention runs as plain matrix products here, so that none of it hides in a fused kernel.
+
+    Args:
+        batch_size: images that masks are drawn for together; where all take the smallest context of their batch,
+            fewer patches are seen in a larger batch.
+        draw: number of the masks' draw, since block sizes differ from step to step.
+    """
+    set_fused_attention(method, False)
+    with FlopCounterMode(display=False) as forward:
+        loss = method(plan_batch(views, generators, batch_size, draw), Progress(0, 1, 0)).loss
+    with FlopCounterMode(display=False) as backward:
+        loss.backward()
+    method.zero_grad(set_to_none=True)
+    counts = {"forward": forward.get_total_flops(), "backward": backward.get_total_flops()}
+    counts["step"] = counts["forward"] + counts["backward"]
+    return {name: count / _PLAN_IMAGES for name, count in counts.items()}
+
+
+def plan_batch(
+    views: Sequence[ViewSpec],
+    generators: Sequence[MaskGenerator | None],
+    batch_size: int = _PLAN_IMAGES,
+    draw: int = 0,
+    *,
+    num_images: int = _PLAN_IMAGES,
+) -> Batch:
+    """A batch of the right shapes on the meta device: the first ``num_images`` images of a step."""
+    images = [torch.empty(num_images, 3, *view.size, device="meta") for view in _flat(views)]
+    count = max(batch_size, num_images)
+    masks: list[Masks | None] = [
+        None if g is None else g(count, generator_for("plan", draw)).map(lambda t: t[:num_images].to("meta"))
+        for g in generators
+    ]
+    return Batch(tuple(images), tuple(masks))
+
+
+def _patches(drawn: Sequence[Masks]) -> tuple[list[int], list[int]]:
+    """Patches in the contexts and in the target blocks: of each draw, or of each image where they differ."""
+    if all(masks.targets.shape[-1] for masks in drawn):
+        return [m.context.shape[-1] for m in drawn], [m.targets.shape[-1] for m in drawn]
+    masked = torch.cat([masks.masked for masks in drawn])
+    return (~masked).sum(1).tolist(), masked.sum(1).tolist()
+
+
+def _flat(views: Sequence[ViewSpec]) -> Iterator[ViewSpec]:
+    for view in views:
+        yield from [view] * view.count
+
+
+def _range(counts: Sequence[int]) -> str:
+    return str(min(counts)) if min(counts) == max(counts) else f"{min(counts)}..{max(counts)}"
+
+
+def titled_table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for column in columns:
+        table.add_column(column)
+    return table

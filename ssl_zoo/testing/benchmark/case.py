@@ -1,0 +1,300 @@
+"""One recipe in processes of its own, which train as many steps as they are told and then wait."""
+
+import multiprocessing
+import os
+import pickle
+import socket
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+
+from ssl_zoo.data.batch import Batch
+from ssl_zoo.data.loader import TrainingData
+from ssl_zoo.engine.build import RunConfig, build_data, build_generators, build_views
+from ssl_zoo.engine.device import resolve_precision
+from ssl_zoo.engine.distributed import Processes, processes
+from ssl_zoo.engine.metrics import peak_memory
+from ssl_zoo.engine.run_directory import environment
+from ssl_zoo.engine.settings import Precision
+from ssl_zoo.engine.trainer import Hook, StepResult, Trainer
+from ssl_zoo.method import build_method
+from ssl_zoo.planning.plan import count_flops
+from ssl_zoo.registry import discover
+from ssl_zoo.seeding import generator_for
+from ssl_zoo.testing.benchmark.clock import Clock
+from ssl_zoo.testing.benchmark.peak import matrix_peak
+from ssl_zoo.testing.benchmark.plain import PlainIJEPA
+
+_FIXED_COST_STEPS = {"cpu": 6, "cuda": 60}  # on a GPU the first of each shape are slower
+_ENDLESS = 10**9  # steps
+
+
+@dataclass(frozen=True)
+class Contest:
+    """What is timed: a recipe, or the plain restatement of it.
+
+    Attributes:
+        with_data: batches come from the recipe's data; otherwise one batch of noise is used again and again.
+    """
+
+    name: str
+    config: RunConfig
+    plain: bool = False
+    with_data: bool = False
+    world_size: int = 1
+    plugins: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a contestant before its first timed step."""
+
+    batch_size: int
+    precision: str
+    environment: Mapping[str, Any]  # versions, code, machine
+    flops_per_image: Mapping[str, float]  # forward, backward, step; the method's own, without the optimizer
+    masks_seconds: float | None  # to draw the masks of one step, on one thread, beside the step
+    fixed_seconds: float | None  # of a step with one image per micro-batch: what a step costs whatever its size
+
+
+class Contestant:
+    """The processes of a contest; ``steps`` runs some and returns where their time went."""
+
+    def __init__(self, contest: Contest) -> None:
+        self.contest = contest
+        context = multiprocessing.get_context("spawn")
+        self._pipes, self._processes, port = [], [], _free_port()
+        for rank in range(contest.world_size):
+            here, there = context.Pipe()
+            # Its classes may be those of plug-ins, which the process has to load first.
+            pickled = pickle.dumps(contest)
+            process = context.Process(target=_serve, args=(there, contest.plugins, pickled, rank, port))
+            process.start()
+            there.close()
+            self._pipes.append(here)
+            self._processes.append(process)
+        self.facts: Facts = self._receive()
+
+    def steps(self, count: int) -> Sequence[Mapping[str, float]]:
+        """Seconds per stretch of each step; "step" is the whole."""
+        return self._ask(("steps", count))
+
+    def peak(self) -> float:
+        """The speed of this machine's best matrix product at this moment, on all ranks together, in FLOP/s."""
+        return self._ask(("peak", 0)) * self.contest.world_size
+
+    def memory(self) -> int:
+        """Bytes that the first rank held at most."""
+        return self._ask(("memory", 0))
+
+    def close(self) -> None:
+        for pipe in self._pipes:
+            with suppress(BrokenPipeError):  # it has ended already
+                pipe.send(("stop", 0))
+        for process in self._processes:
+            process.join()
+
+    def _ask(self, request: tuple[str, int]) -> Any:
+        for pipe in self._pipes:
+            with suppress(BrokenPipeError):  # a process that failed has left its error in the pipe
+                pipe.send(request)
+        return self._receive()
+
+    def _receive(self) -> Any:
+        replies = []
+        for pipe in self._pipes:
+            try:
+                replies.append(pipe.recv())
+            except EOFError:
+                raise RuntimeError(f"{self.contest.name}: a process of this recipe died; its error is above") from None
+        for reply in replies:
+            if isinstance(reply, Exception):
+                raise reply
+        return replies[0]
+
+
+def _free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def _serve(pipe: Connection, plugins: Sequence[str], pickled: bytes, rank: int, port: str) -> None:
+    discover(plugins)
+    contest: Contest = pickle.loads(pickled)
+    if contest.world_size > 1:
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(contest.world_size)}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        torch.set_num_threads(max(1, torch.get_num_threads() // contest.world_size))
+    try:
+        with processes(contest.config.trainer.device, contest.config.trainer.parallel) as ranks:
+            (_train_plain if contest.plain else _train)(pipe, contest, ranks)
+    except (ValueError, LookupError, OSError, RuntimeError) as error:
+        pipe.send(error)
+
+
+class _OnDemand(Hook):
+    """Holds the training loop until the next request asks for steps."""
+
+    name = "on_demand"
+
+    def __init__(self, pipe: Connection, facts: Facts, clock: Clock) -> None:
+        self.pipe, self.facts, self.clock, self.left = pipe, facts, clock, 0
+
+    def before_train(self, trainer: Trainer) -> None:
+        self.pipe.send(self.facts)
+        self.dtype = torch.bfloat16 if trainer.precision is Precision.bf16 else torch.float32
+        trainer.stop = not self._wait(trainer.device)
+
+    def before_step(self, trainer: Trainer) -> None:
+        self.clock.new_step()
+        self.clock.start("step")
+
+    def after_step(self, trainer: Trainer, result: StepResult) -> None:
+        self.clock.stop("step")
+        self.data_seconds.append(result.data_seconds)
+        self.left -= 1
+        if self.left == 0:
+            stretches = self.clock.collect()
+            waits = zip(stretches, self.data_seconds, strict=True)
+            self.pipe.send([{**step, "data wait": wait} for step, wait in waits])
+            trainer.stop = not self._wait(trainer.device)
+
+    def _wait(self, device: torch.device) -> bool:
+        """Answer requests until one asks for steps (true) or for the end (false)."""
+        self.data_seconds: list[float] = []
+        while True:
+            request, self.left = self.pipe.recv()
+            if request == "peak":
+                self.pipe.send(matrix_peak(device, self.dtype))
+            elif request == "memory":
+                self.pipe.send(peak_memory(device))
+            else:
+                return request == "steps"
+
+
+class _SameNoise(TrainingData):
+    """One batch of noise, in page-locked memory where there is a GPU, with masks drawn anew for each step."""
+
+    def batch(self, step: int) -> Batch:
+        rows = self._rows
+        masks = tuple(None if m is None else m.map(lambda tensor: tensor[rows]) for m in self.masks(step))
+        batch = Batch(self.noise, masks)
+        return batch.pin_memory() if torch.cuda.is_available() else batch
+
+    @property
+    def noise(self) -> tuple[torch.Tensor, ...]:
+        if not hasattr(self, "_noise"):
+            generator, count = generator_for("noise"), self._rows.stop - self._rows.start
+            shapes = [(count, 3, *view.size) for view in self.views]
+            noise = tuple(torch.randint(256, s, generator=generator, dtype=torch.uint8) for s in shapes)
+            self._noise = Batch(noise).pin_memory().views if torch.cuda.is_available() else noise
+        return self._noise
+
+
+def _data(config: RunConfig, ranks: Processes, with_data: bool) -> TrainingData:
+    if with_data:
+        return build_data(config, ranks)
+    views = build_views(config.method, config.backbone)
+    return _SameNoise(
+        range(_ENDLESS),  # stands for a source: nothing but its length is asked for
+        views,
+        build_generators(views, config.masks, config.backbone),
+        seed=config.seed,
+        batch_size=config.trainer.batch_size,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        config=replace(config.loader, num_workers=0),
+    )
+
+
+def _trainer(config: RunConfig, ranks: Processes, data: TrainingData, **settings: Any) -> Trainer:
+    method = build_method(config.method, config.backbone, config.targets, seed=config.seed)
+    return Trainer(method, data, ranks, optim=config.optim, config=config.trainer, seed=config.seed, **settings)
+
+
+def _train(pipe: Connection, contest: Contest, ranks: Processes) -> None:
+    config = replace(contest.config, trainer=replace(contest.config.trainer, num_steps=_ENDLESS))
+    facts = _facts(config, ranks)
+    clock = Clock(ranks.device)
+    data = _data(config, ranks, contest.with_data)
+    trainer = _trainer(config, ranks, data, hooks=[_OnDemand(pipe, facts, clock)], span=clock)
+    clock.watch(trainer.method)
+    trainer.train()
+
+
+def _facts(config: RunConfig, ranks: Processes) -> Facts:
+    views = build_views(config.method, config.backbone)
+    generators = build_generators(views, config.masks, config.backbone)
+    meta = build_method(config.method, config.backbone, config.targets, seed=0, device="meta")
+    batch_size = config.trainer.batch_size
+    times = []
+    for trial in range(5):
+        start = time.perf_counter()
+        for generator in generators:
+            if generator is not None:
+                generator(batch_size, generator_for("benchmark", trial))
+        times.append(time.perf_counter() - start)
+    precision = resolve_precision(config.trainer.precision, ranks.device)
+    return Facts(
+        batch_size,
+        precision.value,
+        environment(ranks, precision),
+        count_flops(meta, views, generators),
+        sorted(times)[len(times) // 2],
+        _fixed_cost(config, ranks),
+    )
+
+
+def _fixed_cost(config: RunConfig, ranks: Processes) -> float:
+    """Seconds of a step on one image per rank and micro-batch, the quickest of several."""
+    smallest = ranks.world_size * config.trainer.gradient_accumulation_steps
+    steps = _FIXED_COST_STEPS[ranks.device.type]
+    config = replace(config, trainer=replace(config.trainer, batch_size=smallest, num_steps=steps))
+    clock = Clock(ranks.device)
+    _trainer(config, ranks, _data(config, ranks, with_data=False), hooks=[_WholeSteps(clock)]).train()
+    return min(step["step"] for step in clock.collect())
+
+
+class _WholeSteps(Hook):
+    name = "whole_steps"
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+
+    def before_step(self, trainer: Trainer) -> None:
+        self.clock.new_step()
+        self.clock.start("step")
+
+    def after_step(self, trainer: Trainer, result: StepResult) -> None:
+        self.clock.stop("step")
+
+
+def _train_plain(pipe: Connection, contest: Contest, ranks: Processes) -> None:
+    precision = resolve_precision(contest.config.trainer.precision, ranks.device)
+    dtype = torch.bfloat16 if precision is Precision.bf16 else torch.float32
+    contestant = PlainIJEPA(contest.config, ranks.device, dtype)
+    batch_size = contest.config.trainer.batch_size
+    pipe.send(Facts(batch_size, precision.value, environment(ranks, precision), {}, None, None))
+    clock = Clock(ranks.device)
+    for request, count in _requests(pipe):
+        if request == "memory":
+            pipe.send(peak_memory(ranks.device))
+        elif request == "peak":
+            pipe.send(matrix_peak(ranks.device, dtype))
+        else:
+            for _ in range(count):
+                clock.new_step()
+                with clock("step"):
+                    contestant.step()
+            pipe.send(list(clock.collect()))
+
+
+def _requests(pipe: Connection) -> Iterator[tuple[str, int]]:
+    while (request := pipe.recv())[0] != "stop":
+        yield request

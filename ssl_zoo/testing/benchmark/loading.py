@@ -1,0 +1,196 @@
+"""Images per second that one core reads, decodes and augments, beside torchvision's ImageFolder on the same files."""
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy
+import torch
+from rich.table import Table
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import (
+    Compose,
+    InterpolationMode,
+    Normalize,
+    RandomHorizontalFlip,
+    RandomResizedCrop,
+    ToTensor,
+)
+from torchvision.transforms import functional as TF
+
+from ssl_zoo.data.batch import Batch, ViewConfig, ViewSpec
+from ssl_zoo.data.loader import TrainingData
+from ssl_zoo.data.resample import resize_crop
+from ssl_zoo.data.sources import SOURCES, Source, Split
+from ssl_zoo.data.transforms import crop_boxes, draw, is_whole_image, render_each
+from ssl_zoo.engine.build import RunConfig, build_views
+from ssl_zoo.engine.device import prepare_device
+from ssl_zoo.seeding import generator_for
+
+_BATCH = 32  # images that are augmented together
+
+
+@dataclass(frozen=True)
+class Loading:
+    """CPU milliseconds per image of one way to load, medians over rounds."""
+
+    name: str
+    decode: float  # read and decode
+    augment: float  # crop, resize, flip, normalise
+
+    @property
+    def images_per_second(self) -> float:
+        return 1e3 / (self.decode + self.augment)
+
+
+@dataclass(frozen=True)
+class PixelDifference:
+    """Between views of equal crop boxes, in steps of 8-bit values."""
+
+    mean: float
+    largest: int
+    above_one: float  # fraction of the values that differ by more than one step
+
+
+@dataclass(frozen=True)
+class LoadingResult:
+    """What a comparison found."""
+
+    num_images: int
+    torchvision: Loading
+    own: Loading
+    difference: PixelDifference
+
+    def plain(self) -> dict[str, Any]:
+        """Everything as JSON takes it."""
+        ways = {way.name: {**vars(way), "images_per_second": way.images_per_second} for way in self._ways}
+        return {"num_images": self.num_images, "ways": ways, "difference": vars(self.difference)}
+
+    @property
+    def _ways(self) -> Sequence[Loading]:
+        return self.torchvision, self.own
+
+    def table(self) -> Table:
+        """One column a way; ratios are to torchvision."""
+        table = Table("", *(way.name for way in self._ways), title="Loading, one core", title_justify="left")
+        first = self.torchvision.images_per_second
+        rows: Mapping[str, Callable[[Loading], str]] = {
+            "images/s": lambda way: f"{way.images_per_second:,.0f}",
+            "relative to the first": lambda way: f"{way.images_per_second / first:.2f}x",
+            "ms per image": lambda way: f"{way.decode + way.augment:.2f}",
+            "  read and decode": lambda way: f"{way.decode:.2f}",
+            "  crop, resize, flip, normalise": lambda way: f"{way.augment:.2f}",
+        }
+        for title, cell in rows.items():
+            table.add_row(title, *map(cell, self._ways))
+        difference = self.difference
+        told = f"{difference.mean:.3f} on average, {difference.largest} at most, {difference.above_one:.2%} above 1"
+        table.add_row("8-bit steps from torchvision's pixels", "", told)
+        return table
+
+
+def compare_loading(config: RunConfig, *, num_images: int, rounds: int) -> LoadingResult:
+    """Load the first images of a recipe's data for its first view in turns, on one thread, in CPU time.
+
+    Raises:
+        ValueError: data without image files, or a view of more than a random resized crop and a flip, which is all that
+            is restated with torchvision.
+    """
+    prepare_device(torch.device("cpu"))  # as the trainer does, for both ways
+    spec = build_views(config.method, config.backbone)[0]
+    _check(spec.config)
+    source = SOURCES.build(config.data, Split.train)
+    data = TrainingData(source, [spec], [None], seed=config.seed, batch_size=_BATCH)
+    count = min(num_images, len(source)) // _BATCH * _BATCH
+    if count == 0:
+        raise ValueError(f"the data has {len(source)} images, --images {num_images} asks for some; {_BATCH} are needed")
+    with tempfile.TemporaryDirectory() as folder, _one_thread():
+        files = _image_folder(source, count, Path(folder))
+        transform = _torchvision_view(spec)
+        times: list[tuple[float, ...]] = []
+        for _ in range(rounds):
+            times.append((*_time_torchvision(files, transform), *_time_own(data, count)))
+        medians = [1e3 * median(column) / count for column in zip(*times, strict=True)]
+        difference = _pixel_difference(files, source, spec, count)
+    return LoadingResult(
+        count, Loading("torchvision, Pillow", *medians[:2]), Loading("ssl_zoo", *medians[2:]), difference
+    )
+
+
+def _check(view: ViewConfig) -> None:
+    others = {"color_jitter": max(view.color_jitter), "grayscale": view.grayscale, "blur": view.blur}
+    others["solarize"] = view.solarize
+    used = [name for name, value in others.items() if value]
+    if used or is_whole_image(view):
+        what = f"it uses {', '.join(used)}" if used else "it takes no random crop"
+        raise ValueError(f"--loading compares views of a random resized crop and a flip; of this recipe's view {what}")
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _image_folder(source: Source, count: int, folder: Path) -> ImageFolder:
+    """The first images of a source, as files of one class."""
+    (folder / "images").mkdir()
+    for index in range(count):
+        content = source.encoded(index)
+        if content is None:
+            raise ValueError("--loading: this data has no image files to decode; take data=imagefolder data.path=...")
+        (folder / "images" / f"{index:06d}.jpg").write_bytes(content)
+    return ImageFolder(str(folder))
+
+
+def _torchvision_view(spec: ViewSpec) -> Compose:
+    view, scale, ratio = spec.config, tuple(spec.config.crop_scale), tuple(spec.config.crop_aspect)
+    crop = RandomResizedCrop(spec.size, scale, ratio, InterpolationMode(view.interpolation))
+    return Compose([crop, RandomHorizontalFlip(view.horizontal_flip), ToTensor(), Normalize(view.mean, view.std)])
+
+
+def _time_torchvision(files: ImageFolder, transform: Compose) -> tuple[float, float]:
+    decoding = augmenting = 0.0
+    for start in range(0, len(files), _BATCH):
+        began = time.process_time()
+        images = [files[index][0] for index in range(start, start + _BATCH)]
+        decoded = time.process_time()
+        torch.stack([transform(image) for image in images])
+        decoding, augmenting = decoding + decoded - began, augmenting + time.process_time() - decoded
+    return decoding, augmenting
+
+
+def _time_own(data: TrainingData, count: int) -> tuple[float, float]:
+    """Of the calls that ``TrainingData.batch`` and ``to_device`` consist of, on the same images."""
+    decoding = augmenting = 0.0
+    [spec] = data.views
+    for start in range(0, count, _BATCH):
+        began = time.process_time()
+        images = [data.source.image(index) for index in range(start, start + _BATCH)]
+        decoded = time.process_time()
+        view = render_each(images, draw(spec.config, _BATCH, generator_for("loading", start)), spec)
+        data.to_device(Batch((view,), (None,)), "cpu")
+        decoding, augmenting = decoding + decoded - began, augmenting + time.process_time() - decoded
+    return decoding, augmenting
+
+
+def _pixel_difference(files: ImageFolder, source: Source, spec: ViewSpec, count: int) -> PixelDifference:
+    draws, differences = draw(spec.config, count, generator_for("loading", "boxes")), []
+    sizes = torch.tensor([source.image(index).shape[1:] for index in range(count)])
+    boxes = crop_boxes(draws, *sizes.unbind(1), spec.config).tolist()
+    mode = InterpolationMode(spec.config.interpolation)
+    for index, box in enumerate(boxes):
+        theirs = numpy.asarray(TF.resized_crop(files[index][0], *box, spec.size, mode)).astype(int)
+        ours = resize_crop(source.image(index), tuple(box), spec.size, spec.config.interpolation)
+        differences.append(numpy.abs(theirs - ours.permute(1, 2, 0).numpy()).ravel())
+    steps = numpy.concatenate(differences)
+    return PixelDifference(float(steps.mean()), int(steps.max()), float((steps > 1).mean()))

@@ -1,0 +1,61 @@
+"""The result of a benchmark as a table: one column per recipe."""
+
+from collections.abc import Sequence
+
+from rich.table import Column, Table
+
+from ssl_zoo.testing.benchmark.comparison import Result
+
+
+def table(results: Sequence[Result]) -> Table:
+    """Speeds, where the time of a step goes, and what limits it; ratios are to the first column."""
+    columns = (Column(result.contest.name, overflow="fold") for result in results)  # similar names must not be cut off
+    built = Table("", *columns, title="Training steps", title_justify="left")
+    for title, cells in _rows(results):
+        built.add_row(title, *cells)
+    return built
+
+
+def _rows(results: Sequence[Result]) -> list[tuple[str, list[str]]]:
+    first = results[0].images_per_second
+    names = dict.fromkeys(name for result in results for name in result.stretches)
+    rows = [
+        ("images/s", [f"{r.images_per_second:,.1f}" for r in results]),
+        ("relative to the first", [f"{r.images_per_second / first:.2f}x" for r in results]),
+        ("images per step", [f"{r.facts.batch_size:,}" for r in results]),
+        ("processes", [str(r.contest.world_size) for r in results]),
+        ("number format", [r.facts.precision for r in results]),
+        ("ms per step", [_spread(r) for r in results]),
+    ]
+    rows += [(f"  {name}", [_share(r, name) for r in results]) for name in names]
+    rows += [
+        ("masks of a step, beside it", [_milliseconds(r.facts.masks_seconds) for r in results]),
+        ("a step of one image", [_milliseconds(r.facts.fixed_seconds) for r in results]),
+        ("GFLOPs per image", [_giga(r.facts.flops_per_image.get("step")) for r in results]),
+        ("GFLOP/s", [_giga(r.flops_per_second) for r in results]),
+        ("best matrix product, GFLOP/s", [_giga(r.peak_flops) for r in results]),
+        ("model FLOPs utilisation", ["" if r.utilisation is None else f"{r.utilisation:.0%}" for r in results]),
+        ("peak memory", [f"{r.memory_bytes / 2**30:.2f} GiB" for r in results]),
+        ("limited by", [r.limit for r in results]),
+    ]
+    return rows
+
+
+def _spread(result: Result) -> str:
+    step = result.step
+    return f"{1e3 * step.median:,.1f} ({1e3 * step.low:,.1f}..{1e3 * step.high:,.1f})"
+
+
+def _share(result: Result, name: str) -> str:
+    if name not in result.stretches:
+        return ""
+    seconds = result.stretches[name]
+    return f"{1e3 * seconds:,.1f} ({seconds / result.step.median:.0%})"
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return "" if seconds is None else f"{1e3 * seconds:,.1f} ms"
+
+
+def _giga(count: float | None) -> str:
+    return "" if count is None else f"{count / 1e9:,.2f}"

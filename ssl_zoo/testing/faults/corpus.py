@@ -1,0 +1,130 @@
+"""The hostile corpus: archives that must be refused, images that must be replaced, odd images that must be read.
+
+Nothing of it may be executed, memory and time must stay bounded, and a run must go on without the bad samples. The
+payloads would leave a file ``CANARY`` in the working directory if anything ran them.
+"""
+
+import io
+import struct
+import tarfile
+import zlib
+from pathlib import Path
+
+from PIL import Image
+
+from ssl_zoo.testing.faults.archives import jpeg, member, write_tar
+
+
+def _headers(count: int, size: int = 0, kind: bytes = b"x", payload: bytes = b"") -> bytes:
+    """Extended headers in a row, as tarfile would not write them."""
+    info = member("pax", type=kind, size=size or len(payload))
+    block = info.tobuf(tarfile.USTAR_FORMAT)
+    return (block + payload + b"\0" * (-len(payload) % 512)) * count
+
+
+def _pax(key: str, value: object) -> bytes:
+    record = f" {key}={value}\n"
+    length = len(record) + len(str(len(record) + 2))
+    return f"{length}{record}".encode()
+
+
+def _raw(path: Path, data: bytes) -> None:
+    path.write_bytes(data + b"\0" * 1024)
+
+
+_PICKLE = b"cos\nsystem\n(S'touch CANARY'\ntR."
+# Name -> how to write it to a path, and what its refusal must say.
+ARCHIVES = {
+    "a pickle .pyd": (lambda path: write_tar(path, [("0.jpg", jpeg(0)), ("0.pyd", _PICKLE)]), r"0\.pyd is of a type"),
+    "a pickle .pkl": (lambda path: write_tar(path, [("0.jpg", jpeg(0)), ("0.pkl", _PICKLE)]), r"0\.pkl is of a type"),
+    "a pickle .pickle": (lambda path: write_tar(path, [("0.pickle", _PICKLE)]), r"0\.pickle is of a type"),
+    "a torch file": (lambda path: write_tar(path, [("0.pth", _PICKLE)]), r"0\.pth is of a type"),
+    "an array": (lambda path: write_tar(path, [("0.npy", b"\x93NUMPY")]), r"0\.npy is of a type"),
+    "a compressed member": (lambda path: write_tar(path, [("0.txt.gz", b"\x1f\x8b")]), r"0\.txt\.gz is of a type"),
+    "a script": (lambda path: write_tar(path, [("setup.py", b"")]), r"setup\.py is of a type"),
+    "no ending": (lambda path: write_tar(path, [("README", b"")]), "README is of a type"),
+    "a way out": (lambda path: write_tar(path, [("../../out.jpg", jpeg(0))]), r"'../../out\.jpg' is no name"),
+    "an inner way out": (lambda path: write_tar(path, [("a/../../out.jpg", jpeg(0))]), "is no name"),
+    "an absolute name": (lambda path: write_tar(path, [("/etc/x.jpg", jpeg(0))]), r"'/etc/x\.jpg' is no name"),
+    "an endless name": (lambda path: write_tar(path, [("a/" * 2000 + "b.jpg", jpeg(0))]), "is no name"),
+    "a symbolic link": (
+        lambda path: write_tar(path, [(member("0.jpg", type=tarfile.SYMTYPE, linkname="/etc/passwd"), b"")]),
+        r"0\.jpg is a symbolic link",
+    ),
+    "a hard link": (
+        lambda path: write_tar(path, [(member("0.jpg", type=tarfile.LNKTYPE, linkname="/etc/passwd"), b"")]),
+        r"0\.jpg is a hard link",
+    ),
+    "a device": (lambda path: write_tar(path, [(member("0.jpg", type=tarfile.CHRTYPE), b"")]), r"0\.jpg is a device"),
+    "a pipe": (lambda path: write_tar(path, [(member("0.jpg", type=tarfile.FIFOTYPE), b"")]), r"0\.jpg is a pipe"),
+    "a GNU sparse file": (
+        lambda path: write_tar(path, [(member("0.jpg", type=tarfile.GNUTYPE_SPARSE), b"")]),
+        r"0\.jpg is a sparse file",
+    ),
+    "a pax sparse file": (
+        lambda path: _raw(path, _headers(1, payload=_pax("GNU.sparse.realsize", 1 << 40))),
+        "sparse file",
+    ),
+    "endless pax headers": (lambda path: _raw(path, _headers(20_000, payload=_pax("comment", "x"))), "longer than any"),
+    "a huge pax header": (lambda path: _raw(path, _headers(1, payload=_pax("comment", "x" * 2**23))), "longer than"),
+    "a pax header that lies": (lambda path: _raw(path, _headers(1, payload=b"99 path=x\n")), "broken pax header"),
+    "a pax length without end": (lambda path: _raw(path, _headers(1, payload=b"9" * 5000 + b" path=x\n")), "broken"),
+    "a negative pax size": (lambda path: _raw(path, _headers(1, payload=_pax("size", -1))), "broken pax header"),
+    "a huge size": (
+        lambda path: path.write_bytes(member("0.jpg", size=1 << 60).tobuf(tarfile.GNU_FORMAT) + b"\0" * 1024),
+        r"ends in the middle of member 0\.jpg",
+    ),
+    "a folder with content": (
+        lambda path: _raw(path, member("a/", type=tarfile.DIRTYPE, size=512).tobuf() + b"\0" * 512),
+        "folder a/? claims to have 512 bytes",
+    ),
+    "a gzip": (lambda path: path.write_bytes(b"\x1f\x8b" + b"x" * 2000), "no tar archive"),
+    "an empty file": (lambda path: path.write_bytes(b""), "is truncated"),
+    "a wrong checksum": (
+        lambda path: write_tar(path, [("0.jpg", jpeg(0))]).write_bytes(b"1" + path.read_bytes()[1:]),
+        "wrong checksum",
+    ),
+}  # fmt: skip
+
+
+def _png(width: int, height: int, data: bytes = b"") -> bytes:
+    """A PNG whose header promises that size, with compressed zeros as its content."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data or zlib.compress(b"\0" * (1 << 22)))
+
+
+def _encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def _turned() -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise when it is shown
+    return _encoded(Image.new("RGB", (16, 24)), "JPEG", exif=exif)
+
+
+# Name -> content, and what the report of its replacement must say. "large.jpg" is above 150,000 bytes.
+BAD_IMAGES = {
+    "bomb.png": (_png(50_000, 50_000), "more pixels than data.max_image_pixels"),
+    "large.jpg": (jpeg(0) + b"\0" * 200_000, "bytes are more than data.max_image_bytes"),
+    "empty.jpg": (b"", "the file is empty"),
+    "cut.jpg": (jpeg(3, (64, 64))[:-60], ""),
+    "text.jpg": (b"import os; os.system('touch CANARY')", "not an image"),
+    "pickle.png": (_PICKLE, "not an image"),
+    "postscript.jpg": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n(touch CANARY) run\n", "not an image"),
+    "zip.webp": (b"PK\x03\x04" + b"\0" * 100, "not an image"),
+    "small.png": (_png(2, 2), "pixels are below data.min_image_side"),
+}
+# Of 24x16 pixels once they are read.
+ODD_IMAGES = {
+    "cmyk.jpg": _encoded(Image.new("CMYK", (24, 16)), "JPEG"),
+    "sixteen.png": _encoded(Image.new("I;16", (24, 16), 40_000), "PNG"),
+    "turned.jpg": _turned(),
+    "profile.jpg": _encoded(Image.new("RGB", (24, 16)), "JPEG", icc_profile=b"\0" * 90_000),
+}

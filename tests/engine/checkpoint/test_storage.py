@@ -1,0 +1,52 @@
+"""Pieces of tensors in safetensors files: what is read as whole, and what is refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ssl_zoo.engine.checkpoint.storage import CheckpointError, SafetensorsReader, file_name
+
+
+def write(path: Path, tensors: dict[str, Tensor], pieces: dict[str, list[list[int]]] | None = None) -> Path:
+    save_file(tensors, path, metadata=None if pieces is None else {"pieces": json.dumps(pieces)})
+    return path
+
+
+def test_names_of_files_tell_who_wrote_them() -> None:
+    assert file_name("method", 0, 1) == "method.safetensors"
+    assert file_name("optimizer", 2, 8) == "optimizer_00003_of_00008.safetensors"
+
+
+def test_pieces_of_two_files_make_one_tensor(tmp_path: Path) -> None:
+    first = write(tmp_path / "a.safetensors", {"x": torch.zeros(2, 3)}, {"x": [[0, 0], [3, 3]]})
+    second = write(tmp_path / "b.safetensors", {"x": torch.ones(1, 3), "y": torch.ones(())}, {"x": [[2, 0], [3, 3]]})
+    tensors = SafetensorsReader({"method": [first, second]}).tensors
+    assert tensors.keys() == {"method/x", "method/y"}
+    assert tensors["method/x"].size == (3, 3) and len(tensors["method/x"].chunks) == 2
+
+
+@pytest.mark.parametrize(
+    ("pieces", "reason"),
+    [
+        ({"x": [[0, 0], [3, 3]]}, "has 6 of its 9 values"),
+        ({"x": [[2, 0], [3, 3]]}, "does not fit"),
+        ({"x": [[-1, 0], [2, 3]]}, "does not fit"),
+        ({"x": [[0], [2]]}, "does not fit"),
+        ({"x": "anything"}, "can be read"),
+        ([1], "can be read"),
+    ],
+)
+def test_pieces_that_make_no_whole_are_refused(tmp_path: Path, pieces: object, reason: str) -> None:
+    file = write(tmp_path / "a.safetensors", {"x": torch.zeros(2, 3)}, pieces)
+    with pytest.raises(CheckpointError, match=reason):
+        SafetensorsReader({"method": [file]})
+
+
+def test_one_tensor_in_two_files_is_refused(tmp_path: Path) -> None:
+    files = [write(tmp_path / f"{name}.safetensors", {"x": torch.zeros(2)}) for name in "ab"]
+    with pytest.raises(CheckpointError, match="does not fit the others"):
+        SafetensorsReader({"method": files})
