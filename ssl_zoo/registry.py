@@ -20,7 +20,15 @@ from fvcore.common.registry import Registry as _Registry
 from hydra.core.config_store import ConfigStore
 
 ENTRY_POINT_GROUP = "ssl_zoo.plugins"
-_PART_PACKAGES = ("ssl_zoo.nn", "ssl_zoo.masks", "ssl_zoo.targets", "ssl_zoo.data.sources", "ssl_zoo.eval")
+_PART_PACKAGES = (
+    "ssl_zoo.nn",
+    "ssl_zoo.masks",
+    "ssl_zoo.targets",
+    "ssl_zoo.views.single_crop",
+    "ssl_zoo.views.multi_crop",
+    "ssl_zoo.data.sources",
+    "ssl_zoo.eval",
+)
 
 T = TypeVar("T", bound=type)
 

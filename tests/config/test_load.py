@@ -36,7 +36,7 @@ def test_values_come_from_dataclass_then_option_then_recipe_then_command_line(re
     config = load_config(recipe, ["trainer.num_steps=9", "targets.mask=input"])
     assert config.backbone.num_registers == 0
     assert config.backbone.embed_dim == 192
-    assert (config.trainer.epochs, config.targets.momentum) == (7.0, 0.5)
+    assert (config.trainer.epochs, config.targets.ema.momentum) == (7.0, 0.5)
     assert (config.trainer.num_steps, config.targets.mask) == (9, MaskTeacher.input)
 
 
@@ -69,7 +69,7 @@ def test_another_option_keeps_shared_keys_and_tells_which_values_it_leaves_out(r
         config = load_config(recipe, ["targets=pixels", "backbone=vit_small"])
     assert config.targets == PixelsConfig()
     assert (config.backbone.image_size, config.backbone.embed_dim) == (96, 384)
-    assert "left out, since another target was chosen: targets.momentum=0.5" in caplog.text
+    assert "left out, since another target was chosen: targets.ema.momentum=0.5" in caplog.text
 
 
 def test_interpolations_resolve(recipe):
@@ -90,8 +90,8 @@ def test_interpolations_resolve(recipe):
         "seed=x": ["seed=x", "expected integer"],
         "seed=null": ["seed=null", "expected integer"],
         "trainer.num_steps=1.5": ["integer or null"],
-        "method.loss=l3": ["one of smooth_l1, l2"],
-        "method.view=3": ["method.view is a section", "method.view.crop_scale"],
+        "method.distance=l3": ["one of smooth_l1, l2"],
+        "method.view=3": ["method.view is a section", "views.crop_scale"],
         "trainer=big": ["trainer is a section", "trainer.epochs"],
         "backbone=vit_lrage": ["Did you mean backbone=vit_large?", "vit_base, vit_giant"],
         "method=ijeap": ["Did you mean method=ijepa?"],

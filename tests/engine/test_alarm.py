@@ -191,7 +191,7 @@ def test_a_warning_comes_once_and_the_run_goes_on(tmp_path: Path, caplog: pytest
         tiny_trainer(tmp_path, alarm=CollapseAlarm(always())).train()
     (warning,) = [r.getMessage() for r in caplog.records if "collapse" in r.getMessage()]
     assert warning.startswith("collapse at step 3: ") and "monitor.alarm.max_cosine=0.0 in 3 records" in warning
-    assert "targets.momentum" in warning and "monitor.alarm.policy=stop" in warning
+    assert "targets.ema.momentum" in warning and "monitor.alarm.policy=stop" in warning
     assert [r["collapse"] for r in records(tmp_path)] == pytest.approx([1 / 3, 2 / 3, 1, 1, 1, 1])
 
 

@@ -55,13 +55,13 @@ def test_micro_batches_add_up_to_the_whole_batch(tmp_path: Path) -> None:
 def test_the_average_is_updated_once_a_step_after_the_optimizer(tmp_path: Path) -> None:
     trainer = tiny_trainer(tmp_path, num_steps=1)
     (ema,) = trainer.averages
-    before = ema.average.norm.weight.clone()
+    before = ema.copy.module.norm.weight.clone()
     trainer.train()
     momentum = records(tmp_path)[0]["momentum"]
     assert momentum == 0.996
     expected = momentum * before + (1 - momentum) * ema.online.norm.weight
-    torch.testing.assert_close(ema.average.norm.weight, expected, atol=5e-7, rtol=0)
-    assert not torch.equal(ema.average.norm.weight, before)
+    torch.testing.assert_close(ema.copy.module.norm.weight, expected, atol=5e-7, rtol=0)
+    assert not torch.equal(ema.copy.module.norm.weight, before)
 
 
 def test_a_clip_norm_bounds_the_update(tmp_path: Path) -> None:

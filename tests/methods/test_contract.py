@@ -25,7 +25,7 @@ def test_gradients_reach_every_trainable_parameter_and_no_averaged_one(tiny: Tin
     tiny.method(tiny.batch, PROGRESS).loss.backward()
     without = [n for n, p in tiny.method.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
     assert without == []
-    averaged = [p for ema in tiny.method.averages() for p in ema.average.parameters()]
+    averaged = [p for ema in tiny.method.emas() for p in ema.copy.module.parameters()]
     assert all(p.grad is None and not p.requires_grad for p in averaged)
 
 
@@ -62,22 +62,22 @@ def test_a_state_dict_carries_everything_that_decides_the_loss(tiny: Tiny) -> No
 
 
 def test_averages_move_by_one_minus_momentum_of_the_difference(tiny: Tiny) -> None:
-    for ema in tiny.method.averages():
+    for ema in tiny.method.emas():
         with torch.no_grad():
             for parameter in ema.online.parameters():
                 parameter.add_(1.0)
-        before = {n: p.clone() for n, p in ema.average.named_parameters()}
+        before = {n: p.clone() for n, p in ema.copy.module.named_parameters()}
         momentum = ema.update(0.25)
         online = dict(ema.online.named_parameters())
-        for name, parameter in ema.average.named_parameters():
+        for name, parameter in ema.copy.module.named_parameters():
             expected = momentum * before[name] + (1 - momentum) * online[name]
             torch.testing.assert_close(parameter, expected, atol=1e-6, rtol=1e-6)
 
 
 def test_an_average_starts_as_an_exact_copy(tiny: Tiny) -> None:
-    for ema in tiny.method.averages():
+    for ema in tiny.method.emas():
         online = ema.online.state_dict()
-        assert all(torch.equal(value, online[name]) for name, value in ema.average.state_dict().items())
+        assert all(torch.equal(value, online[name]) for name, value in ema.copy.module.state_dict().items())
 
 
 def test_every_trainable_parameter_is_in_exactly_one_group(tiny: Tiny) -> None:
@@ -86,7 +86,7 @@ def test_every_trainable_parameter_is_in_exactly_one_group(tiny: Tiny) -> None:
 
 
 def test_the_evaluated_encoder_gives_every_patch_a_feature_without_masks(tiny: Tiny) -> None:
-    encoder = tiny.method.evaluated()
+    encoder = tiny.method.eval_encoder()
     tokens = encoder(tiny.batch.views[0])
     assert tokens.shape == (8, encoder.num_prefix_tokens + 16, 48)
 

@@ -46,7 +46,7 @@ def test_the_average_leaves_the_integer_index_of_the_bias_table_alone() -> None:
     method = build_method(METHODS.config_of("data2vec")(), backbone, target, seed=0)
     index = method.encoder.rel_pos_bias.relative_position_index
     truncated = (0.9999 * index + (1 - 0.9999) * index).long()  # as the reference averages it
-    [average] = method.averages()
+    [average] = method.emas()
     for _ in range(1000):
         average.update(0.5)
     assert torch.equal(method.target.encoder.rel_pos_bias.relative_position_index, index)
@@ -117,7 +117,7 @@ def test_other_masks_and_pixels_work(name: str, generator: str) -> None:
 @pytest.mark.parametrize("name", ["data2vec", "data2vec2"])
 def test_the_student_is_evaluated(name: str) -> None:
     method = tiny_method(name)
-    assert method.evaluated() is method.encoder is not method.target.encoder
+    assert method.eval_encoder() is method.encoder is not method.target.encoder
 
 
 def test_more_blocks_than_the_encoder_has_are_refused() -> None:

@@ -102,7 +102,7 @@ def test_averages_and_after_step_on_cuda_never_wait_for_the_device(name: str) ->
         statistics = method(batch, PROGRESS).statistics
         method.weight(batch)
         method.before_step(PROGRESS)
-        for average in method.averages():
+        for average in method.emas():
             average.update(PROGRESS.fraction)
         method.after_step(PROGRESS, statistics)
 

@@ -95,7 +95,7 @@ def test_temperature_and_momentum_follow_the_paper() -> None:
     constant = build_method(replace(method.config, temperature_warmup=0.0), TINY_BACKBONE, None, seed=0)
     assert constant.teacher_temperature(0.0) == pytest.approx(0.07)
     # facebookresearch/dino, ViT-S/16 of 800 epochs: half way.
-    assert [ema.momentum(0.5) for ema in method.averages()] == pytest.approx([0.998, 0.998])
+    assert [ema.momentum(0.5) for ema in method.emas()] == pytest.approx([0.998, 0.998])
 
 
 def test_prototypes_do_not_move_at_first(tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_every_parameter_is_clipped_on_its_own_and_lengths_of_prototypes_are_dec
 def test_the_teacher_is_evaluated_and_drops_no_path(batch: Batch) -> None:
     config = METHODS.config_of("dino")(num_prototypes=8, local_size=8)
     method = build_method(config, replace(TINY_BACKBONE, drop_path=0.5), None, seed=0).train()
-    assert method.evaluated() is method.teacher_encoder and not method.teacher_encoder.training
+    assert method.eval_encoder() is method.teacher_encoder and not method.teacher_encoder.training
     first, second = (method.teacher_encoder(batch.views[0]) for _ in range(2))
     assert torch.equal(first, second)
 
@@ -152,10 +152,10 @@ def test_the_default_head_has_as_many_parameters_as_the_references() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"local_size": 6}, "method.local_size=6: .*4"),
-        ({"num_local_crops": -1}, "method.num_local_crops=-1"),
-        ({"teacher_temperature": 0.0}, "method.teacher_temperature=0.0"),
-        ({"momentum": 1.5}, "method.momentum=1.5"),
+        ({"local_size": 6}, "views.local_size=6: .*4"),
+        ({"num_local_crops": -1}, "views.num_local_crops=-1"),
+        ({"teacher_temperature": 0.0}, "method.warmup_teacher_temp=0.0"),
+        ({"momentum": 1.5}, "method.ema.momentum=1.5"),
         ({"num_prototypes": 0}, "method.num_prototypes=0"),
     ],
 )

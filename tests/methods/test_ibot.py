@@ -93,7 +93,7 @@ def test_the_patch_center_is_of_all_patches_of_the_teacher(method: Method, batch
 
 
 def test_the_student_alone_has_a_mask_token_and_sees_no_hidden_pixel(method: Method, batch: Batch) -> None:
-    assert not any("mask_token" in name for ema in method.averages() for name in ema.average.state_dict())
+    assert not any("mask_token" in name for ema in method.emas() for name in ema.copy.module.state_dict())
     masked = torch.cat([masks.masked for masks in batch.masks[:2]])
     pixels = masked.unflatten(1, (4, 4)).repeat_interleave(4, 1).repeat_interleave(4, 2)[:, None]
     first, second = torch.where(pixels, torch.randn(16, 3, 16, 16), torch.cat(batch.views[:2])).chunk(2)

@@ -68,7 +68,7 @@ def test_the_indices_of_one_block_do_not_change_the_prediction_of_another() -> N
 
 def test_the_teacher_is_evaluated() -> None:
     method = tiny_method("ijepa")
-    assert method.evaluated() is method.target.encoder
+    assert method.eval_encoder() is method.target.encoder
 
 
 def test_the_teacher_drops_no_path_while_the_method_trains() -> None:
@@ -133,8 +133,8 @@ def test_pixel_targets_make_the_predictor_predict_pixels() -> None:
     method = build_method(config, TINY_BACKBONE, PixelsConfig(), seed=0)
     batch = tiny_batch(method, "ijepa")
     assert method.predictor.proj_out.out_features == 3 * 4 * 4
-    assert method(batch, PROGRESS).loss.isfinite() and method.averages() == ()
-    assert method.evaluated() is method.encoder
+    assert method(batch, PROGRESS).loss.isfinite() and method.emas() == ()
+    assert method.eval_encoder() is method.encoder
 
 
 def test_without_a_target_the_build_says_what_to_choose() -> None:

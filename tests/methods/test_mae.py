@@ -116,8 +116,8 @@ def test_teacher_features_as_targets_bring_the_average_that_is_evaluated() -> No
     method = mae(TeacherConfig())
     batch = tiny_batch(method, "mae")
     assert method.decoder.proj_out.out_features == 48
-    [average] = method.averages()
-    assert average.online is method.encoder and method.evaluated() is average.average
+    [average] = method.emas()
+    assert average.online is method.encoder and method.eval_encoder() is average.average
     teacher = method.target(batch.views[0], batch.masks[0])
     expected = ((method.predict(batch.views[0], batch.masks[0])[:, 0] - teacher) ** 2).mean()
     torch.testing.assert_close(method(batch, PROGRESS).loss, expected)

@@ -105,7 +105,7 @@ def _train(fixture: Fixture, method: Data2vec, own: _Own, comparison: Comparison
     schedules = RateSchedules(config, num_steps=num_steps, steps_per_epoch=fixture.count("steps_per_epoch"))
     optimization = Optimization(config, method.param_groups(), schedules)
     history: dict[str, list[float]] = {key: [] for key in ("loss", "grad_norm", "lr", "weight_decay", "ema_decay")}
-    [average] = method.averages()
+    [average] = method.emas()
     for step in range(fixture.count("steps")):
         batch, masked = masked_batch(fixture, step, method.encoder.grid)
         lr, decay = learning_rate_of(fixture, step), weight_decay_of(fixture, step)

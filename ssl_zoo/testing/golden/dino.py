@@ -159,7 +159,7 @@ def _train(fixture: Fixture, method: SelfDistillation, comparison: Comparison) -
         optimization.optimizer.step()
         optimization.optimizer.zero_grad()
         momentum = cosine(fixture.number("momentum"), 1.0, step / num_steps)
-        for average in method.averages():
+        for average in method.emas():
             replace(average, momentum=lambda _, value=momentum: value).update(progress.fraction)
         method.after_step(progress, output.statistics)
         centers.append(_centers(method))

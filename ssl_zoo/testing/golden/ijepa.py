@@ -67,7 +67,7 @@ def verify(fixture: Fixture) -> list[Finding]:
 def _final_weights(method: IJEPA) -> dict[str, dict[str, Tensor]]:
     return {
         "final.encoder": to_official(method.encoder, IJEPA_ENCODER),
-        "final.target_encoder": to_official(method.evaluated(), IJEPA_ENCODER),
+        "final.target_encoder": to_official(method.eval_encoder(), IJEPA_ENCODER),
         "final.predictor": to_official(method.predictor, IJEPA_PREDICTOR),
     }
 
@@ -100,7 +100,7 @@ def _method(fixture: Fixture) -> IJEPA:
 def _load(fixture: Fixture, method: IJEPA) -> None:
     for part, module, names in (
         ("encoder", method.encoder, IJEPA_ENCODER),
-        ("encoder", method.evaluated(), IJEPA_ENCODER),  # the target encoder starts as an exact copy
+        ("encoder", method.eval_encoder(), IJEPA_ENCODER),  # the target encoder starts as an exact copy
         ("predictor", method.predictor, IJEPA_PREDICTOR),
     ):
         with blame(fixture, f"init.{part}"):
@@ -144,7 +144,7 @@ def _train(fixture: Fixture, method: IJEPA, comparison: Comparison) -> None:
         grad_norm = optimization.clip()
         optimization.optimizer.step()
         optimization.optimizer.zero_grad()
-        [momentum] = [average.update(progress.fraction) for average in method.averages()]
+        [momentum] = [average.update(progress.fraction) for average in method.emas()]
         method.after_step(progress, {})
         values = (loss.item(), grad_norm.item(), rates.lr, rates.weight_decay, momentum)
         for key, value in zip(history, values, strict=True):
