@@ -96,8 +96,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_saves_its_batch(tmp_path: P
     with pytest.raises(NonFiniteLoss, match="step 3"):
         trainer.train()
     saved = load_file(tmp_path / "non_finite_step_00000003_rank_0.safetensors")
-    assert torch.equal(saved["view.0"], expected.views[0]) and torch.equal(saved["index"], expected.index)
-    assert torch.equal(saved["masks.0.context"], expected.masks[0].context)
+    assert torch.equal(saved["view.0"], expected.views["image"]) and torch.equal(saved["index"], expected.index)
+    assert torch.equal(saved["masks.0.context"], expected.masks["image"].context)
     assert list_checkpoints(tmp_path) == []
 
 
