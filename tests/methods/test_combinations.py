@@ -4,18 +4,20 @@ import dataclasses
 
 import pytest
 import torch
-from tiny_methods import PROGRESS, TINY_BACKBONE, TINY_MASKS, TINY_METHOD, TINY_TARGETS, tiny_method
+from tiny_methods import TINY_BACKBONE, TINY_MASKS, TINY_METHOD, TINY_TARGETS, step_of, tiny_method, tiny_views
 from tiny_runs import ALONE, tiny_data
 
 from ssl_zoo.data.batch import Batch
+from ssl_zoo.engine.build import build_views
 from ssl_zoo.engine.optim import AdamWConfig, Optimization, RateSchedules
-from ssl_zoo.masked_method import MaskedMethod, ReplacingMethod
 from ssl_zoo.masks import MASKS, Masks
 from ssl_zoo.method import METHODS, Method, build_method
 from ssl_zoo.seeding import generator_for
 from ssl_zoo.targets import TARGETS, MaskTeacher
 
-NAMES = [name for name in METHODS.names() if issubclass(METHODS.get(name), MaskedMethod)]
+NAMES = [name for name in METHODS.names() if METHODS.get(name).default_targets is not None]
+REPLACING = ("data2vec", "simmim")  # the encoder sees mask tokens in place of masked patches
+VIEWS = {spec.name: spec for spec in build_views(tiny_views("ijepa"), TINY_BACKBONE)}
 IMAGES = torch.randn(8, 3, 16, 16, generator=generator_for("combinations"))
 
 
@@ -37,7 +39,7 @@ def losses(method: Method, masks: Masks, num_steps: int = 15) -> list[float]:
     values = []
     for step in range(num_steps):
         optimization.set_rates(step)
-        loss = method(Batch({"image": IMAGES}, {"image": masks}), PROGRESS).loss
+        loss = method(Batch({"image": IMAGES}, {"image": masks}), step_of(method)).loss
         loss.backward()
         optimization.optimizer.step()
         optimization.optimizer.zero_grad(set_to_none=True)
@@ -51,22 +53,22 @@ def losses(method: Method, masks: Masks, num_steps: int = 15) -> list[float]:
 def test_every_combination_learns_or_is_refused_before_the_first_step(name: str, target: str, generator: str) -> None:
     method, masks = built(name, target), masks_of(generator)
     if generator == "random_ratio":
-        with pytest.raises(ValueError, match=f"some images hide nothing; .*masks={method.default_masks}"):
-            method.check_masks(masks)
+        with pytest.raises(ValueError, match=f"some images without any; .*masks={method.default_masks}"):
+            method.check_inputs(VIEWS, {"image": masks})
         return
-    if isinstance(method, ReplacingMethod) and generator == "inverse_block":
+    if name in REPLACING and generator == "inverse_block":
         with pytest.raises(ValueError, match=r"set masks\.num_masks=1 or choose other masks"):
-            method.check_masks(masks)
+            method.check_inputs(VIEWS, {"image": masks})
         return
-    method.check_masks(masks)
+    method.check_inputs(VIEWS, {"image": masks})
     values = losses(method, masks)
     assert values[-1] < 0.97 * values[0]
 
 
 @pytest.mark.parametrize("target", ["teacher", "topk_teacher"])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_teacher_that_sees_target_blocks_alone_serves_where_no_whole_image_is_needed(name: str, target: str) -> None:
-    if issubclass(METHODS.get(name), ReplacingMethod) or METHODS.get(name).default_targets == "topk_teacher":
+def test_a_teacher_that_sees_target_blocks_alone_serves_where_no_full_image_is_needed(name: str, target: str) -> None:
+    if name in REPLACING or METHODS.get(name).default_targets == "topk_teacher":
         with pytest.raises(ValueError, match=r"targets\.mask=output"):
             built(name, target, mask=MaskTeacher.input)
     else:
@@ -77,8 +79,8 @@ def test_a_teacher_that_sees_target_blocks_alone_serves_where_no_whole_image_is_
 @pytest.mark.parametrize("name", NAMES)
 def test_without_masks_or_targets_the_build_says_what_to_choose(name: str) -> None:
     method = built(name, "pixels")
-    with pytest.raises(ValueError, match=f"choose some, e.g. masks={method.default_masks}"):
-        method.check_masks(None)
+    with pytest.raises(ValueError, match=f"choose masks, e.g. masks={method.default_masks}"):
+        method.check_inputs(VIEWS, {})
     with pytest.raises(ValueError, match="choose targets="):
         build_method(method.config, TINY_BACKBONE, None, seed=0)
 
@@ -94,3 +96,13 @@ def test_a_class_loss_without_target_features_is_refused(embed_dim: int) -> None
 def test_methods_that_are_compared_see_the_same_samples_and_masks() -> None:
     seen = {name: tiny_data(tiny_method(name), ALONE, 8).fingerprint(3) for name in NAMES}
     assert len(seen) >= 4 and len(set(seen.values())) == 1
+
+
+@pytest.mark.parametrize("name", METHODS.names())
+def test_views_of_another_kind_are_refused_with_one_to_choose(name: str) -> None:
+    own, others = (
+        (tiny_views("dino"), "single_crop") if name not in ("dino", "ibot") else (tiny_views("mae"), "multi_crop")
+    )
+    views = {spec.name: spec for spec in build_views(own, TINY_BACKBONE)}
+    with pytest.raises(ValueError, match=f"views={others}"):
+        tiny_method(name).check_inputs(views, {})

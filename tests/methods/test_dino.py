@@ -186,7 +186,7 @@ def test_parts_that_it_has_no_use_for_are_refused() -> None:
         method.check_inputs(views, tiny_batch(tiny_method("ibot"), "ibot").masks)
     with pytest.raises(ValueError, match="views=multi_crop"):
         method.check_inputs({"image": views["global_0"]}, {})
-    with pytest.raises(ValueError, match="views.local_size=6: .*4"):
+    with pytest.raises(ValueError, match=r"views\.local_size=6: .*4"):
         method.check_inputs({**views, "local_0": replace(views["local_0"], size=(6, 6))}, {})
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from ssl_zoo.testing.golden import Fixture
 from ssl_zoo.tools.verify_golden import main
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 PUBLISHED = ROOT / "tests" / "golden" / "ijepa_a.safetensors"
 
 # Everything differs from the published file; the number of contexts above all.
