@@ -97,5 +97,5 @@ def test_invalid_settings_name_their_key(settings, message):
 
 def test_images_of_one_class_are_refused():
     only = probe(train_samples=1, evaluators=["finetune"], finetune=FinetuneConfig(**QUICK))
-    with pytest.raises(ValueError, match="all of one class"):
+    with pytest.raises(ValueError, match="all train images are of one class"):
         only(encoder())
