@@ -84,7 +84,7 @@ class Head:
 
 @EVALUATORS.register("linear", LinearConfig)
 class Linear(Evaluator):
-    """Linear classifiers on frozen features by SGD or LARS: one run for a grid, chosen on held-out images."""
+    """Linear classifiers on frozen features by SGD or LARS; held-out images choose the best of a grid."""
 
     config: LinearConfig
 
