@@ -128,7 +128,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--protocol", nargs="+", required=True, metavar="NAME", help="evaluators; key=value may follow")
     parser.add_argument("--label", nargs="+", metavar="NAME", help="label sets of the data; default: its first")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="default: the folder eval in the run directory, or next to FILE")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default: the folder eval of the run, or next to FILE")
     parser.add_argument("--no-baseline", action="store_true", help="do not score the random-init encoder")
     parser.add_argument("--no-cache", action="store_true", help="do not cache features on disk")
     parser.add_argument("--plugin", action="append", default=[], help="module or file that registers parts; repeatable")
