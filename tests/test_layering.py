@@ -14,6 +14,7 @@ LEAVES = (
     "settings",
     "seeding",
     "schedules",
+    "scores",
     "io",
 )  # importable by everyone; import nothing of ours
 

@@ -1,18 +1,21 @@
-"""Tiny labelled images, an encoder for them, and the probe that looks at it."""
+"""Tiny labelled images, an encoder for them, and a probe of the encoder."""
 
 from collections.abc import Mapping
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor
 
+from ssl_zoo.data.batch import ViewConfig
 from ssl_zoo.data.sources.base import Source, SourceConfig, Split
-from ssl_zoo.eval import KNNConfig, OnlineProbe, ProbeConfig
+from ssl_zoo.eval import Probe, probe_config_class
 from ssl_zoo.eval.cache import FeatureCache
+from ssl_zoo.eval.knn import KNNConfig
 from ssl_zoo.nn import ViT, ViTConfig
 
 
 class Stripes(Source):
-    """Noise with a bright band whose height is the class ``band``; ``parity`` labels the same images otherwise."""
+    """Noise with a bright band, whose height is the label ``band``; ``parity`` is a second label set."""
 
     image_size = (16, 16)
     num_classes = 4
@@ -39,13 +42,17 @@ class Stripes(Source):
         return {"band": index % 4, "parity": index // 4 % 2} if self.labelled else {}
 
 
+BACKBONE = ViTConfig(image_size=16, patch_size=4, embed_dim=48, depth=2, num_heads=3, drop_path=0.5)
+
+
 def encoder(seed: int = 0) -> ViT:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return ViT(ViTConfig(image_size=16, patch_size=4, embed_dim=48, depth=2, num_heads=3, drop_path=0.5))
+        return ViT(BACKBONE)
 
 
-def probe(seed: int = 0, labelled: bool = True, cache: FeatureCache | None = None, **settings) -> OnlineProbe:
-    config = ProbeConfig(**{"train_samples": 80, "test_samples": 40, "knn": KNNConfig(k=[1, 5]), **settings})
-    splits = [Stripes(SourceConfig(), split, labelled) for split in Split]
-    return OnlineProbe(config, *splits, image_size=(16, 16), mean=[0.5] * 3, std=[0.25] * 3, seed=seed, cache=cache)
+def probe(seed: int = 0, labelled: bool = True, cache: FeatureCache | None = None, **settings) -> Probe:
+    defaults = {"train_samples": 80, "test_samples": 40, "knn": KNNConfig(k=[1, 5])}
+    config = SimpleNamespace(seed=seed, backbone=BACKBONE, probe=probe_config_class()(**{**defaults, **settings}))
+    train, test = (Stripes(SourceConfig(), split, labelled) for split in Split)
+    return Probe(config, train, test, ViewConfig(mean=[0.5] * 3, std=[0.25] * 3), cache=cache)

@@ -1,7 +1,7 @@
 """Evaluate trained encoders: ``python tools/eval_net.py --run DIR [DIR ...] --protocol knn linear [key=value ...]``.
 
-Prints every score beside that of the encoder with its random initial weights, and writes one JSON file a protocol.
-Several runs make one table.
+The tool prints every score next to that of the random-init encoder and writes one JSON file per evaluator and label
+set. Several runs share one table.
 """
 
 import argparse
@@ -26,8 +26,8 @@ from ssl_zoo.engine.distributed import Processes, processes
 from ssl_zoo.engine.run_directory import environment
 from ssl_zoo.engine.trained import TrainedMethod, choose_network, open_run, open_weights
 from ssl_zoo.eval.cache import FeatureCache
-from ssl_zoo.eval.offline import Baselines, Evaluated, ExtractionProgress, evaluate, table
-from ssl_zoo.eval.online import OnlineProbe
+from ssl_zoo.eval.offline import Baselines, EvaluatorResult, ExtractionProgress, evaluate, table
+from ssl_zoo.eval.probe import Probe
 from ssl_zoo.method import Method
 from ssl_zoo.nn import ViT
 from ssl_zoo.registry import discover
@@ -43,13 +43,13 @@ def run(
     baselines: Baselines,
     console: Console,
     ranks: Processes,
-) -> Sequence[Evaluated]:
+) -> Sequence[EvaluatorResult]:
     """Evaluate one network.
 
     Args:
-        source: directory of a run, or file of weights.
-        name: of the folder in ``--out`` where that is for several runs.
-        config: of the network.
+        source: the directory of a run or a file of weights.
+        name: the name of the folder in ``--out`` if there are several runs.
+        config: the configuration of the network.
     """
     trained, out = open_network(arguments, source, name, config)
     precision = resolve_precision(config.trainer.precision, ranks.device)
@@ -58,13 +58,13 @@ def run(
     identity |= {"mean": list(view.mean), "std": list(view.std), "seed": config.seed}
     cache = None if arguments.no_cache else FeatureCache(out / "features", identity)
 
-    def ready(method: Method) -> ViT:
+    def prepare(method: Method) -> ViT:
         return choose_network(prepare_method(method, config.trainer, ranks.device), arguments.network)
 
-    encoder, initial = ready(trained.method), None
+    encoder, initial_encoder = prepare(trained.method), None
     if not arguments.no_baseline:
-        initial = ready(build_run_method(config))
-    facts = {
+        initial_encoder = prepare(build_run_method(config))
+    metadata = {
         "weights": str(trained.checkpoint),
         "network": arguments.network,
         "step": trained.step,
@@ -74,29 +74,27 @@ def run(
     results, files = [], []
     with ExtractionProgress(console) as progress:
         for label in arguments.label or [config.probe.label]:
-            probe = OnlineProbe(
-                replace(config.probe, evaluators=arguments.protocol, label=label),
+            settings = replace(config.probe, evaluators=arguments.protocol, label=label)
+            probe = Probe(
+                replace(config, probe=settings),
                 *sources,
-                image_size=config.backbone.image_shape,
-                mean=view.mean,
-                std=view.std,
-                seed=config.seed,
+                view,
                 device=ranks.device,
                 autocast=autocast(precision, ranks.device),
                 cache=cache,
                 progress=progress,
             )
-            for result in evaluate(probe, encoder, initial, baselines, identity):
+            for result in evaluate(probe, encoder, initial_encoder, baselines, identity):
                 results.append(result)
                 if ranks.is_main:
-                    files.append(result.write(out, facts))
+                    files.append(result.write(out, metadata))
     console.print(table({str(trained.checkpoint): results}))
     console.print("\n".join(map(str, files)), highlight=False)
     return results
 
 
 def open_network(arguments: argparse.Namespace, source: Path, name: str, config: Config) -> tuple[TrainedMethod, Path]:
-    """A network and the folder of its results; arguments as of ``run``."""
+    """Load a network and choose the folder of its results; arguments as for ``run``."""
     if arguments.weights:
         out = arguments.out or source.parent / "eval" / source.stem
         return open_weights(source, config, arguments.prefix), out
@@ -108,7 +106,7 @@ def open_network(arguments: argparse.Namespace, source: Path, name: str, config:
 
 
 def distinct_names(folders: Sequence[Path]) -> Sequence[str]:
-    """The ends of different paths, as long as it takes to tell them apart: ``ijepa/demo``, ``mae/demo``."""
+    """Shorten different paths to their last parts such that they stay distinct: ``ijepa/demo``, ``mae/demo``."""
     parts = [folder.resolve().parts for folder in folders]
     length = next(n for n in range(1, max(map(len, parts)) + 1) if len({p[-n:] for p in parts}) == len(parts))
     return ["/".join(p[-length:]) for p in parts]
@@ -119,32 +117,34 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--run", type=Path, nargs="+", metavar="DIR", help="directories of runs")
     which.add_argument("--weights", type=Path, metavar="FILE", help="safetensors of an encoder; needs --config")
-    parser.add_argument("--config", metavar="RECIPE", help="recipe that --weights belong to")
-    parser.add_argument("--prefix", default="", help="take the tensors of --weights whose names begin like this")
-    parser.add_argument("--checkpoint", default="last", help="of --run: last (default), best or the number of a step")
+    parser.add_argument("--config", metavar="RECIPE", help="recipe of the network that --weights are for")
+    parser.add_argument("--prefix", default="", help="load the tensors of --weights whose names start with this prefix")
+    parser.add_argument("--checkpoint", default="last", help="of --run: last (default), best or a step number")
     parser.add_argument(
         "--network",
         choices=["evaluated", "encoder", "target_encoder"],
         default="evaluated",
-        help="default: what the method hands to its users, I-JEPA its target encoder",
+        help="default: the encoder that the method evaluates, e.g. the target encoder of I-JEPA",
     )
     parser.add_argument("--protocol", nargs="+", required=True, metavar="NAME", help="evaluators; key=value may follow")
     parser.add_argument("--label", nargs="+", metavar="NAME", help="label sets of the data; default: its first")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="default: the folder eval of the run, or beside FILE")
-    parser.add_argument("--no-baseline", action="store_true", help="leave the random-init encoder out")
-    parser.add_argument("--no-cache", action="store_true", help="keep no features on the disk")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default: the folder eval of the run, or next to FILE")
+    parser.add_argument("--no-baseline", action="store_true", help="do not score the random-init encoder")
+    parser.add_argument("--no-cache", action="store_true", help="do not cache features on disk")
     parser.add_argument("--plugin", action="append", default=[], help="module or file that registers parts; repeatable")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. probe.linear.epochs=50 data=scenes")
     arguments = parser.parse_intermixed_args(argv)
     for values in (arguments.run or [], arguments.protocol, arguments.label or []):
-        arguments.overrides += [str(word) for word in values if "=" in str(word)]  # argparse takes them for more values
+        arguments.overrides += [
+            str(word) for word in values if "=" in str(word)
+        ]  # argparse reads them as further values
         values[:] = [word for word in values if "=" not in str(word)]
     if arguments.weights and not arguments.config:
-        parser.error("--weights needs --config RECIPE, which says what network they belong to")
+        parser.error("--weights needs --config RECIPE, the configuration of the network")
     if arguments.run == []:
-        parser.error("--run needs the directory of a run before the settings")
+        parser.error("--run needs the directory of a run before the key=value settings")
     if len({folder.resolve() for folder in arguments.run or []}) < len(arguments.run or []):
-        parser.error(f"--run {' '.join(map(str, arguments.run))}: one directory is there twice")
+        parser.error(f"--run {' '.join(map(str, arguments.run))}: a directory is given twice")
     return arguments
 
 

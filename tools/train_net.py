@@ -27,7 +27,7 @@ from ssl_zoo.engine.progress import ProgressBar
 from ssl_zoo.engine.report import report
 from ssl_zoo.engine.run_directory import RunDirectory, environment
 from ssl_zoo.engine.trainer import NonFiniteLoss, Trainer
-from ssl_zoo.eval.online import OnlineProbe
+from ssl_zoo.eval.probe import Probe
 from ssl_zoo.planning.plan import Plan
 from ssl_zoo.planning.scale import Machine, ScalePlan
 from ssl_zoo.registry import discover
@@ -40,17 +40,9 @@ def train(composed: Composed, resume: str, console: Console, ranks: Processes) -
     checkpoint = run.find_checkpoint(resume)
     method = build_run_method(config)
     data = build_data(config, ranks)
-    probe = OnlineProbe(
-        config.probe,
-        data.source,
-        SOURCES.build(config.data, Split.test),
-        image_size=config.backbone.image_shape,
-        mean=data.views[0].config.mean,
-        std=data.views[0].config.std,
-        seed=config.seed,
-        device=ranks.device,
-        autocast=autocast(resolve_precision(config.trainer.precision, ranks.device), ranks.device),
-    )
+    precision = autocast(resolve_precision(config.trainer.precision, ranks.device), ranks.device)
+    test = SOURCES.build(config.data, Split.test)
+    probe = Probe(config, data.source, test, data.views[0].config, device=ranks.device, autocast=precision)
     tensorboard = TensorBoard(run.tensorboard, recipe_text(composed)) if config.monitor.tensorboard else None
     writers = [JsonLines(run.metrics), ProgressBar(console, live=config.monitor.progress_bar)]
     writers += [tensorboard] if tensorboard else []

@@ -27,7 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 import ssl_zoo
 from ssl_zoo.config.keys import ConfigError, flat, keys_of, leaves, unknown_key, written, wrong_value
 from ssl_zoo.config.recipe import ROOT_RECIPE, Recipe, config_roots, read_recipe
-from ssl_zoo.config.schema import SCHEMA, Config, sections
+from ssl_zoo.config.schema import SCHEMA, Config, sections, store_schema
 from ssl_zoo.method import METHODS
 from ssl_zoo.registry import BROKEN_PLUGINS, REGISTRIES, discover, nearest
 
@@ -106,6 +106,7 @@ def compose(recipe: str | Path, overrides: Sequence[str] = ()) -> Composed:
         ConfigError: like ``load_config``, but for keys without a value and checks of values, which ``config`` makes.
     """
     discover()
+    store_schema()
     recipes = read_recipe(Path(recipe))
     path = recipes[-1].path
     roots = config_roots(path)

@@ -11,7 +11,7 @@ from ssl_zoo.data.loader import LoaderConfig
 from ssl_zoo.data.sources import SourceConfig
 from ssl_zoo.engine.optim import OptimConfig
 from ssl_zoo.engine.settings import MonitorConfig, TrainerConfig
-from ssl_zoo.eval.online import ProbeConfig
+from ssl_zoo.eval.probe import ProbeConfig, probe_config_class
 from ssl_zoo.masks import MasksConfig
 from ssl_zoo.method import MethodConfig
 from ssl_zoo.nn import BackboneConfig
@@ -43,7 +43,9 @@ class Config:
     probe: ProbeConfig = setting(ProbeConfig(), "evaluation of frozen features during and after the run")
 
 
-ConfigStore.instance().store(name=SCHEMA, node=Config, provider="ssl_zoo")
+def store_schema() -> None:
+    """Store ``Config`` for Hydra, with the sections of all evaluators that are registered now."""
+    ConfigStore.instance().store(name=SCHEMA, node=Config(probe=probe_config_class()()), provider="ssl_zoo")
 
 
 def sections() -> dict[str, type]:

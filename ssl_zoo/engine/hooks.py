@@ -3,7 +3,7 @@
 import logging
 import signal
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +19,7 @@ from ssl_zoo.engine.trainer import Hook, NonFiniteLoss, StepResult, Trainer
 from ssl_zoo.engine.visualize import save_images
 from ssl_zoo.method import Progress, Step
 from ssl_zoo.nn import ViT
+from ssl_zoo.scores import Score
 from ssl_zoo.seeding import seed_for
 
 log = logging.getLogger(__name__)
@@ -189,21 +190,11 @@ class Visualizations(Hook):
                 self.tensorboard.image(name, image.float().cpu(), trainer.step)
 
 
-@dataclass(frozen=True)
-class Score:
-    """One evaluated number; ``baseline`` is the same number of the networks as initialised, where it was measured."""
-
-    name: str
-    value: float
-    baseline: float | None
-    is_fraction: bool = True  # an accuracy in 0..1; otherwise a quantity of its own scale
-
-
 class Evaluate(Protocol):
     """What the evaluation hook calls, on every rank, with the method's evaluated encoder."""
 
     def __call__(self, encoder: ViT, *, step: int) -> Sequence[Score]:
-        """Scores with ``name``, ``value``, ``baseline`` and ``is_fraction``."""
+        """Score the encoder."""
 
     def state_dict(self) -> dict[str, object]: ...
 
@@ -252,8 +243,7 @@ class Evaluation(Hook):
         encoder = trainer.method.eval_encoder()
         if is_sharded(encoder):
             encoder = whole_copy(encoder, trainer.config)
-        measured = self.evaluate(encoder, step=trainer.step)
-        self.scores = [Score(s.name, s.value, s.baseline, s.is_fraction) for s in measured]
+        self.scores = self.evaluate(encoder, step=trainer.step)
         if self.scores:
             values = {score.name: score.value for score in self.scores}
             initial = {f"{s.name}_random_init": s.baseline for s in self.scores if s.baseline is not None}

@@ -1,25 +1,21 @@
 """Evaluation of frozen encoders; importing this package registers its evaluators."""
 
-from ssl_zoo.eval.base import EVALUATORS, Evaluator, EvaluatorConfig, Score, Subject
+from ssl_zoo.eval import attentive, finetune, health, knn, linear, logistic, low_shot  # noqa: F401
+from ssl_zoo.eval.base import EVALUATORS, EvaluatedModel, Evaluator, EvaluatorConfig
 from ssl_zoo.eval.features import Features, Pooling, extract
-from ssl_zoo.eval.knn import KNN, KNNConfig
-from ssl_zoo.eval.logistic import Logistic, LogisticConfig
-from ssl_zoo.eval.online import OnlineProbe, ProbeConfig, ProbeScore
+from ssl_zoo.eval.probe import Probe, ProbeConfig, probe_config_class
+from ssl_zoo.scores import Score
 
 __all__ = [
     "EVALUATORS",
-    "KNN",
+    "EvaluatedModel",
     "Evaluator",
     "EvaluatorConfig",
     "Features",
-    "KNNConfig",
-    "Logistic",
-    "LogisticConfig",
-    "OnlineProbe",
     "Pooling",
+    "Probe",
     "ProbeConfig",
-    "ProbeScore",
     "Score",
-    "Subject",
     "extract",
+    "probe_config_class",
 ]

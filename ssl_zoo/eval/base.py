@@ -1,12 +1,10 @@
-"""What an evaluator is: a protocol that turns an encoder and labelled images into scores."""
+"""The contract of evaluators: a protocol maps a frozen encoder and labelled images to scores."""
 
 import dataclasses
-import hashlib
-import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import ClassVar
 
@@ -15,65 +13,40 @@ from torch import Tensor
 
 from ssl_zoo.eval.cache import FeatureCache
 from ssl_zoo.eval.features import Features, Pooling, extract, feature_dim, is_main_process, on_all_ranks
-from ssl_zoo.eval.labelled import Labelled
+from ssl_zoo.eval.split import EvaluationSplit
 from ssl_zoo.nn import ViT
 from ssl_zoo.registry import Registry
-from ssl_zoo.settings import setting
+from ssl_zoo.scores import Score
+from ssl_zoo.settings import Settings, setting
 
 
 @dataclass
-class EvaluatorConfig:
-    """Base of every evaluator's config: the feature that it looks at."""
+class EvaluatorConfig(Settings):
+    """Base of every evaluator's config: which features it uses. Registration sets ``section`` to ``probe.<name>``."""
 
     pooling: Pooling = setting(
         Pooling.average, "tokens to feature: average, class_token, class_token_and_average or tokens"
     )
-    num_layers: int = setting(1, "last blocks whose pooled tokens are concatenated")
+    num_layers: int = setting(1, "number of last blocks whose pooled tokens are concatenated", at_least=1)
     final_norm: bool = setting(True, "apply the encoder's final norm before pooling")
 
 
-@dataclass(frozen=True)
-class Score:
-    """One number of one protocol.
+class EvaluatedModel:
+    """A frozen encoder with labelled train and test images; features are extracted once for all evaluators.
 
-    Attributes:
-        name: ``evaluator`` or ``evaluator`` and its varied setting, e.g. ``knn20``.
-        value: accuracy, the fraction of test images classified correctly.
-        protocol: everything that defines the number apart from the weights.
-        spread: standard deviation over repetitions, None of a single one.
-        details: what a person wants to know beside the number, e.g. chosen settings.
-        is_fraction: the value is an accuracy, in 0..1; otherwise a quantity of its own scale.
-    """
-
-    name: str
-    value: float
-    protocol: Mapping[str, object] = field(default_factory=dict)
-    spread: float | None = None
-    details: Mapping[str, object] = field(default_factory=dict)
-    is_fraction: bool = True
-
-    @property
-    def protocol_hash(self) -> str:
-        """Equal for numbers that may be compared."""
-        return hashlib.sha256(json.dumps(self.protocol, sort_keys=True).encode()).hexdigest()[:12]
-
-
-class Subject:
-    """A frozen encoder with labelled train and test images; equal features are extracted once for all evaluators.
-
-    Evaluators that need more than features take ``encoder`` (and copy it before they train it), ``train``, ``test``.
+    Evaluators that need more than features use ``encoder`` (which they copy before training it), ``train``, ``test``.
 
     Args:
-        autocast: a precision context that can be entered again and again, such as ``torch.autocast``.
-        cache: where features are kept from one process to the next; tokens are not, for their size.
-        progress: called with a name, images done and images in all while features are extracted.
+        autocast: a reusable precision context, such as ``torch.autocast``.
+        cache: keeps features across processes; tokens are not cached because of their size.
+        progress: called with a split, the number of images encoded and the total while features are extracted.
     """
 
     def __init__(
         self,
         encoder: ViT,
-        train: Labelled,
-        test: Labelled,
+        train: EvaluationSplit,
+        test: EvaluationSplit,
         *,
         device: torch.device | str = "cpu",
         autocast: AbstractContextManager | None = None,
@@ -86,13 +59,13 @@ class Subject:
         self._features: dict[tuple[Pooling, int, bool], tuple[Features, Features]] = {}
 
     def precision(self) -> AbstractContextManager:
-        """The precision of the encoder's forward pass."""
+        """Return the precision context of the encoder's forward pass."""
         return self.autocast or nullcontext()
 
     def features(self, config: EvaluatorConfig) -> tuple[Features, Features]:
-        """Train and test features as ``config`` wants them pooled.
+        """Return train and test features, pooled as ``config`` asks.
 
-        Those of fewer layers are taken out of those of more, where these have been extracted before.
+        Features of fewer layers are slices of those of more, where the latter have been extracted before.
         """
         key = (config.pooling, config.num_layers, config.final_norm)
         if key in self._features:
@@ -101,20 +74,22 @@ class Subject:
             if num_layers > config.num_layers and (pooling, final_norm) == (config.pooling, config.final_norm):
                 width = feature_dim(self.encoder, pooling, config.num_layers)
                 return tuple(replace(features, values=features.values[..., -width:]) for features in both)
-        self._features[key] = (self._extracted("train", self.train, *key), self._extracted("test", self.test, *key))
+        self._features[key] = (self._extract("train", self.train, *key), self._extract("test", self.test, *key))
         return self._features[key]
 
-    def _extracted(self, split: str, data: Labelled, pooling: Pooling, num_layers: int, final_norm: bool) -> Features:
+    def _extract(
+        self, name: str, split: EvaluationSplit, pooling: Pooling, num_layers: int, final_norm: bool
+    ) -> Features:
         path = None
         if self.cache is not None and pooling is not Pooling.tokens:
             settings = {"pooling": pooling.value, "num_layers": num_layers, "final_norm": final_norm}
-            path = self.cache.path(self.encoder, data.index, split=split, **settings)
-            stored = self.cache.read(path, data.labels)
-            if on_all_ranks(stored is not None):
-                return stored
+            path = self.cache.path(self.encoder, split.index, split=name, **settings)
+            cached = self.cache.read(path, split.labels)
+            if on_all_ranks(cached is not None):
+                return cached
         features = extract(
             self.encoder,
-            data if self.progress is None else _Watched(data, lambda n: self.progress(split, n, data.num_images)),
+            self._with_progress(name, split),
             pooling=pooling,
             num_layers=num_layers,
             final_norm=final_norm,
@@ -125,48 +100,51 @@ class Subject:
             self.cache.write(path, features)
         return features
 
-
-class _Watched:
-    """Batches of ``data``; tells how many images have been given out."""
-
-    def __init__(self, data: Labelled, tell: Callable[[int], None]) -> None:
-        self.data, self.tell = data, tell
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None, Tensor]]:
+    def _with_progress(self, name: str, split: EvaluationSplit) -> Iterator[tuple[Tensor, Tensor | None, Tensor]]:
+        """Yield the batches of a split and report the number of images after each."""
         count = 0
-        for batch in self.data:
+        for batch in split:
             yield batch
             count += len(batch[0])
-            self.tell(count)
+            if self.progress is not None:
+                self.progress(name, count, split.num_images)
 
 
 class Evaluator(ABC):
-    """One evaluation protocol; the same object serves a running training and a finished checkpoint.
+    """An evaluator implements one protocol, for a running training and for a finished checkpoint alike.
 
     In a process group every rank calls it and every rank gets the same scores.
     """
 
     needs_labels: ClassVar[bool] = True
-    version: ClassVar[int] = 1  # raised whenever equal settings begin to give another number
+    version: ClassVar[int] = 1  # incremented whenever equal settings begin to give another number
 
     def __init__(self, config: EvaluatorConfig) -> None:
         self.config = config
 
     @abstractmethod
-    def __call__(self, subject: Subject) -> Sequence[Score]:
-        """The scores of the encoder; draws nothing from the global random state and changes no weight."""
+    def __call__(self, model: EvaluatedModel) -> Sequence[Score]:
+        """Score the encoder. The call leaves weights and the global random state unchanged."""
 
-    def protocol(self, subject: Subject, **varied: object) -> dict[str, object]:
-        """The settings that define a score, as plain JSON values; ``varied`` are those that differ between scores."""
+    def protocol(self, model: EvaluatedModel, **varied: object) -> dict[str, object]:
+        """Return the settings that define a score as plain JSON values; ``varied`` are those that differ per score."""
         settings = {key: _plain(value) for key, value in dataclasses.asdict(self.config).items()}
         name = EVALUATORS.name_of(self.config)
         protocol = {"evaluator": name, "version": self.version, **settings}
-        for split, data in (("train", subject.train), ("test", subject.test)):
+        for split, data in (("train", model.train), ("test", model.test)):
             protocol |= {split: data.num_images, f"{split}_hash": data.split_hash}
         return {**protocol, **varied}
 
 
-EVALUATORS = Registry("evaluator", "evaluators")
+class EvaluatorRegistry(Registry):
+    """A registry that gives each config the section of its evaluator, so that messages name the full key."""
+
+    def register(self, name: str, config: type[EvaluatorConfig]) -> Callable[[type], type]:
+        config.section = f"probe.{name}"
+        return super().register(name, config)
+
+
+EVALUATORS = EvaluatorRegistry("evaluator", "evaluators")
 
 
 def _plain(value: object) -> object:
@@ -176,10 +154,10 @@ def _plain(value: object) -> object:
 
 
 def check_classification(evaluator: str, train: Features, test: Features) -> None:
-    """Refuse features on which accuracy of a classifier is meaningless.
+    """Refuse features on which a classifier's accuracy is meaningless.
 
     Raises:
-        ValueError: features are not vectors, of different widths, or as told by ``check_labels``.
+        ValueError: features are not vectors or differ in width, or ``check_labels`` refuses them.
     """
     for name, features in (("train", train), ("test", test)):
         if features.values.ndim != 2:
@@ -199,7 +177,7 @@ def check_labels(evaluator: str, train: Features, test: Features) -> None:
     """Refuse features without meaningful labels.
 
     Raises:
-        ValueError: features are not finite, without labels, or of one class only.
+        ValueError: features are not finite, have no labels, or belong to a single class.
     """
     for name, features in (("train", train), ("test", test)):
         if not torch.isfinite(features.values).all():
@@ -213,11 +191,11 @@ def check_labels(evaluator: str, train: Features, test: Features) -> None:
     classes = train.labels.unique().tolist()
     if len(classes) < 2:
         raise ValueError(
-            f"{evaluator}: the labels of the {len(train.labels)} train images are all of {classes}, two are needed; "
+            f"{evaluator}: all {len(train.labels)} train images have the label {classes[0]}, but two are needed; "
             f"raise probe.train_samples or choose another probe.label"
         )
 
 
 def accuracy(predictions: torch.Tensor, labels: torch.Tensor) -> float:
-    """The fraction of equal entries."""
+    """Return the fraction of predictions that equal their label."""
     return (predictions.cpu() == labels).double().mean().item()

@@ -1,4 +1,4 @@
-"""Features on disk: extracted once for given weights and settings, whichever evaluators ask for them later."""
+"""A cache of features on disk: evaluators in later processes reuse what was extracted for equal weights."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ from ssl_zoo.io import write_atomic
 
 
 def weights_hash(module: nn.Module) -> str:
-    """Equal for networks whose parameters and buffers are equal, bit by bit."""
+    """Hash all parameters and buffers, bit by bit."""
     digest = hashlib.blake2b(digest_size=12)
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(name.encode())
@@ -25,19 +25,19 @@ def weights_hash(module: nn.Module) -> str:
 
 
 class FeatureCache:
-    """Files of features in a folder, named by a hash of all that decides them.
+    """A folder of feature files, each named by a hash of everything that determines the features.
 
-    Labels are not part of a file: the same features serve every label set.
+    Labels are not part of a file, so the same features serve every label set.
 
     Args:
-        identity: what decides the features beside weights, pooling and sample ids: data, image size, precision.
+        identity: what determines the features besides weights, pooling and sample ids: data, image size, precision.
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, object]) -> None:
         self.folder, self.identity = folder, dict(identity)
 
     def path(self, encoder: nn.Module, index: Int[Tensor, "n"], **settings: object) -> Path:
-        """The file of these samples' features, there or not."""
+        """Return the path of these samples' features, whether or not the file exists."""
         samples = hashlib.blake2b(index.contiguous().numpy(), digest_size=12).hexdigest()
         parts = {"weights": weights_hash(encoder), "samples": samples, **self.identity, **settings}
         digest = hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=12).hexdigest()
@@ -45,7 +45,10 @@ class FeatureCache:
 
     @staticmethod
     def read(path: Path, labels: Int[Tensor, "N"] | None) -> Features | None:
-        """The features of a file with labels from ``labels``, which has those of all samples; None without the file.
+        """Read the features of a file and attach their labels; None if the file does not exist.
+
+        Args:
+            labels: labels of all samples of the source.
 
         Raises:
             ValueError: the file is damaged.
@@ -61,5 +64,5 @@ class FeatureCache:
 
     @staticmethod
     def write(path: Path, features: Features) -> None:
-        """Store features, whole or not at all."""
+        """Write features atomically."""
         write_atomic(path, save({"values": features.values.contiguous(), "index": features.index}))

@@ -1,4 +1,4 @@
-"""Features of a frozen encoder: one pooled vector per image, in the order of the data."""
+"""Feature extraction with a frozen encoder: one pooled vector per image, in the order of the data."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -15,22 +15,22 @@ from torch.nn.functional import layer_norm
 
 from ssl_zoo.nn import ViT
 
-LabelledImages = Iterable[tuple[Tensor, Tensor | None, Tensor]]  # (images, labels, sample ids), e.g. EvaluationData
+Batches = Iterable[tuple[Tensor, Tensor | None, Tensor]]  # (images, labels, sample ids), e.g. EvaluationData
 _Part = tuple[int, Tensor, Tensor | None, Tensor]  # batch number, features, labels, sample ids
 
 
 class Pooling(Enum):
-    """How the tokens of an image become its feature, from each of the last blocks that are asked for."""
+    """How the tokens of an image become its feature, for each of the last ``num_layers`` blocks."""
 
     average = "average"  # mean over the patch tokens
     class_token = "class_token"  # first prefix token
     class_token_and_average = "class_token_and_average"  # class tokens, then the mean over the last block's patches
-    tokens = "tokens"  # every patch token, for probes that attend; N times the memory
+    tokens = "tokens"  # every patch token, for attentive probes; N times the memory
 
 
 @dataclass(frozen=True)
 class Features:
-    """Features of n images on the host, row i belonging to the i-th image that the data yielded."""
+    """Features of n images in host memory; row i belongs to the i-th image of the data."""
 
     values: Float[Tensor, "n *width"]  # (n, D); (n, N, D) for Pooling.tokens
     labels: Int[Tensor, "n"] | None  # None where the data has none
@@ -40,7 +40,7 @@ class Features:
 @torch.no_grad()  # not inference_mode: buffers that FSDP2 or a compiled block allocates there could never train again
 def extract(
     encoder: ViT,
-    data: LabelledImages,
+    data: Batches,
     *,
     pooling: Pooling,
     num_layers: int = 1,
@@ -48,17 +48,17 @@ def extract(
     device: torch.device | str = "cpu",
     autocast: AbstractContextManager | None = None,
 ) -> Features:
-    """Encode every image of ``data``; draws no random number and leaves the encoder as it was.
+    """Encode every image of ``data`` without random numbers and without changing the encoder.
 
-    In a process group every rank must call it: batch i goes to rank i modulo their number, and all ranks return the
-    same, complete features, bit-equal to those of one process since no batch is divided. Ranks that have no batch
-    left encode one for nothing, because the forward of a sharded encoder is a collective call. Each rank holds the
-    features twice while they are gathered.
+    In a process group every rank must call it: rank i encodes the batches i, i + world size, ... All ranks return the
+    same, complete features, bit-equal to those of one process, since no batch is split. A rank without a batch of its
+    own in the last round encodes another rank's and discards the result, because the forward pass of a sharded encoder
+    is a collective. Each rank holds the features twice while they are gathered.
 
     Args:
-        num_layers: last blocks whose pooled tokens are concatenated, shallow to deep.
+        num_layers: number of last blocks whose pooled tokens are concatenated, shallow to deep.
         final_norm: apply the encoder's final norm before pooling, to each of the blocks that are used.
-        autocast: precision context of the forward pass; features are float32 in any case.
+        autocast: precision context of the forward pass; features are always float32.
 
     Raises:
         ValueError: if ``data`` is empty, or if the encoder lacks the token or the depth that ``pooling`` needs.
@@ -68,16 +68,16 @@ def extract(
     parts: list[_Part] = []
     batches = enumerate(data)
     with evaluating(encoder), autocast or nullcontext():
-        while share := list(islice(batches, world_size)):
-            number, (images, labels, index) = share[min(rank, len(share) - 1)]
+        while round_of_batches := list(islice(batches, world_size)):
+            number, (images, labels, index) = round_of_batches[min(rank, len(round_of_batches) - 1)]
             values = pooled(encoder, images.to(device, non_blocking=True), pooling, num_layers, final_norm)
             values = values.float().cpu()
-            if rank < len(share):
+            if rank < len(round_of_batches):
                 parts.append((number, values, labels, index))
     if _is_distributed():
-        parts = _of_all_ranks(parts)
+        parts = _gather(parts)
     if not parts:
-        raise ValueError("the evaluation data holds no image; check data.* and probe.train_samples, probe.test_samples")
+        raise ValueError("the evaluation data has no images; check data.* and probe.train_samples, probe.test_samples")
     _, values, labels, index = zip(*parts, strict=True)
     return Features(torch.cat(values), None if labels[0] is None else torch.cat(labels), torch.cat(index))
 
@@ -85,7 +85,7 @@ def extract(
 def pooled(
     encoder: ViT, images: Float[Tensor, "B 3 H W"], pooling: Pooling, num_layers: int = 1, final_norm: bool = True
 ) -> Float[Tensor, "B *width"]:
-    """The feature of each image, from the unmasked image; arguments as of ``extract``."""
+    """Return the feature of each unmasked image; arguments as for ``extract``."""
     if num_layers > 1:
         layers = encoder(images, layers=range(-num_layers, 0))
         layers = [_normed(encoder.norm, layer) for layer in layers] if final_norm else layers
@@ -103,7 +103,7 @@ def pooled(
 
 
 def feature_dim(encoder: ViT, pooling: Pooling, num_layers: int) -> int:
-    """Width of a feature, or of a token with ``Pooling.tokens``."""
+    """Return the width of a feature, or of a token with ``Pooling.tokens``."""
     return encoder.embed_dim * (num_layers + (pooling is Pooling.class_token_and_average))
 
 
@@ -112,7 +112,7 @@ def _mean_over_tokens(tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B D"]:
 
 
 def _normed(norm: nn.Module, tokens: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
-    """``norm(tokens)``, also where sharding leaves each rank a piece of the weights, as it does outside ``forward``."""
+    """Return ``norm(tokens)``, also where the weights are sharded, as they are outside ``forward``."""
     if isinstance(norm, nn.Identity):
         return tokens  # blocks that normalise their outputs have no final norm
     weight, bias = (p.full_tensor() if isinstance(p, DTensor) else p for p in (norm.weight, norm.bias))
@@ -121,7 +121,7 @@ def _normed(norm: nn.Module, tokens: Float[Tensor, "B L D"]) -> Float[Tensor, "B
 
 @contextmanager
 def evaluating(encoder: nn.Module) -> Iterator[None]:
-    """The encoder in evaluation mode; afterwards each of its modules is in the mode it had."""
+    """Put the encoder in evaluation mode; on exit each of its modules returns to its previous mode."""
     modes = [(module, module.training) for module in encoder.modules()]
     encoder.eval()
     try:
@@ -132,24 +132,24 @@ def evaluating(encoder: nn.Module) -> Iterator[None]:
 
 
 def _check(encoder: ViT, pooling: Pooling, num_layers: int) -> None:
-    wants_class_token = pooling in (Pooling.class_token, Pooling.class_token_and_average)
-    if wants_class_token and encoder.cls_token is None:
+    needs_class_token = pooling in (Pooling.class_token, Pooling.class_token_and_average)
+    if needs_class_token and encoder.cls_token is None:
         raise ValueError(f"pooling={pooling.value}, but the encoder has no class token; use pooling=average")
     if not 1 <= num_layers <= len(encoder.blocks):
         raise ValueError(f"num_layers={num_layers}, but the encoder has {len(encoder.blocks)} blocks")
 
 
 def on_all_ranks(flag: bool) -> bool:
-    """Whether every process says yes; all get the same answer."""
+    """Return on every rank whether the flag is true on all ranks."""
     if not _is_distributed():
         return flag
-    votes: list = [None] * dist.get_world_size()
-    dist.all_gather_object(votes, flag)
-    return all(votes)
+    flags: list = [None] * dist.get_world_size()
+    dist.all_gather_object(flags, flag)
+    return all(flags)
 
 
 def is_main_process() -> bool:
-    """Whether this is the only process, or the first of its group."""
+    """Return whether this is the only process or rank 0 of its group."""
     return not _is_distributed() or dist.get_rank() == 0
 
 
@@ -157,8 +157,8 @@ def _is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
-def _of_all_ranks(parts: list[_Part]) -> list[_Part]:
-    """The numbered batches of all ranks, in the order of their numbers."""
+def _gather(parts: list[_Part]) -> list[_Part]:
+    """Gather the numbered batches of all ranks, sorted by number."""
     by_rank: list = [None] * dist.get_world_size()
     dist.all_gather_object(by_rank, parts)
     return sorted((part for parts in by_rank for part in parts), key=lambda part: part[0])

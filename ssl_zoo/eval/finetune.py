@@ -1,8 +1,8 @@
-"""Fine-tuning: a copy of the encoder and a linear classifier, trained end to end.
+"""Fine-tuning: a copy of the encoder and a linear classifier are trained end to end.
 
-Recipe: MAE (arXiv 2111.06377, table 9): AdamW, layer-wise decay of the learning rate, drop path, mixup and cutmix,
-label smoothing, mean of the patch tokens. Of its augmentations there are crops and flips, cut out of the image as
-evaluations see it; RandAugment and erasing are not.
+The recipe is MAE's (arXiv 2111.06377, table 9): AdamW, layer-wise lr decay, drop path, mixup and cutmix, label
+smoothing, average-pooled patch tokens. Differs from the reference: crops and flips are taken from the image as
+evaluators see it, and there is neither RandAugment nor random erasing.
 """
 
 import copy
@@ -18,50 +18,45 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torchvision.transforms import v2
 
-from ssl_zoo.eval.augment import random_views
-from ssl_zoo.eval.base import EVALUATORS, Evaluator, EvaluatorConfig, Score, Subject, accuracy
+from ssl_zoo.eval.augment import random_crops
+from ssl_zoo.eval.base import EVALUATORS, EvaluatedModel, Evaluator, EvaluatorConfig, accuracy
 from ssl_zoo.eval.features import Pooling, feature_dim, pooled
 from ssl_zoo.nn import ViT
+from ssl_zoo.scores import Score
 from ssl_zoo.seeding import generator_for, seed_for
 from ssl_zoo.settings import setting
 
 
 @dataclass
 class FinetuneConfig(EvaluatorConfig):
-    """Fine-tuning of all weights. Defaults: MAE's for ViT-B/16, 100 epochs."""
+    """Fine-tuning of all weights. The defaults are MAE's for ViT-B/16 and 100 epochs."""
 
-    epochs: int = setting(100, "passes over the train images")
-    warmup_epochs: float = setting(5.0, "epochs of linear warm-up")
-    batch_size: int = setting(1024, "images per step")
-    lr: float = setting(0.0005, "of the classifier, per 256 images of a batch; cosine to 1e-6")
-    layer_decay: float = setting(0.65, "factor of the learning rate from each block to the one before it")
-    weight_decay: float = setting(0.05, "of AdamW, on matrices")
-    drop_path: float = setting(0.1, "rate of the last block, growing linearly from 0")
-    label_smoothing: float = setting(0.1, "share of the target spread over all classes")
-    mixup: float = setting(0.8, "parameter of the beta distribution; 0 leaves it out")
-    cutmix: float = setting(1.0, "parameter of the beta distribution; 0 leaves it out")
-    crop_scale: list[float] = setting([0.08, 1.0], "area of the random crops, [low, high]")
-    clip_grad_norm: float = setting(0.0, "limit of the gradient's norm; 0 = none")
-    seed: int = setting(0, "of the classifier, order and augmentation")
+    epochs: int = setting(100, "training epochs", at_least=1)
+    warmup_epochs: float = setting(5.0, "epochs of linear warm-up", at_least=0)
+    batch_size: int = setting(1024, "images per step", at_least=1)
+    lr: float = setting(0.0005, "learning rate of the classifier for a batch of 256 images; cosine to 1e-6")
+    layer_decay: float = setting(0.65, "learning-rate factor from a block to the previous one", above=0, at_most=1)
+    weight_decay: float = setting(0.05, "weight decay of AdamW, on matrices", at_least=0)
+    drop_path: float = setting(0.1, "drop-path rate of the last block, growing linearly from 0", at_least=0, below=1)
+    label_smoothing: float = setting(0.1, "fraction of the target spread over all classes", at_least=0, below=1)
+    mixup: float = setting(0.8, "parameter of mixup's beta distribution; 0 = no mixup", at_least=0)
+    cutmix: float = setting(1.0, "parameter of cutmix's beta distribution; 0 = no cutmix", at_least=0)
+    crop_scale: list[float] = setting(
+        [0.08, 1.0], "area of the random crops as a fraction of the image, [low, high]", above=0, at_most=1, length=2
+    )
+    clip_grad_norm: float = setting(0.0, "limit of the gradient's norm; 0 = none", at_least=0)
+    seed: int = setting(0, "seed of the classifier, order and augmentation")
 
     def __post_init__(self) -> None:
-        for key in ("epochs", "batch_size"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"finetune.{key}={getattr(self, key)}: needs at least 1")
-        for key in ("drop_path", "label_smoothing"):
-            if not 0 <= getattr(self, key) < 1:
-                raise ValueError(f"finetune.{key}={getattr(self, key)} must lie in [0, 1)")
-        if not 0 < self.layer_decay <= 1:
-            raise ValueError(f"finetune.layer_decay={self.layer_decay} must lie in (0, 1]")
-        low, high = self.crop_scale
-        if not 0 < low <= high <= 1:
-            raise ValueError(f"finetune.crop_scale={self.crop_scale} must satisfy 0 < low <= high <= 1")
+        super().__post_init__()
+        if self.crop_scale[0] > self.crop_scale[1]:
+            raise ValueError(f"{self.key('crop_scale')}={self.crop_scale} must be [low, high] with low <= high")
         if self.pooling is Pooling.tokens:
-            raise ValueError("finetune.pooling=tokens: the classifier needs one vector per image")
+            raise ValueError(f"{self.key('pooling')}=tokens: the classifier needs one vector per image")
 
 
 class Classifier(nn.Module):
-    """An encoder with a linear map behind its pooled feature."""
+    """An encoder with a linear classifier on its pooled feature."""
 
     def __init__(self, encoder: ViT, config: FinetuneConfig, num_classes: int) -> None:
         super().__init__()
@@ -77,26 +72,25 @@ class Classifier(nn.Module):
 
 @EVALUATORS.register("finetune", FinetuneConfig)
 class Finetune(Evaluator):
-    """Accuracy after training a copy of the encoder and a classifier end to end on the train images."""
+    """Fine-tuning of a copy of the encoder with a linear classifier on the train images."""
 
     config: FinetuneConfig
 
-    def __call__(self, subject: Subject) -> Sequence[Score]:
-        labels = subject.train.labels[subject.train.index]
+    def __call__(self, model: EvaluatedModel) -> Sequence[Score]:
+        labels = model.train.labels[model.train.index]
         if len(labels.unique()) < 2:
-            raise ValueError("finetune: the train images are all of one class; raise probe.train_samples")
+            raise ValueError("finetune: all train images are of one class; raise probe.train_samples")
         with _seeded(self.config.seed):
-            classifier = Classifier(copy.deepcopy(subject.encoder), self.config, int(labels.max()) + 1)
-            classifier.to(subject.device).requires_grad_(True)
-            train(classifier, subject, self.config)
-        predicted, expected = _predictions(classifier, subject)
-        protocol = self.protocol(subject)
-        return [Score("finetune", accuracy(predicted, expected), protocol)]
+            classifier = Classifier(copy.deepcopy(model.encoder), self.config, int(labels.max()) + 1)
+            classifier.to(model.device).requires_grad_(True)
+            train(classifier, model, self.config)
+        predicted, labels = _predict(classifier, model)
+        return [Score("finetune", accuracy(predicted, labels), self.protocol(model))]
 
 
 @torch.enable_grad()
-def train(classifier: Classifier, subject: Subject, config: FinetuneConfig) -> None:
-    """Train in place; draws from the global random state (drop path, mixup), which the caller seeds and restores."""
+def train(classifier: Classifier, model: EvaluatedModel, config: FinetuneConfig) -> None:
+    """Train in place. Drop path and mixup use the global random state, which the caller seeds and restores."""
     set_drop_path(classifier.encoder, config.drop_path)
     classifier.train()
     scale = config.lr * config.batch_size / 256
@@ -111,15 +105,15 @@ def train(classifier: Classifier, subject: Subject, config: FinetuneConfig) -> N
     ]
     mix = v2.RandomChoice(mixes) if mixes else None
     generator = generator_for(config.seed, "finetune")
-    batches_per_epoch = math.ceil(subject.train.num_images / config.batch_size)
+    batches_per_epoch = math.ceil(model.train.num_images / config.batch_size)
     for epoch in range(config.epochs):
-        for number, (images, labels) in enumerate(_batches(subject, config.batch_size, generator)):
+        for number, (images, labels) in enumerate(_batches(model, config.batch_size, generator)):
             _set_rates(optimizer, config, epoch + number / batches_per_epoch)
-            images = random_views(images, config.crop_scale, generator)
-            images, wanted = mix(images, labels) if mix else (images, labels)
-            with subject.precision():
-                scores = classifier(images)
-            cross_entropy(scores.float(), wanted, label_smoothing=config.label_smoothing).backward()
+            images = random_crops(images, config.crop_scale, generator)
+            images, targets = mix(images, labels) if mix else (images, labels)
+            with model.precision():
+                logits = classifier(images)
+            cross_entropy(logits.float(), targets, label_smoothing=config.label_smoothing).backward()
             if config.clip_grad_norm:
                 nn.utils.clip_grad_norm_(classifier.parameters(), config.clip_grad_norm)
             optimizer.step()
@@ -127,7 +121,7 @@ def train(classifier: Classifier, subject: Subject, config: FinetuneConfig) -> N
 
 
 def layer_groups(classifier: Classifier, config: FinetuneConfig, lr: float) -> list[dict]:
-    """Parameter groups by depth: patch embedding and positions, each block, then the last norm and the classifier."""
+    """Group parameters by depth: patch embedding and positions, each block, then the last norm and the classifier."""
     depth = len(classifier.encoder.blocks)
     groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, parameter in classifier.named_parameters():
@@ -150,52 +144,52 @@ def layer_groups(classifier: Classifier, config: FinetuneConfig, lr: float) -> l
 
 
 def set_drop_path(encoder: ViT, rate: float) -> None:
-    """Drop each block's branches with a probability that grows linearly to ``rate`` at the last block."""
+    """Set each block's drop-path rate, which grows linearly to ``rate`` at the last block."""
     depth = len(encoder.blocks)
     for number, block in enumerate(encoder.blocks):
-        share = rate * number / max(1, depth - 1)
-        block.drop_path1, block.drop_path2 = (DropPath(share) if share else nn.Identity() for _ in range(2))
+        block_rate = rate * number / max(1, depth - 1)
+        block.drop_path1, block.drop_path2 = (DropPath(block_rate) if block_rate else nn.Identity() for _ in range(2))
 
 
 def _set_rates(optimizer: torch.optim.Optimizer, config: FinetuneConfig, epoch: float) -> None:
-    lowest = 1e-6
+    min_lr = 1e-6
     for group in optimizer.param_groups:
         if epoch < config.warmup_epochs:
             group["lr"] = group["peak"] * epoch / config.warmup_epochs
         else:
             progress = (epoch - config.warmup_epochs) / max(1e-9, config.epochs - config.warmup_epochs)
-            group["lr"] = lowest + (group["peak"] - lowest) * 0.5 * (1 + math.cos(math.pi * progress))
+            group["lr"] = min_lr + (group["peak"] - min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def _batches(subject: Subject, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-    """All train images in a new order, in batches of ``batch_size``."""
-    images, labels, held = [], [], 0
-    for part, part_labels, _ in subject.train.shuffled(generator):
+def _batches(model: EvaluatedModel, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield all train images in a new random order, in batches of ``batch_size``."""
+    images, labels, count = [], [], 0
+    for part, part_labels, _ in model.train.shuffled(generator):
         images.append(part)
         labels.append(part_labels)
-        held += len(part)
-        while held >= batch_size:
+        count += len(part)
+        while count >= batch_size:
             all_images, all_labels = torch.cat(images), torch.cat(labels)
-            yield all_images[:batch_size].to(subject.device), all_labels[:batch_size].to(subject.device)
-            images, labels, held = [all_images[batch_size:]], [all_labels[batch_size:]], held - batch_size
-    if held > 1:
-        yield torch.cat(images).to(subject.device), torch.cat(labels).to(subject.device)
+            yield all_images[:batch_size].to(model.device), all_labels[:batch_size].to(model.device)
+            images, labels, count = [all_images[batch_size:]], [all_labels[batch_size:]], count - batch_size
+    if count > 1:
+        yield torch.cat(images).to(model.device), torch.cat(labels).to(model.device)
 
 
 @torch.no_grad()
-def _predictions(classifier: Classifier, subject: Subject) -> tuple[Int[Tensor, "n"], Int[Tensor, "n"]]:
+def _predict(classifier: Classifier, model: EvaluatedModel) -> tuple[Int[Tensor, "n"], Int[Tensor, "n"]]:
     classifier.eval()
     predicted, expected = [], []
-    with subject.precision():
-        for images, labels, _ in subject.test:
-            predicted.append(classifier(images.to(subject.device)).argmax(dim=1).cpu())
+    with model.precision():
+        for images, labels, _ in model.test:
+            predicted.append(classifier(images.to(model.device)).argmax(dim=1).cpu())
             expected.append(labels)
     return torch.cat(predicted), torch.cat(expected)
 
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """The global random state seeded, and as it was afterwards."""
+    """Seed the global random state and restore it on exit."""
     with torch.random.fork_rng():
         torch.manual_seed(seed_for(seed, "finetune") % 2**32)
         yield

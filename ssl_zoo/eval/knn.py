@@ -8,11 +8,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ssl_zoo.eval.base import EVALUATORS, Evaluator, EvaluatorConfig, Score, Subject, accuracy, check_classification
+from ssl_zoo.eval.base import EVALUATORS, EvaluatedModel, Evaluator, EvaluatorConfig, accuracy, check_classification
 from ssl_zoo.eval.features import Features
+from ssl_zoo.scores import Score
 from ssl_zoo.settings import setting
 
-# One block of similarities: 1,024 x 8,192 float64 = 64 MiB, whatever the number of images.
+# One block of similarities: 1,024 x 8,192 float64 = 64 MiB, independent of the number of images.
 _QUERIES_PER_BLOCK = 1024
 _BANK_PER_BLOCK = 8192
 
@@ -21,15 +22,16 @@ _BANK_PER_BLOCK = 8192
 class KNNConfig(EvaluatorConfig):
     """Weighted k-nearest neighbours; the paper's best k is 20, on ImageNet."""
 
-    k: list[int] = setting([20], "numbers of neighbours, one score each")
-    temperature: float = setting(0.07, "a neighbour of cosine similarity s votes with weight exp(s / temperature)")
-    standardize: bool = setting(False, "shift and scale each dimension by the train features' mean and deviation first")
+    k: list[int] = setting([20], "numbers of neighbours, one score for each", at_least=1)
+    temperature: float = setting(
+        0.07, "a neighbour of cosine similarity s votes with weight exp(s / temperature)", above=0
+    )
+    standardize: bool = setting(False, "first standardize each dimension over the train features")
 
     def __post_init__(self) -> None:
-        if not self.k or min(self.k) < 1:
-            raise ValueError(f"knn.k={self.k}: give one or more numbers of neighbours, each at least 1")
-        if self.temperature <= 0:
-            raise ValueError(f"knn.temperature={self.temperature} must be positive")
+        super().__post_init__()
+        if not self.k:
+            raise ValueError(f"{self.key('k')}=[] must have at least one number of neighbours")
 
 
 @EVALUATORS.register("knn", KNNConfig)
@@ -38,11 +40,11 @@ class KNN(Evaluator):
 
     config: KNNConfig
 
-    def __call__(self, subject: Subject) -> Sequence[Score]:
-        train, test = subject.features(self.config)
-        predictions = knn_predictions(train, test, self.config, device=subject.device)
+    def __call__(self, model: EvaluatedModel) -> Sequence[Score]:
+        train, test = model.features(self.config)
+        predictions = knn_predictions(train, test, self.config, device=model.device)
         return [
-            Score(f"knn{k}", accuracy(predicted, test.labels), self.protocol(subject, k=k))
+            Score(f"knn{k}", accuracy(predicted, test.labels), self.protocol(model, k=k))
             for k, predicted in zip(self.config.k, predictions, strict=True)
         ]
 
@@ -50,19 +52,20 @@ class KNN(Evaluator):
 def knn_predictions(
     train: Features, test: Features, config: KNNConfig, *, device: torch.device | str = "cpu"
 ) -> Int[Tensor, "num_k n"]:
-    """The predicted class of every test image for every k of ``config``.
+    """Predict the class of every test image for every k of ``config``.
 
-    Equal similarities go to the neighbour that comes first among the train images, equal votes to the lower class.
-    Memory beside the features: some 24 D bytes per train image, and about 200 MB for one block of similarities.
+    Of neighbours with equal similarity the first train image wins, of classes with equal votes the lower one. Besides
+    the features, memory holds about 24 D bytes per train image and 200 MB for one block of similarities.
 
     Raises:
-        ValueError: fewer train images than neighbours, or as told by ``check_classification``.
+        ValueError: fewer train images than neighbours, or ``check_classification`` refuses the features.
     """
     check_classification("knn", train, test)
-    most = max(config.k)
-    if len(train.values) < most:
+    max_k = max(config.k)
+    if len(train.values) < max_k:
+        key = config.key("k")
         raise ValueError(
-            f"knn.k={config.k} on {len(train.values)} train images: lower knn.k or raise probe.train_samples"
+            f"{key}={config.k} on {len(train.values)} train images: lower {key} or raise probe.train_samples"
         )
     bank, queries = train.values.to(device), test.values.to(device)
     if config.standardize:
@@ -73,8 +76,8 @@ def knn_predictions(
     num_classes = int(max(train.labels.max(), test.labels.max())) + 1
     predictions = []
     for block in queries.split(_QUERIES_PER_BLOCK):
-        similarity, neighbours = nearest_rows(normalize(block.double(), dim=1), bank, most)
-        weights = ((similarity - similarity[:, :1]) / config.temperature).exp()  # common factor: the argmax is the same
+        similarity, neighbours = nearest_rows(normalize(block.double(), dim=1), bank, max_k)
+        weights = ((similarity - similarity[:, :1]) / config.temperature).exp()  # common factor: the same argmax
         predictions.append(
             torch.stack([_vote(weights[:, :k], labels[neighbours[:, :k]], num_classes) for k in config.k])
         )
@@ -82,14 +85,15 @@ def knn_predictions(
 
 
 def nearest_rows(
-    queries: Float[Tensor, "Q D"], bank: Float[Tensor, "n D"], count: int
-) -> tuple[Float[Tensor, "Q count"], Int[Tensor, "Q count"]]:
-    """Similarities and numbers of the ``count`` rows of ``bank`` with the largest products, the largest first.
+    queries: Float[Tensor, "Q D"], bank: Float[Tensor, "n D"], k: int
+) -> tuple[Float[Tensor, "Q k"], Int[Tensor, "Q k"]]:
+    """Return similarities and indices of the k rows of ``bank`` with the largest dot products, the largest first.
 
-    Order and choice among equals must not depend on the block size or the device, yet ``topk`` promises nothing about
-    ties. So similarities are rounded to a grid (2^-36 for 50,000 rows) that is far above rounding errors and far below
-    differences between images, and a row's number is subtracted in the bits below the grid: no two keys are equal,
-    and a key holds similarity and row. Similarity s in -1..1 and row i make the integer s * 2^52 - i, exact in float64.
+    Order and the choice among ties must not depend on the block size or the device, yet ``topk`` guarantees nothing
+    about ties. So similarities are rounded to a grid (2^-36 for 50,000 rows) that is far above rounding errors and far
+    below differences between images, and the row index is subtracted in the bits below the grid. Each key then encodes
+    similarity and row, and no two keys are equal. Similarity s in -1..1 and row i give the integer s * 2^52 - i, which
+    is exact in float64.
 
     Args:
         queries, bank: unit rows in float64.
@@ -99,11 +103,11 @@ def nearest_rows(
     best: Tensor | None = None
     for start in range(0, len(bank), _BANK_PER_BLOCK):
         rows = bank[start : start + _BANK_PER_BLOCK]
-        numbers = torch.arange(start, start + len(rows), device=bank.device, dtype=torch.float64)
-        keys = (scaled @ rows.T).round_().sub_(numbers * 2.0**-row_bits)
-        block_best = keys.topk(min(count, len(rows)), dim=1).values
+        indices = torch.arange(start, start + len(rows), device=bank.device, dtype=torch.float64)
+        keys = (scaled @ rows.T).round_().sub_(indices * 2.0**-row_bits)
+        block_best = keys.topk(min(k, len(rows)), dim=1).values
         best = block_best if best is None else torch.cat([best, block_best], dim=1)
-        best = best.topk(min(count, best.shape[1]), dim=1).values
+        best = best.topk(min(k, best.shape[1]), dim=1).values
     similarity = best.ceil()
     rows = ((similarity - best) * 2.0**row_bits).long()
     return similarity * 2.0 ** (row_bits - 52), rows

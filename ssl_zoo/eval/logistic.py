@@ -1,4 +1,4 @@
-"""Multinomial logistic regression on frozen features, solved to its optimum."""
+"""Multinomial logistic regression on frozen features, solved to the optimum."""
 
 import logging
 from collections.abc import Sequence
@@ -10,17 +10,18 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-from ssl_zoo.eval.base import EVALUATORS, Evaluator, EvaluatorConfig, Score, Subject, accuracy, check_classification
+from ssl_zoo.eval.base import EVALUATORS, EvaluatedModel, Evaluator, EvaluatorConfig, accuracy, check_classification
 from ssl_zoo.eval.features import Features
+from ssl_zoo.scores import Score
 from ssl_zoo.settings import setting
 
 logger = logging.getLogger(__name__)
 
 
 class Preprocessing(Enum):
-    """What happens to features before the classifier sees them."""
+    """Preprocessing of features before the classifier."""
 
-    standardize = "standardize"  # each dimension to mean 0, deviation 1 over the train images
+    standardize = "standardize"  # each dimension to mean 0, standard deviation 1 over the train images
     unit_length = "unit_length"  # each feature to length 1 (DINO, iBOT low-shot)
     centered_unit_length = "centered_unit_length"  # each feature minus its own mean, then to length 1 (MSN low-shot)
     none = "none"
@@ -28,43 +29,38 @@ class Preprocessing(Enum):
 
 @dataclass
 class LogisticConfig(EvaluatorConfig):
-    """Logistic regression; minimises sum of cross-entropies + regularization / 2 * squared norm of the weights."""
+    """Logistic regression; minimises the sum of cross-entropies + regularization / 2 * squared norm of weights."""
 
     preprocessing: Preprocessing = setting(
         Preprocessing.standardize, "standardize, unit_length, centered_unit_length or none"
     )
     regularization: float = setting(
-        1.0, "1 / C of scikit-learn; n times the lambda of papers with a mean over n images"
+        1.0, "1 / C of scikit-learn; n times lambda where a paper averages the loss over n images", above=0
     )
-    intercept: bool = setting(True, "fit an offset per class, not regularized")
-    max_iterations: int = setting(1000, "limit of L-BFGS iterations; reaching it is logged")
-    tolerance: float = setting(1e-6, "stop when no entry of the mean loss's gradient is larger")
-
-    def __post_init__(self) -> None:
-        for key in ("regularization", "max_iterations", "tolerance"):
-            if getattr(self, key) <= 0:
-                raise ValueError(f"logistic.{key}={getattr(self, key)} must be positive")
+    intercept: bool = setting(True, "fit an unregularized bias per class")
+    max_iterations: int = setting(1000, "limit of L-BFGS iterations; reaching it is logged", at_least=1)
+    tolerance: float = setting(1e-6, "stop when no entry of the mean loss's gradient is larger", above=0)
 
 
 @EVALUATORS.register("logistic", LogisticConfig)
 class Logistic(Evaluator):
-    """Multinomial logistic regression on frozen features: convex, so the score has no seed and no learning rate."""
+    """Multinomial logistic regression on frozen features: convex, so it needs neither seed nor learning rate."""
 
     config: LogisticConfig
 
-    def __call__(self, subject: Subject) -> Sequence[Score]:
-        train, test = subject.features(self.config)
-        predictions = logistic_predictions(train, test, self.config, device=subject.device)
-        return [Score("logistic", accuracy(predictions, test.labels), self.protocol(subject))]
+    def __call__(self, model: EvaluatedModel) -> Sequence[Score]:
+        train, test = model.features(self.config)
+        predictions = logistic_predictions(train, test, self.config, device=model.device)
+        return [Score("logistic", accuracy(predictions, test.labels), self.protocol(model))]
 
 
 def logistic_predictions(
     train: Features, test: Features, config: LogisticConfig, *, device: torch.device | str = "cpu"
 ) -> Int[Tensor, "n"]:
-    """The predicted class of every test image.
+    """Predict the class of every test image.
 
     Raises:
-        ValueError: as told by ``check_classification``.
+        ValueError: ``check_classification`` refuses the features.
     """
     check_classification("logistic", train, test)
     train_values, test_values = preprocessed(
@@ -77,7 +73,7 @@ def logistic_predictions(
 def preprocessed(
     train: Float[Tensor, "n D"], test: Float[Tensor, "m D"], preprocessing: Preprocessing
 ) -> tuple[Float[Tensor, "n D"], Float[Tensor, "m D"]]:
-    """Both sets of features, transformed by what the train set alone tells."""
+    """Transform both sets of features with statistics of the train set alone."""
     if preprocessing is Preprocessing.none:
         return train, test
     if preprocessing is Preprocessing.standardize:
@@ -92,9 +88,10 @@ def preprocessed(
 def fit(
     features: Float[Tensor, "n D"], labels: Int[Tensor, "n"], config: LogisticConfig
 ) -> tuple[Float[Tensor, "D classes"], Float[Tensor, "classes"]]:
-    """Weights and intercept at the optimum; classes are 0 to the largest label, absent ones are never predicted.
+    """Return weights and intercept at the optimum.
 
-    Starts at zero and minimises the mean loss in float64 by L-BFGS with a strong Wolfe line search.
+    L-BFGS with a strong Wolfe line search starts at zero and minimises the mean loss in float64. Classes are 0 to the
+    largest label; those without train images are never predicted.
     """
     num_rows, num_classes = len(features), int(labels.max()) + 1
     weights = features.new_zeros(features.shape[1], num_classes, requires_grad=True)
@@ -119,12 +116,14 @@ def fit(
         return value
 
     solver.step(loss)
-    slope = max(float(parameter.grad.abs().max()) for parameter in parameters)
-    if slope > config.tolerance:
+    largest = max(float(parameter.grad.abs().max()) for parameter in parameters)
+    if largest > config.tolerance:
         logger.warning(
-            "logistic regression stopped at gradient %.1e > logistic.tolerance=%g; raise logistic.max_iterations=%d",
-            slope,
+            "logistic regression stopped at gradient %.1e > %s=%g; raise %s=%d",
+            largest,
+            config.key("tolerance"),
             config.tolerance,
+            config.key("max_iterations"),
             config.max_iterations,
         )
     return weights.detach(), (intercept + offset).detach()

@@ -1,11 +1,12 @@
-"""Low-shot classification: logistic regression on few labelled images, over several subsets."""
+"""Low-shot classification: logistic regression on few labelled images, repeated for several subsets."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ssl_zoo.eval.base import EVALUATORS, Evaluator, Score, Subject, accuracy, check_classification
+from ssl_zoo.eval.base import EVALUATORS, EvaluatedModel, Evaluator, accuracy, check_classification
 from ssl_zoo.eval.logistic import LogisticConfig, logistic_predictions
-from ssl_zoo.eval.splits import mean_and_spread, per_class, published, rows_of
+from ssl_zoo.eval.subsets import listed_rows, mean_and_std, stratified_rows, take_rows
+from ssl_zoo.scores import Score
 from ssl_zoo.settings import setting
 
 
@@ -13,42 +14,30 @@ from ssl_zoo.settings import setting
 class LowShotConfig(LogisticConfig):
     """Logistic regression on a fraction of the labels (1 % by default, arXiv 2204.07141 and arXiv 2301.08243)."""
 
-    fraction: float = setting(0.01, "of each class's train images, at least one")
-    images_per_class: int = setting(0, "so many images of each class; 0 takes fraction")
-    num_splits: int = setting(3, "random subsets, drawn from split_seed")
-    split_seed: int = setting(0, "of the random subsets")
-    split_files: list[str] = setting([], "lists of image names, one file per subset, instead of random subsets")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.fraction <= 1:
-            raise ValueError(f"low_shot.fraction={self.fraction} must lie in (0, 1]")
-        if self.images_per_class < 0 or self.num_splits < 1:
-            raise ValueError(
-                f"low_shot.images_per_class={self.images_per_class} must be 0 or more and "
-                f"low_shot.num_splits={self.num_splits} 1 or more"
-            )
+    fraction: float = setting(0.01, "fraction of each class's train images, at least one image", above=0, at_most=1)
+    images_per_class: int = setting(0, "images of each class instead of a fraction; 0 = fraction", at_least=0)
+    num_splits: int = setting(3, "number of random subsets", at_least=1)
+    split_seed: int = setting(0, "seed of the first random subset; the others count on")
+    split_files: list[str] = setting([], "files of image names, one per subset, instead of random subsets")
 
 
 @EVALUATORS.register("low_shot", LowShotConfig)
 class LowShot(Evaluator):
-    """Logistic regression on few labelled images: mean and standard deviation over subsets."""
+    """Logistic regression on few labelled images: mean and standard deviation of the accuracy over subsets."""
 
     config: LowShotConfig
 
-    def __call__(self, subject: Subject) -> Sequence[Score]:
-        train, test = subject.features(self.config)
+    def __call__(self, model: EvaluatedModel) -> Sequence[Score]:
+        train, test = model.features(self.config)
         check_classification("low_shot", train, test)
         config = self.config
         if config.split_files:
-            subsets = [published(file, train.index, subject.train.source.sample_name) for file in config.split_files]
+            subsets = [listed_rows(file, train.index, model.train.source.sample_name) for file in config.split_files]
         else:
             seeds = range(config.split_seed, config.split_seed + config.num_splits)
-            subsets = [per_class(train.labels, config.fraction, config.images_per_class, seed) for seed in seeds]
-        few = [rows_of(train, rows) for rows in subsets]
-        values = [
-            accuracy(logistic_predictions(part, test, config, device=subject.device), test.labels) for part in few
-        ]
-        mean, spread = mean_and_spread(values)
-        protocol = self.protocol(subject, labelled=[len(part.values) for part in few])
+            subsets = [stratified_rows(train.labels, config.fraction, config.images_per_class, seed) for seed in seeds]
+        few = [take_rows(train, rows) for rows in subsets]
+        values = [accuracy(logistic_predictions(part, test, config, device=model.device), test.labels) for part in few]
+        mean, spread = mean_and_std(values)
+        protocol = self.protocol(model, labelled=[len(part.values) for part in few])
         return [Score("low_shot", mean, protocol, spread)]

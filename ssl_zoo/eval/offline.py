@@ -1,4 +1,4 @@
-"""The evaluation of a finished encoder: scores beside those of random weights, on the terminal and as files."""
+"""Evaluation of a finished encoder: its scores and those of random weights, as JSON files and as a table."""
 
 import json
 import time
@@ -11,37 +11,38 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from ssl_zoo.eval.base import EVALUATORS, Evaluator, Subject
+from ssl_zoo.eval.base import EVALUATORS, EvaluatedModel, Evaluator
 from ssl_zoo.eval.cache import weights_hash
-from ssl_zoo.eval.online import OnlineProbe, ProbeScore
+from ssl_zoo.eval.probe import Probe
 from ssl_zoo.io import write_atomic
 from ssl_zoo.nn import ViT
+from ssl_zoo.scores import Score
 
 
 @dataclass(frozen=True)
-class Evaluated:
-    """The scores of one evaluator.
+class EvaluatorResult:
+    """The scores of one evaluator on one label set.
 
     Attributes:
-        evaluator: its registered name.
-        label: the label set, None for the source's first.
-        seconds: that the scores took, the random-init ones not counted; the first evaluator that needs some features
-            pays for their extraction.
+        evaluator: the registered name.
+        label: the label set; None for the source's first.
+        seconds: wall-clock time without the random-init baseline. It includes the extraction of features that no
+            earlier evaluator has extracted.
     """
 
     evaluator: str
     label: str | None
-    scores: Sequence[ProbeScore]
+    scores: Sequence[Score]
     seconds: float
 
     @property
     def file_name(self) -> str:
-        """Equal for the same protocol on the same split, so that a repetition replaces its file."""
+        """Results of the same protocol on the same split share a name, so that a repetition replaces its file."""
         label = f"_{self.label}" if self.label else ""
         return f"{self.evaluator}{label}_{self.scores[0].protocol_hash}.json"
 
-    def write(self, folder: Path, facts: Mapping[str, Any]) -> Path:
-        """Write a JSON file: ``facts`` of the encoder, then every score with the protocol that defines it."""
+    def write(self, folder: Path, metadata: Mapping[str, Any]) -> Path:
+        """Write a JSON file with the encoder's metadata and every score with its protocol."""
         scores = [
             {
                 "name": score.name,
@@ -55,7 +56,7 @@ class Evaluated:
             for score in self.scores
         ]
         content = {
-            **facts,
+            **metadata,
             "evaluator": self.evaluator,
             "label": self.label,
             "seconds": round(self.seconds, 4),
@@ -67,46 +68,48 @@ class Evaluated:
 
 
 class Baselines:
-    """Scores of random-init encoders, measured once for all runs that start from the same weights."""
+    """Scores of random-init encoders, measured once for all runs with equal initial weights."""
 
     def __init__(self) -> None:
         self._known: dict[str, Mapping[str, float]] = {}
 
-    def scores(self, evaluator: Evaluator, start: Subject, identity: Mapping[str, object]) -> Mapping[str, float]:
-        """Values by name.
+    def scores(
+        self, evaluator: Evaluator, initial: EvaluatedModel, identity: Mapping[str, object]
+    ) -> Mapping[str, float]:
+        """Return the values of the evaluator's scores by name.
 
         Args:
-            identity: what decides them beside the weights and the evaluator: data, image size, precision.
+            identity: what determines the scores besides the weights and the evaluator: data, image size, precision.
         """
-        parts = {"weights": weights_hash(start.encoder), **evaluator.protocol(start), **identity}
+        parts = {"weights": weights_hash(initial.encoder), **evaluator.protocol(initial), **identity}
         key = json.dumps(parts, sort_keys=True)
         if key not in self._known:
-            self._known[key] = {score.name: score.value for score in evaluator(start)}
+            self._known[key] = {score.name: score.value for score in evaluator(initial)}
         return self._known[key]
 
 
 def evaluate(
-    probe: OnlineProbe, encoder: ViT, initial: ViT | None, baselines: Baselines, identity: Mapping[str, object]
-) -> Iterator[Evaluated]:
-    """The scores of each of the probe's evaluators.
+    probe: Probe, encoder: ViT, initial_encoder: ViT | None, baselines: Baselines, identity: Mapping[str, object]
+) -> Iterator[EvaluatorResult]:
+    """Yield the result of each of the probe's evaluators.
 
     Args:
-        initial: the encoder as it was initialised, whose scores are the baseline; None measures none.
+        initial_encoder: the random-init encoder, whose scores are the baseline; None leaves the baseline out.
         identity: as for ``Baselines``.
     """
-    subject = probe.subject(encoder)
-    start = None if initial is None else probe.subject(initial)
+    model = probe.evaluated_model(encoder)
+    initial = None if initial_encoder is None else probe.evaluated_model(initial_encoder)
     for evaluator in probe.evaluators:
-        if start is not None:
-            probe.baseline |= baselines.scores(evaluator, start, identity)
-        began = time.perf_counter()
-        scores = [probe.beside_baseline(score) for score in evaluator(subject)]
-        seconds = time.perf_counter() - began
-        yield Evaluated(EVALUATORS.name_of(evaluator.config), probe.label, scores, seconds)
+        if initial is not None:
+            probe.baseline |= baselines.scores(evaluator, initial, identity)
+        start = time.perf_counter()
+        scores = [probe.complete(score) for score in evaluator(model)]
+        seconds = time.perf_counter() - start
+        yield EvaluatorResult(EVALUATORS.name_of(evaluator.config), probe.label, scores, seconds)
 
 
 class ExtractionProgress:
-    """A bar per split and network while their features are extracted, where the console is a terminal."""
+    """A progress bar per split and network during feature extraction, shown if the console is a terminal."""
 
     def __init__(self, console: Console) -> None:
         columns = TextColumn("features of {task.description} images"), BarColumn(), MofNCompleteColumn()
@@ -121,49 +124,48 @@ class ExtractionProgress:
         self._bars.stop()
 
     def __call__(self, split: str, done: int, total: int) -> None:
-        """As ``Subject`` calls it."""
+        """Update the bar; ``EvaluatedModel`` calls this."""
         if self._current is None or self._current[0] != split:
             self._current = split, self._bars.add_task(split, total=total)
         self._bars.update(self._current[1], completed=done)
 
 
-def table(results: Mapping[str, Sequence[Evaluated]]) -> Table:
-    """One row a score, one column a network: value with its spread, beside that of random initial weights.
+def table(results: Mapping[str, Sequence[EvaluatorResult]]) -> Table:
+    """Make a table with one row per score and one column per network, with the baselines of random initial weights.
 
     Args:
-        results: by the name of their network. Scores that some of them lack stay empty there.
+        results: results by the name of their network. The cell of a score that a network lacks is empty.
     """
     scores = {
-        name: {(part.label or "", score.name): score for part in parts for score in part.scores}
-        for name, parts in results.items()
+        name: {(result.label or "", score.name): score for result in of_network for score in result.scores}
+        for name, of_network in results.items()
     }
     rows = list(dict.fromkeys(row for of_network in scores.values() for row in of_network))
-    starts = {name: [_baseline(of_network.get(row)) for row in rows] for name, of_network in scores.items()}
-    share_start = len({tuple(column) for column in starts.values()}) == 1
+    baselines = {name: [_baseline_cell(of_network.get(row)) for row in rows] for name, of_network in scores.items()}
+    is_shared = len({tuple(column) for column in baselines.values()}) == 1
     columns = {"evaluation": [name for _, name in rows], "labels": [label for label, _ in rows]}
     for name, of_network in scores.items():
-        columns["random init" if share_start else f"{name}, random init"] = starts[name]
-        columns[name if len(results) > 1 else "trained"] = [_with_spread(of_network.get(row)) for row in rows]
+        columns["random init" if is_shared else f"{name}, random init"] = baselines[name]
+        columns[name if len(results) > 1 else "trained"] = [_value_cell(of_network.get(row)) for row in rows]
     if len(results) == 1:
-        [parts] = results.values()
-        columns["seconds"] = [f"{p.seconds:.1f}" if i == 0 else "" for p in parts for i in range(len(p.scores))]
-    shown_table = Table(*columns, title=next(iter(results)) if len(results) == 1 else None, title_justify="left")
+        [only] = results.values()
+        columns["seconds"] = [f"{r.seconds:.1f}" if i == 0 else "" for r in only for i in range(len(r.scores))]
+    made = Table(*columns, title=next(iter(results)) if len(results) == 1 else None, title_justify="left")
     for cells in zip(*columns.values(), strict=True):
-        shown_table.add_row(*cells)
-    return shown_table
+        made.add_row(*cells)
+    return made
 
 
-def _baseline(score: ProbeScore | None) -> str:
-    return "" if score is None or score.baseline is None else shown(score.baseline, score.is_fraction)
+def _baseline_cell(score: Score | None) -> str:
+    return "" if score is None or score.baseline is None else _formatted(score.baseline, score.is_fraction)
 
 
-def _with_spread(score: ProbeScore | None) -> str:
+def _value_cell(score: Score | None) -> str:
     if score is None:
         return ""
-    spread = "" if score.spread is None else f" ± {shown(score.spread, score.is_fraction)}"
-    return shown(score.value, score.is_fraction) + spread
+    spread = "" if score.spread is None else f" ± {_formatted(score.spread, score.is_fraction)}"
+    return _formatted(score.value, score.is_fraction) + spread
 
 
-def shown(value: float, is_fraction: bool) -> str:
-    """A score as people read it: accuracies in percent."""
+def _formatted(value: float, is_fraction: bool) -> str:
     return f"{value:.2%}" if is_fraction else f"{value:.4g}"

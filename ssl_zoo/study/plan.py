@@ -11,7 +11,7 @@ from ssl_zoo.config import Composed, ConfigError, compose
 from ssl_zoo.config.schema import sections
 from ssl_zoo.engine.trainer import run_length
 from ssl_zoo.eval.base import EVALUATORS
-from ssl_zoo.eval.online import ProbeConfig
+from ssl_zoo.eval.probe import ProbeConfig
 from ssl_zoo.planning.plan import Plan, count_flops
 from ssl_zoo.registry import REGISTRIES
 from ssl_zoo.study.file import Study, check_columns, check_overrides

@@ -2,7 +2,7 @@ import pytest
 import torch
 from tiny_probes import encoder, probe
 
-from ssl_zoo.eval.attentive import AttentiveConfig, AttentiveHead, standardized
+from ssl_zoo.eval.attentive import AttentiveConfig, AttentiveHead, standardize
 from ssl_zoo.eval.features import Pooling
 
 QUICK = AttentiveConfig(epochs=15, batch_size=20, lr=0.01)
@@ -25,7 +25,7 @@ def test_the_pooled_token_is_one_querys_softmax_average_of_the_values():
     q, k, v = (x @ w.T + b for x, w, b in zip(inputs, weight.split(48), bias.split(48), strict=True))
     pooled = (q @ k.mT / 48**0.5).softmax(-1) @ v
     expected = head.classes(head.batch_norm(head.attention.out_proj(pooled)[:, 0]))
-    assert torch.allclose(head(standardized(tokens)), expected, atol=1e-5)
+    assert torch.allclose(head(standardize(tokens)), expected, atol=1e-5)
 
 
 def test_several_heads_are_those_of_torchs_attention():
@@ -34,7 +34,7 @@ def test_several_heads_are_those_of_torchs_attention():
     query, normed = head.query_norm(head.query).expand(4, -1, -1), head.norm(tokens)
     pooled, _ = head.attention(query, normed, normed, need_weights=False)
     expected = head.classes(head.batch_norm(pooled[:, 0]))
-    assert torch.allclose(head(standardized(tokens)), expected, atol=1e-5)
+    assert torch.allclose(head(standardize(tokens)), expected, atol=1e-5)
 
 
 def test_it_learns_what_stripes_show_and_repeats_without_the_global_random_state():
@@ -45,7 +45,7 @@ def test_it_learns_what_stripes_show_and_repeats_without_the_global_random_state
 
 
 def test_only_tokens_are_pooled_and_only_as_many_as_fit_in_memory():
-    with pytest.raises(ValueError, match=r"attentive\.pooling=average"):
+    with pytest.raises(ValueError, match=r"probe\.attentive\.pooling=average"):
         AttentiveConfig(pooling=Pooling.average)
     with pytest.raises(ValueError, match=r"tokens of 120 images take 0\.0 GB.*attentive\.max_gigabytes=1e-06"):
         probe(evaluators=["attentive"], attentive=AttentiveConfig(max_gigabytes=1e-6))(encoder())

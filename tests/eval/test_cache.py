@@ -10,18 +10,18 @@ from ssl_zoo.eval.features import Pooling
 
 
 def forwards(net) -> list[int]:
-    """Sizes of the batches that the network will encode from now on."""
+    """Record the size of every batch that the network encodes from now on."""
     sizes: list[int] = []
     net.register_forward_hook(lambda module, arguments, result: sizes.append(len(arguments[0])))
     return sizes
 
 
 def features(folder: Path, net, settings: EvaluatorConfig | None = None, identity: str = "a", **changes):
-    subject = probe(cache=FeatureCache(folder, {"data": identity}), **changes).subject(net)
-    return subject.features(settings or EvaluatorConfig())
+    model = probe(cache=FeatureCache(folder, {"data": identity}), **changes).evaluated_model(net)
+    return model.features(settings or EvaluatorConfig())
 
 
-def test_a_later_process_reads_what_an_earlier_one_extracted(tmp_path):
+def test_a_later_process_reads_the_features_of_an_earlier_one(tmp_path):
     first = features(tmp_path, encoder())
     net = encoder()
     encoded = forwards(net)
@@ -50,7 +50,7 @@ def test_another_label_set_takes_the_same_features(tmp_path):
         {"seed": 1},
     ],
 )
-def test_whatever_changes_features_is_extracted_anew(tmp_path, change):
+def test_a_change_of_the_features_inputs_extracts_them_again(tmp_path, change):
     features(tmp_path, encoder())
     net = encoder()
     encoded = forwards(net)
@@ -69,7 +69,7 @@ def test_other_weights_are_other_features(tmp_path):
     assert encoded == [80, 40]
 
 
-def test_tokens_are_not_kept(tmp_path):
+def test_tokens_are_not_cached(tmp_path):
     features(tmp_path, encoder(), EvaluatorConfig(pooling=Pooling.tokens))
     assert list(tmp_path.iterdir()) == []
 

@@ -17,7 +17,7 @@ def encoder(**settings) -> ViT:
         torch.manual_seed(0)
         sizes = {"image_size": 16, "patch_size": 4, "embed_dim": 48, "depth": 5, "num_heads": 3, "class_token": True}
         net = ViT(ViTConfig(**{**sizes, **settings}))
-        with torch.no_grad():  # a norm that does something to the tokens
+        with torch.no_grad():  # a norm that changes the tokens
             for parameter, limits in zip(net.norm.parameters(), ((0.5, 2), (-1, 1)), strict=False):
                 parameter.uniform_(*limits)
         return net
@@ -119,7 +119,7 @@ def test_every_module_gets_its_training_mode_back_also_after_an_error():
     assert [module.training for module in net.modules()] == modes
 
 
-def test_features_are_those_of_evaluation_mode_and_draw_no_random_number():
+def test_features_are_those_of_evaluation_mode_and_use_no_random_number():
     net = encoder(drop_path=0.9)
     before = torch.get_rng_state()
     training = extract(net.train(), batches(), pooling=Pooling.average).values
@@ -148,7 +148,7 @@ def test_features_are_float32_under_autocast():
     [
         (encoder(class_token=False), batches(), Pooling.class_token, "no class token; use pooling=average"),
         (encoder(class_token=False, num_registers=1), batches(), Pooling.class_token_and_average, "no class token"),
-        (encoder(), [], Pooling.average, "no image"),
+        (encoder(), [], Pooling.average, "no images"),
     ],
 )
 def test_impossible_requests_are_refused(net, data, pooling, message):

@@ -5,7 +5,7 @@ import torch
 from timm.layers import DropPath
 from tiny_probes import encoder, probe
 
-from ssl_zoo.eval.augment import random_views
+from ssl_zoo.eval.augment import random_crops
 from ssl_zoo.eval.finetune import Classifier, FinetuneConfig, layer_groups, set_drop_path, train
 
 QUICK = {"epochs": 6, "warmup_epochs": 1.0, "batch_size": 24, "lr": 0.02, "layer_decay": 0.9}
@@ -38,7 +38,7 @@ def test_drop_path_grows_linearly_to_its_rate():
     assert isinstance(net.blocks[1].drop_path2, DropPath) and net.blocks[1].drop_path2.drop_prob == 0.3
 
 
-def test_it_trains_a_copy_and_leaves_encoder_and_random_state_alone():
+def test_it_trains_a_copy_and_leaves_encoder_and_random_state_unchanged():
     net = encoder()
     before, state = {k: v.clone() for k, v in net.state_dict().items()}, torch.get_rng_state()
     finetune = FinetuneConfig(**QUICK, mixup=0.0, cutmix=0.0, crop_scale=[0.9, 1.0])
@@ -49,48 +49,53 @@ def test_it_trains_a_copy_and_leaves_encoder_and_random_state_alone():
 
 
 @pytest.mark.parametrize("setting", [{"mixup": 1.0}, {"cutmix": 1.0}, {"label_smoothing": 0.5}, {"drop_path": 0.5}])
-def test_every_regularisation_changes_what_is_learned(setting):
+def test_every_regularisation_changes_the_trained_weights(setting):
     heads = []
     for extra in ({}, setting):
         plain = {"mixup": 0.0, "cutmix": 0.0, "label_smoothing": 0.0, "drop_path": 0.0}
         config = FinetuneConfig(**{**QUICK, **plain, **extra})
         torch.manual_seed(0)
         net = Classifier(encoder(), config, num_classes=4).requires_grad_(True)
-        train(net, probe().subject(net.encoder), replace(config, epochs=1))
+        train(net, probe().evaluated_model(net.encoder), replace(config, epochs=1))
         heads.append(net.head.weight.detach())
     assert not torch.allclose(*heads)
 
 
-def test_random_views_are_crops_within_the_image_and_flips():
-    ramp = torch.linspace(0, 1, 33)[:-1] + 1 / 64
-    images = ramp.expand(500, 3, 32, 32).contiguous()
-    views = random_views(images, [0.25, 0.25], torch.Generator().manual_seed(0))
-    low, high = views[:, 0, 0].amin(1), views[:, 0, 0].amax(1)
-    assert views.min() >= 0 and views.max() <= 1
+def test_random_crops_lie_within_the_image_and_are_flipped_at_random():
+    gradient = torch.linspace(0, 1, 33)[:-1] + 1 / 64
+    images = gradient.expand(500, 3, 32, 32).contiguous()
+    crops = random_crops(images, [0.25, 0.25], torch.Generator().manual_seed(0))
+    low, high = crops[:, 0, 0].amin(1), crops[:, 0, 0].amax(1)
+    assert crops.min() >= 0 and crops.max() <= 1
     assert torch.allclose(high - low, torch.full((500,), 15.5 / 32), atol=0.02)  # half the side
-    flipped = views[:, 0, 0, 0] > views[:, 0, 0, -1]
+    flipped = crops[:, 0, 0, 0] > crops[:, 0, 0, -1]
     assert 0.4 < flipped.float().mean() < 0.6
     assert low.min() < 0.03 and low.max() > 0.47
 
 
-def test_whole_unflipped_images_are_left_as_they_are():
+def test_full_size_crops_are_the_images_or_their_mirror_images():
     images = torch.rand(64, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    views = random_views(images, [1.0, 1.0], torch.Generator().manual_seed(0))
-    same = (views - images).flatten(1).abs().amax(1) < 1e-5
-    mirrored = (views - images.flip(-1)).flatten(1).abs().amax(1) < 1e-5
+    crops = random_crops(images, [1.0, 1.0], torch.Generator().manual_seed(0))
+    same = (crops - images).flatten(1).abs().amax(1) < 1e-5
+    mirrored = (crops - images.flip(-1)).flatten(1).abs().amax(1) < 1e-5
     assert (same ^ mirrored).all() and same.any() and mirrored.any()
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"layer_decay": 0.0}, "layer_decay"), ({"crop_scale": [0.5, 2.0]}, "crop_scale"), ({"epochs": 0}, "epochs=0")],
+    [
+        ({"layer_decay": 0.0}, r"probe\.finetune\.layer_decay=0\.0 must be above 0 and at most 1"),
+        ({"crop_scale": [0.5, 2.0]}, r"crop_scale=\[0\.5, 2\.0\] must be 2 values, each above 0 and at most 1"),
+        ({"crop_scale": [0.5, 0.2]}, r"crop_scale=\[0\.5, 0\.2\].*low <= high"),
+        ({"epochs": 0}, "epochs=0 must be at least 1"),
+    ],
 )
-def test_impossible_settings_name_their_key(settings, message):
+def test_invalid_settings_name_their_key(settings, message):
     with pytest.raises(ValueError, match=message):
         FinetuneConfig(**settings)
 
 
 def test_images_of_one_class_are_refused():
     only = probe(train_samples=1, evaluators=["finetune"], finetune=FinetuneConfig(**QUICK))
-    with pytest.raises(ValueError, match="all of one class"):
+    with pytest.raises(ValueError, match="all train images are of one class"):
         only(encoder())

@@ -55,7 +55,7 @@ def test_a_single_direction_has_no_finite_exponent():
     assert alpha_req(torch.ones(50, 8)) == alpha_req(normal(50, 1) * torch.ones(1, 8)) == math.inf
 
 
-def test_lidar_counts_directions_that_tell_images_apart():
+def test_lidar_counts_directions_that_separate_images():
     images = torch.zeros(200, 1, 10, dtype=torch.float64)
     images[..., :3] = torch.linalg.qr(normal(200, 3) - normal(200, 3).mean(0)).Q[:, None] * 50
     views = images + 0.1 * normal(200, 6, 10, seed=1)
@@ -77,7 +77,7 @@ def test_mean_cosine_is_over_pairs_of_different_images():
     assert mean_cosine(values) == pytest.approx(sum(pairs) / len(pairs))
 
 
-def test_a_dead_encoder_is_told_from_a_random_one():
+def test_a_collapsed_encoder_differs_from_a_random_one():
     health = HealthConfig(lidar_images=20, lidar_views=3)
     alive = {s.name: s.value for s in probe(evaluators=["health"], health=health)(encoder())}
     net = encoder()
@@ -88,9 +88,11 @@ def test_a_dead_encoder_is_told_from_a_random_one():
     assert dead["rankme"] == pytest.approx(1, abs=1e-3) and alive["rankme"] > 1.5
     assert dead["mean_cosine"] == pytest.approx(1) and alive["mean_cosine"] < 0.999
     assert dead["lidar"] == pytest.approx(1, abs=1e-3) and alive["lidar"] > 1.5
-    assert "alpha_req" in alive and "alpha_req" not in dead  # no finite number, hence none in a JSON file
+    assert "alpha_req" in alive and "alpha_req" not in dead  # not finite, which JSON can't hold
 
 
-def test_impossible_settings_name_their_key():
-    with pytest.raises(ValueError, match=r"health\.lidar_images=1"):
+def test_invalid_settings_name_their_key():
+    with pytest.raises(ValueError, match=r"probe\.health\.lidar_images=1 must be 0 or at least 2"):
         HealthConfig(lidar_images=1)
+    with pytest.raises(ValueError, match=r"probe\.health\.lidar_views=1 must be at least 2"):
+        HealthConfig(lidar_views=1)

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy
 import pytest
 import torch
@@ -49,10 +51,10 @@ def test_standardize_equals_scikit_learn_on_z_scores():
 def test_block_sizes_change_no_prediction(monkeypatch, queries, bank):
     train, test = features(700), features(400, seed=1)
     config = KNNConfig(k=[10, 50])
-    whole = knn_predictions(train, test, config)
+    expected = knn_predictions(train, test, config)
     monkeypatch.setattr(knn, "_QUERIES_PER_BLOCK", queries)
     monkeypatch.setattr(knn, "_BANK_PER_BLOCK", bank)
-    assert torch.equal(knn_predictions(train, test, config), whole)
+    assert torch.equal(knn_predictions(train, test, config), expected)
 
 
 @pytest.mark.parametrize("bank_per_block", [3, 1000])
@@ -100,15 +102,18 @@ def test_collapsed_features_predict_the_majority_of_the_first_rows():
 
 
 def broken(num_images: int = 30, **changes) -> Features:
-    whole = features(num_images)
-    return Features(**{"values": whole.values, "labels": whole.labels, "index": whole.index, **changes})
+    return replace(features(num_images), **changes)
 
 
 @pytest.mark.parametrize(
     ("train", "test", "message"),
     [
         (broken(10), broken(), r"knn\.k=\[20\] on 10 train images.*probe\.train_samples"),
-        (broken(labels=torch.zeros(30, dtype=torch.long)), broken(), r"all of \[0\], two are needed"),
+        (
+            broken(labels=torch.zeros(30, dtype=torch.long)),
+            broken(),
+            "all 30 train images have the label 0, but two are needed",
+        ),
         (broken(), broken(values=torch.ones(30, 23)), "24 dimensions.*23"),
         (broken(labels=torch.full((30,), -1)), broken(), "train images have no label"),
         (broken(), broken(labels=torch.zeros(29, dtype=torch.long)), "test images have no label"),
@@ -122,8 +127,13 @@ def test_unusable_features_are_refused_with_the_reason(train, test, message):
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"), [({"k": []}, "knn.k"), ({"k": [0]}, "knn.k"), ({"temperature": 0}, "knn.temperature")]
+    ("settings", "message"),
+    [
+        ({"k": []}, r"probe\.knn\.k=\[\] must have at least one"),
+        ({"k": [0]}, r"probe\.knn\.k=\[0\] must be at least 1"),
+        ({"temperature": 0}, r"probe\.knn\.temperature=0 must be above 0"),
+    ],
 )
-def test_impossible_settings_name_their_key(settings, message):
+def test_invalid_settings_name_their_key(settings, message):
     with pytest.raises(ValueError, match=message):
         KNNConfig(**settings)

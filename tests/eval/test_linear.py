@@ -48,12 +48,12 @@ def test_one_step_is_that_of_autograd_with_its_scaling(optimizer):
     weights = start[0].clone().requires_grad_(True)
     bias = torch.zeros(4, requires_grad=True)
     torch.nn.functional.cross_entropy(train.values @ weights + bias, train.labels).backward()
-    slope = weights.grad + decay * weights.detach()
+    gradient = weights.grad + decay * weights.detach()
     if optimizer is Optimizer.lars:
-        slope = slope * LARS_TRUST * weights.detach().norm() / slope.norm()
+        gradient = gradient * LARS_TRUST * weights.detach().norm() / gradient.norm()
     scaled = rate * 128 / 256
     [trained], [trained_bias] = fit(train.values, train.labels, [(rate, decay)], config)
-    assert torch.allclose(trained, weights.detach() - scaled * slope, atol=1e-5)
+    assert torch.allclose(trained, weights.detach() - scaled * gradient, atol=1e-5)
     assert torch.allclose(trained_bias, -scaled * bias.grad, atol=1e-6)
 
 
@@ -66,7 +66,7 @@ def test_settings_are_chosen_on_held_out_train_images_and_recorded():
     assert score.protocol["lrs"] == [1e-6, 0.3]
 
 
-def test_a_score_draws_nothing_from_the_global_random_state_and_repeats():
+def test_a_score_repeats_and_does_not_use_the_global_random_state():
     state = torch.get_rng_state()
     linear = LinearConfig(epochs=2, lrs=[0.1])
     first, second = (probe(evaluators=["linear"], linear=linear)(encoder()) for _ in range(2))
@@ -76,18 +76,18 @@ def test_a_score_draws_nothing_from_the_global_random_state_and_repeats():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"lrs": []}, r"linear\.lrs=\[\]"),
-        ({"weight_decays": [-1.0]}, r"linear\.weight_decays"),
-        ({"validation_fraction": 1.0}, r"linear\.validation_fraction=1\.0"),
-        ({"layer_counts": [0]}, r"linear\.layer_counts=\[0\]"),
-        ({"epochs": 0}, r"linear\.epochs=0"),
+        ({"lrs": []}, r"probe\.linear\.lrs=\[\]"),
+        ({"weight_decays": [-1.0]}, r"probe\.linear\.weight_decays"),
+        ({"validation_fraction": 1.0}, r"probe\.linear\.validation_fraction=1\.0"),
+        ({"layer_counts": [0]}, r"probe\.linear\.layer_counts=\[0\]"),
+        ({"epochs": 0}, r"probe\.linear\.epochs=0"),
     ],
 )
-def test_impossible_settings_name_their_key(settings, message):
+def test_invalid_settings_name_their_key(settings, message):
     with pytest.raises(ValueError, match=message):
         LinearConfig(**settings)
 
 
-def test_tokens_are_no_feature_of_a_linear_probe():
+def test_a_linear_probe_refuses_tokens():
     with pytest.raises(ValueError, match="one vector per image"):
         probe(evaluators=["linear"], linear=LinearConfig(pooling=Pooling.tokens))(encoder())

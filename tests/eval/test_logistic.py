@@ -23,7 +23,7 @@ def test_the_optimum_equals_that_of_scikit_learn(regularization, intercept):
     values, _ = preprocessed(train.values.double(), train.values.double(), Preprocessing.standardize)
     config = LogisticConfig(regularization=regularization, intercept=intercept, tolerance=1e-9)
     weights, offsets = fit(values, train.labels, config)
-    # scikit-learn's L-BFGS stops some 1e-5 before the optimum, whatever its tolerance; its Newton solver does not.
+    # scikit-learn's L-BFGS stops about 1e-5 before the optimum at any tolerance; its Newton solver does not.
     reference = LogisticRegression(
         C=1 / regularization, fit_intercept=intercept, solver="newton-cg", tol=1e-10, max_iter=10_000
     )
@@ -76,15 +76,15 @@ def test_works_where_gradients_are_switched_off():
 def test_reaching_the_iteration_limit_is_logged(caplog):
     with caplog.at_level(logging.WARNING):
         logistic_predictions(toy(100, seed=0), toy(50, seed=1), LogisticConfig(max_iterations=2))
-    assert "logistic.max_iterations=2" in caplog.text
+    assert "probe.logistic.max_iterations=2" in caplog.text
 
 
 def test_one_class_is_refused():
-    with pytest.raises(ValueError, match=r"logistic: the labels .* all of \[3\]"):
+    with pytest.raises(ValueError, match="logistic: all 50 train images have the label 3"):
         logistic_predictions(toy(50, seed=0, labels=[3] * 4), toy(50, seed=1), LogisticConfig())
 
 
 @pytest.mark.parametrize("key", ["regularization", "max_iterations", "tolerance"])
-def test_impossible_settings_name_their_key(key):
-    with pytest.raises(ValueError, match=f"logistic.{key}=0"):
+def test_invalid_settings_name_their_key(key):
+    with pytest.raises(ValueError, match=rf"probe\.logistic\.{key}=0 must be"):
         LogisticConfig(**{key: 0})

@@ -1,7 +1,8 @@
-"""Evaluation of a trained run as its user asks for it."""
+"""Evaluation of a trained run from the command line."""
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -45,7 +46,7 @@ def records(folder: Path) -> dict[str, dict]:
 
 
 @pytest.mark.parametrize("step", [2, 4])
-def test_a_score_is_exactly_that_of_the_running_training_on_the_same_images(run, tmp_path, step) -> None:
+def test_a_score_equals_that_of_the_running_training_on_the_same_images(run, tmp_path, step) -> None:
     arguments = ["--run", str(run), "--checkpoint", str(step), "--protocol", "knn", "logistic", *SUBSET]
     assert eval_net.main([*arguments, "--out", str(tmp_path)]) == 0
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -56,24 +57,26 @@ def test_a_score_is_exactly_that_of_the_running_training_on_the_same_images(run,
     assert {score["name"]: score["random_init"] for score in scores} == {n: online[f"{n}_random_init"] for n in names}
 
 
-def test_a_training_with_every_probe_is_bit_equal_to_one_without(run, tmp_path) -> None:
-    probes = "probe.evaluators=[knn,linear,logistic,low_shot,attentive,finetune,health]"
-    asked = ["--config", DEMO, *TINY, *QUICK, probes, "probe.every_steps=1", f"output_dir={tmp_path}/all"]
-    assert train(asked) == 0
+def test_a_training_with_every_evaluator_is_bit_equal_to_one_without(run, tmp_path) -> None:
+    evaluators = "probe.evaluators=[knn,linear,logistic,low_shot,attentive,finetune,health]"
+    arguments = ["--config", DEMO, *TINY, *QUICK, evaluators, "probe.every_steps=1", f"output_dir={tmp_path}/all"]
+    assert train(arguments) == 0
     assert train(["--config", DEMO, *TINY, "probe.evaluators=[]", f"output_dir={tmp_path}/none"]) == 0
     weights = [tmp_path / name / "checkpoints" / "step_00000004" / "method.safetensors" for name in ("all", "none")]
     assert weights[0].read_bytes() == weights[1].read_bytes()
     assert '"rankme"' in (tmp_path / "all" / "metrics.jsonl").read_text()
 
 
-def test_all_protocols_and_label_sets_make_one_table_and_a_file_each(run, tmp_path, capsys) -> None:
-    protocols = ["knn", "linear", "logistic", "low_shot", "attentive", "finetune", "health"]
-    arguments = ["--run", str(run), "--protocol", *protocols, *QUICK, "--label", "count", "distance"]
+def test_all_evaluators_and_label_sets_share_a_table_and_have_a_file_each(run, tmp_path, capsys) -> None:
+    evaluators = ["knn", "linear", "logistic", "low_shot", "attentive", "finetune", "health"]
+    arguments = ["--run", str(run), "--protocol", *evaluators, *QUICK, "--label", "count", "distance"]
     assert eval_net.main([*arguments, "--out", str(tmp_path)]) == 0
-    shown = capsys.readouterr().out
-    assert all(word in shown for word in ("random init", "trained", "knn5", "low_shot", "rankme", "count", "distance"))
+    printed = capsys.readouterr().out
+    assert all(
+        word in printed for word in ("random init", "trained", "knn5", "low_shot", "rankme", "count", "distance")
+    )
     written = records(tmp_path)
-    assert written.keys() == {f"{name} {label}" for name in protocols for label in ("count", "distance")}
+    assert written.keys() == {f"{name} {label}" for name in evaluators for label in ("count", "distance")}
     for record in written.values():
         assert record["step"] == 4 and record["seconds"] > 0 and record["environment"]["python"]
         for score in record["scores"]:
@@ -85,12 +88,12 @@ def test_all_protocols_and_label_sets_make_one_table_and_a_file_each(run, tmp_pa
     assert written["low_shot count"]["scores"][0]["spread"] > 0
 
 
-def test_several_runs_make_one_table_and_share_the_baseline_of_equal_initial_weights(run, tmp_path, capsys) -> None:
+def test_several_runs_share_a_table_and_the_baseline_of_equal_initial_weights(run, tmp_path, capsys) -> None:
     longer = tmp_path / "longer"
     assert train(["--config", DEMO, *TINY, "trainer.num_steps=6", "probe.evaluators=[]", f"output_dir={longer}"]) == 0
     capsys.readouterr()
-    asked = ["--run", str(run), str(longer), "probe.knn.k=[5]", "--protocol", "knn", "logistic"]
-    assert eval_net.main([*asked, "--out", str(tmp_path / "out")]) == 0
+    arguments = ["--run", str(run), str(longer), "probe.knn.k=[5]", "--protocol", "knn", "logistic"]
+    assert eval_net.main([*arguments, "--out", str(tmp_path / "out")]) == 0
     both = capsys.readouterr().out.splitlines()[-6:]
     header, knn, logistic = both[1], both[3], both[4]
     assert [cell.strip() for cell in header.split("┃")[1:-1]] == [
@@ -100,29 +103,29 @@ def test_several_runs_make_one_table_and_share_the_baseline_of_equal_initial_wei
     scores = [records(tmp_path / "out" / name)["knn None"]["scores"][0] for name in (run.name, "longer")]
     assert cells == ["knn5", "", f"{scores[0]['random_init']:.2%}", *(f"{s['value']:.2%}" for s in scores)]
     assert scores[0]["random_init"] == scores[1]["random_init"] and "logistic" in logistic
-    # train and test of trained and random weights; the second run needs no random ones
+    # train and test features of trained and random weights; the second run reuses the random ones
     stored = [len(list((tmp_path / "out" / name / "features").iterdir())) for name in (run.name, "longer")]
     assert stored == [4, 2]
 
 
-def test_runs_that_start_from_other_weights_have_baselines_of_their_own(run, tmp_path, capsys) -> None:
+def test_runs_with_other_initial_weights_have_their_own_baselines(run, tmp_path, capsys) -> None:
     other = tmp_path / "other"
     assert train(["--config", DEMO, *TINY, "seed=1", "probe.evaluators=[]", f"output_dir={other}"]) == 0
     assert eval_net.main(["--run", str(run), str(other), "--protocol", "knn", "--out", str(tmp_path / "out")]) == 0
-    shown = capsys.readouterr().out
-    assert f"{run.name}, random" in shown and "other, random" in shown  # "init" is on the header's second line
+    printed = capsys.readouterr().out
+    assert f"{run.name}, random" in printed and "other, random" in printed  # "init" is on the header's second line
 
 
-def test_runs_are_named_by_as_much_of_their_paths_as_tells_them_apart() -> None:
+def test_runs_are_named_by_the_shortest_distinct_ends_of_their_paths() -> None:
     assert eval_net.distinct_names([Path("runs/ijepa/demo")]) == ["demo"]
     assert eval_net.distinct_names([Path("runs/ijepa/demo"), Path("runs/mae/demo")]) == ["ijepa/demo", "mae/demo"]
 
 
 @pytest.mark.parametrize(
     ("runs", "message"),
-    [(["a/run", "b/../a/run"], "one directory is there twice"), (["seed=1"], "--run needs the directory")],
+    [(["a/run", "b/../a/run"], "a directory is given twice"), (["seed=1"], "--run needs the directory")],
 )
-def test_runs_that_make_no_table_are_refused(runs, message, capsys) -> None:
+def test_invalid_lists_of_runs_are_refused(runs, message, capsys) -> None:
     with pytest.raises(SystemExit):
         eval_net.main(["--run", *runs, "--protocol", "knn"])
     assert message in capsys.readouterr().err
@@ -138,18 +141,18 @@ def test_a_second_call_reads_the_features_of_the_first(run, tmp_path, monkeypatc
     assert {path: path.read_bytes() for path in (tmp_path / "features").iterdir()}.items() <= before.items()
 
 
-def test_a_file_of_weights_gets_the_scores_of_the_run_it_is_from(run, tmp_path) -> None:
+def test_a_file_of_weights_has_the_scores_of_its_run(run, tmp_path) -> None:
     config = str(run / "config.yaml")
     method = load_file(run / "checkpoints" / "step_00000004" / "method.safetensors")
     prefix = next(name for name in method if name.endswith("pos_embed") and "target" in name).removesuffix("pos_embed")
     save_file(method, tmp_path / "all.safetensors")
     bare = {name.removeprefix(prefix): tensor for name, tensor in method.items() if name.startswith(prefix)}
     save_file(bare, tmp_path / "bare.safetensors")
-    asked = ["--config", config, "--protocol", "knn", "--no-cache", "--no-baseline"]
-    assert eval_net.main(["--weights", str(tmp_path / "bare.safetensors"), *asked]) == 0
+    arguments = ["--config", config, "--protocol", "knn", "--no-cache", "--no-baseline"]
+    assert eval_net.main(["--weights", str(tmp_path / "bare.safetensors"), *arguments]) == 0
     whole = ["--weights", str(tmp_path / "all.safetensors"), "--prefix", prefix]
-    assert eval_net.main([*whole, *asked, "--out", str(tmp_path / "whole")]) == 0
-    assert eval_net.main(["--run", str(run), *asked[2:], "--out", str(tmp_path / "run")]) == 0
+    assert eval_net.main([*whole, *arguments, "--out", str(tmp_path / "whole")]) == 0
+    assert eval_net.main(["--run", str(run), *arguments[2:], "--out", str(tmp_path / "run")]) == 0
     found = [records(tmp_path / folder)["knn None"] for folder in ("eval/bare", "whole", "run")]
     assert found[0]["scores"] == found[1]["scores"] == found[2]["scores"]
     assert found[0]["scores"][0]["random_init"] is None and found[0]["step"] is None
@@ -158,27 +161,89 @@ def test_a_file_of_weights_gets_the_scores_of_the_run_it_is_from(run, tmp_path) 
 def test_either_encoder_of_a_method_can_be_evaluated(run, tmp_path, capsys) -> None:
     found = {}
     for name in ("evaluated", "target_encoder", "encoder"):
-        asked = ["--run", str(run), "--protocol", "health", *QUICK, "--no-baseline", "--out", str(tmp_path / name)]
-        assert eval_net.main([*asked, "--network", name]) == 0
+        arguments = ["--run", str(run), "--protocol", "health", *QUICK, "--no-baseline", "--out", str(tmp_path / name)]
+        assert eval_net.main([*arguments, "--network", name]) == 0
         found[name] = records(tmp_path / name)["health None"]
     assert found["evaluated"]["scores"] == found["target_encoder"]["scores"] != found["encoder"]["scores"]
     assert found["encoder"]["network"] == "encoder"
 
 
 def test_a_method_without_an_average_has_no_target_encoder(run, tmp_path, capsys) -> None:
-    asked = ["--config", DEMO.replace("ijepa", "mae"), *TINY[:6], f"output_dir={tmp_path}", "probe.evaluators=[]"]
+    arguments = ["--config", DEMO.replace("ijepa", "mae"), *TINY[:6], f"output_dir={tmp_path}", "probe.evaluators=[]"]
     tiny = ["trainer.batch_size=16", "trainer.num_steps=1", "monitor.tensorboard=false", "method.decoder_dim=32"]
-    assert train([*asked, *tiny, "method.decoder_heads=4", "method.decoder_depth=1"]) == 0
+    assert train([*arguments, *tiny, "method.decoder_heads=4", "method.decoder_depth=1"]) == 0
     assert eval_net.main(["--run", str(tmp_path), "--protocol", "knn", "--network", "target_encoder"]) == 1
     assert "averages no copy of its encoder; take --network encoder" in capsys.readouterr().err
 
 
+PLUGIN = '''
+from dataclasses import dataclass
+
+from ssl_zoo.eval import EVALUATORS, Evaluator, EvaluatorConfig, Score
+from ssl_zoo.settings import setting
+
+
+@dataclass
+class MineConfig(EvaluatorConfig):
+    k: int = setting(3, "a number to report", at_least=1)
+
+
+@EVALUATORS.register("mine", MineConfig)
+class Mine(Evaluator):
+    """Reports its setting."""
+
+    def __call__(self, model):
+        return [Score("mine", self.config.k, self.protocol(model), is_fraction=False)]
+'''
+
+
+@pytest.fixture
+def tool(tmp_path):
+    """Run a tool with a plug-in file in a process of its own, since registration can't be undone."""
+    (tmp_path / "mine.py").write_text(PLUGIN)
+
+    def call(name: str, *arguments: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, str(ROOT / "tools" / name), *arguments, "--plugin", str(tmp_path / "mine.py")]
+        return subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+
+    return call
+
+
+def test_an_evaluator_of_a_plugin_file_takes_settings_in_training_and_later(run, tmp_path, tool) -> None:
+    evaluators = ["probe.evaluators=[knn,mine]", "probe.mine.k=5", "trainer.num_steps=1", f"output_dir={tmp_path}/run"]
+    assert tool("train_net.py", "--config", DEMO, *TINY, *evaluators).returncode == 0
+    assert '"mine": 5' in (tmp_path / "run" / "metrics.jsonl").read_text()
+    arguments = ["--run", str(run), "--protocol", "mine", "probe.mine.k=7", "--no-cache", "--out", str(tmp_path)]
+    assert tool("eval_net.py", *arguments).returncode == 0
+    [score] = records(tmp_path)["mine None"]["scores"]
+    assert score["value"] == score["random_init"] == score["protocol"]["k"] == 7
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("probe.mine.kk=5", "there is no key probe.mine.kk; did you mean probe.mine.k?"),
+        ("probe.mine.k=0", "probe.mine.k=0 must be at least 1"),
+    ],
+)
+def test_a_wrong_setting_of_a_plugins_evaluator_is_refused_by_name(run, tool, override, message) -> None:
+    refused = tool("eval_net.py", "--run", str(run), "--protocol", "mine", override)
+    assert refused.returncode == 1 and message in refused.stderr
+
+
+def test_help_lists_the_settings_of_a_plugins_evaluator(tool) -> None:
+    assert re.search(
+        r"probe\.mine\.k +integer +3 +a number to report",
+        tool("train_net.py", "--config", DEMO, "--help-config").stdout,
+    )
+
+
 @pytest.mark.slow
 def test_two_processes_share_the_extraction_and_give_the_scores_of_one(run, tmp_path) -> None:
-    asked = ["--run", str(run), "--protocol", "knn", "linear", "logistic", "attentive", *QUICK]
-    assert eval_net.main([*asked, "--out", str(tmp_path / "one")]) == 0
+    arguments = ["--run", str(run), "--protocol", "knn", "linear", "logistic", "attentive", *QUICK]
+    assert eval_net.main([*arguments, "--out", str(tmp_path / "one")]) == 0
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--"]
-    command = [*launcher, str(ROOT / "tools" / "eval_net.py"), *asked, "--out", str(tmp_path / "two")]
+    command = [*launcher, str(ROOT / "tools" / "eval_net.py"), *arguments, "--out", str(tmp_path / "two")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run(command, check=True, timeout=300, env=environment, capture_output=True)
     one, two = records(tmp_path / "one"), records(tmp_path / "two")
@@ -192,11 +257,11 @@ def test_two_processes_share_the_extraction_and_give_the_scores_of_one(run, tmp_
         (["--protocol", "knm"], "Did you mean 'knn'"),
         (["--protocol", "knn", "--label", "counts"], "Did you mean 'count'"),
         (["--protocol", "knn", "--checkpoint", "3"], "has last, best and the steps 2, 4"),
-        (["--protocol", "knn", "probe.knn.k=[500]"], "knn.k=[500] on 128 train images"),
+        (["--protocol", "knn", "probe.knn.k=[500]"], "probe.knn.k=[500] on 128 train images"),
         (["--protocol", "linear", "probe.linear.pooling=class_token"], "no class token"),
         (["--protocol", "linear", "probe.linear.num_layers=3"], "the encoder has 2 blocks"),
         (["--protocol", "knn", "probe.knm.k=[5]"], "probe.knm"),
-        (["--protocol", "logistic", "probe.train_samples=1"], "two are needed"),
+        (["--protocol", "logistic", "probe.train_samples=1"], "but two are needed"),
     ],
 )
 def test_bad_input_gives_one_line_and_a_nonzero_code(run, tmp_path, capsys, arguments, message) -> None:
@@ -206,13 +271,13 @@ def test_bad_input_gives_one_line_and_a_nonzero_code(run, tmp_path, capsys, argu
 
 
 def test_weights_of_another_network_or_format_are_refused(run, tmp_path, capsys) -> None:
-    asked = ["--config", str(run / "config.yaml"), "--protocol", "knn", "--no-cache"]
+    arguments = ["--config", str(run / "config.yaml"), "--protocol", "knn", "--no-cache"]
     save_file({"blocks.0.weight": torch.zeros(2)}, tmp_path / "other.safetensors")
     torch.save({"a": 1}, tmp_path / "weights.pth")
     for file, message in (("other.safetensors", "is of another model"), ("weights.pth", "no safetensors file")):
-        assert eval_net.main(["--weights", str(tmp_path / file), *asked]) == 1
+        assert eval_net.main(["--weights", str(tmp_path / file), *arguments]) == 1
         assert message in capsys.readouterr().err
-    assert eval_net.main(["--weights", str(tmp_path / "nowhere"), *asked]) == 1
+    assert eval_net.main(["--weights", str(tmp_path / "nowhere"), *arguments]) == 1
     assert "there is no file" in capsys.readouterr().err
 
 
@@ -225,8 +290,8 @@ def test_images_without_labels_have_no_accuracy_but_health(run, tmp_path, capsys
         noise = torch.randint(256, (32, 32, 3), generator=torch.Generator().manual_seed(number), dtype=torch.uint8)
         Image.fromarray(noise.numpy()).save(folder / f"{number}.png")
     data = ["data=imagefolder", f"data.path={folder}", "data.test_fraction=0.5"]
-    asked = ["--run", str(run), *data, "--out", str(tmp_path)]
-    assert eval_net.main([*asked, "--protocol", "knn"]) == 1
+    arguments = ["--run", str(run), *data, "--out", str(tmp_path)]
+    assert eval_net.main([*arguments, "--protocol", "knn"]) == 1
     assert "has no labels" in capsys.readouterr().err
-    assert eval_net.main([*asked, "--protocol", "health", "probe.health.lidar_images=4"]) == 0
+    assert eval_net.main([*arguments, "--protocol", "health", "probe.health.lidar_images=4"]) == 0
     assert "rankme" in capsys.readouterr().out

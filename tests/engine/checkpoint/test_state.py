@@ -261,7 +261,7 @@ def test_a_process_killed_while_saving_leaves_a_loadable_newest_checkpoint(tmp_p
         "    saver.save(step, method, optimizer, {}, {})\n"
         "    print(step, flush=True)\n"
     )
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     for _ in range(5):
         process = subprocess.Popen(
             [sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True, cwd=root

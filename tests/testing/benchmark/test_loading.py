@@ -10,7 +10,7 @@ from ssl_zoo.config import compose
 from ssl_zoo.testing.benchmark.loading import compare_loading
 from ssl_zoo.tools.benchmark import main
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 RECIPE = str(ROOT / "configs" / "ijepa" / "vitb16.yaml")
 
 

@@ -7,11 +7,20 @@ from omegaconf import OmegaConf
 from tiny_probes import Stripes, encoder, probe
 
 from ssl_zoo.data.sources.base import Split
-from ssl_zoo.eval import EVALUATORS, Evaluator, EvaluatorConfig, ProbeConfig, Score, extract, labelled
+from ssl_zoo.eval import EVALUATORS, Evaluator, EvaluatorConfig, Score, extract, probe_config_class, split
 from ssl_zoo.eval.features import Pooling
 from ssl_zoo.eval.health import HealthConfig
 from ssl_zoo.eval.knn import KNNConfig, knn_predictions
 from ssl_zoo.registry import UnknownName
+from ssl_zoo.settings import setting
+
+
+@pytest.fixture
+def registry(monkeypatch):
+    """The registry of evaluators, restored after the test."""
+    monkeypatch.setattr(EVALUATORS, "_obj_map", dict(EVALUATORS._obj_map))
+    monkeypatch.setattr(EVALUATORS, "_configs", dict(EVALUATORS._configs))
+    return EVALUATORS
 
 
 def values(scores) -> dict[str, float]:
@@ -31,14 +40,14 @@ def test_a_probe_during_training_equals_one_of_the_saved_weights_exactly():
 def test_scores_are_those_of_the_evaluator_on_the_chosen_images():
     checked = probe(train_samples=0, test_samples=0)
     net = encoder()
-    subject = checked.subject(net)
-    train, test = (extract(net, data, pooling=Pooling.average) for data in (subject.train, subject.test))
+    model = checked.evaluated_model(net)
+    train, test = (extract(net, data, pooling=Pooling.average) for data in (model.train, model.test))
     assert torch.equal(train.index, torch.arange(120)) and torch.equal(test.labels, torch.arange(60) % 4)
     (predicted,) = knn_predictions(train, test, KNNConfig(k=[5]))
     assert values(checked(net))["knn5"] == (predicted == test.labels).double().mean().item()
 
 
-def test_the_encoder_and_the_random_state_are_left_as_they_were():
+def test_the_encoder_and_the_random_state_are_unchanged():
     net = encoder().train()
     weights = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     state = torch.get_rng_state()
@@ -48,7 +57,7 @@ def test_the_encoder_and_the_random_state_are_left_as_they_were():
     assert all(parameter.grad is None for parameter in net.parameters())
 
 
-def test_scores_of_step_0_stand_beside_all_later_ones_also_after_a_resume():
+def test_scores_of_step_0_are_the_baseline_of_all_later_ones_also_after_a_resume():
     first = probe()
     start = first(encoder(seed=1), step=0)
     later = first(encoder(), step=100)
@@ -62,7 +71,7 @@ def test_scores_of_step_0_stand_beside_all_later_ones_also_after_a_resume():
 
 def test_subsets_depend_on_the_seed_alone():
     def chosen(seed: int, **settings) -> list[int]:
-        return torch.cat([index for _, _, index in probe(seed, **settings).subject(encoder()).train]).tolist()
+        return torch.cat([index for _, _, index in probe(seed, **settings).evaluated_model(encoder()).train]).tolist()
 
     assert chosen(0) == chosen(0, batch_size=7) == sorted(set(chosen(0)))
     assert len(chosen(0)) == 80 and chosen(0) != chosen(1)
@@ -72,13 +81,13 @@ def test_subsets_depend_on_the_seed_alone():
 def test_the_label_set_can_be_chosen():
     first = probe(label="parity")
     labels, index = (
-        torch.cat(parts) for parts in zip(*((y, i) for _, y, i in first.subject(encoder()).test), strict=True)
+        torch.cat(parts) for parts in zip(*((y, i) for _, y, i in first.evaluated_model(encoder()).test), strict=True)
     )
     assert torch.equal(labels, index // 4 % 2)
     assert values(first(encoder())) != values(probe()(encoder()))
 
 
-def test_a_score_records_its_protocol():
+def test_a_score_has_its_protocol():
     one, five = probe(knn=KNNConfig(k=[1, 5], temperature=0.2))(encoder())
     assert one.protocol["k"] == 1 and five.protocol["k"] == 5
     assert five.protocol["evaluator"] == "knn" and five.protocol["temperature"] == 0.2
@@ -91,7 +100,7 @@ def test_an_equal_protocol_has_an_equal_hash_and_another_temperature_another():
     assert hashes[0.07] == Score("other", 0.1, {"temperature": 0.07, "k": 5}).protocol_hash != hashes[0.1]
 
 
-def test_features_are_extracted_once_for_evaluators_that_want_the_same():
+def test_features_are_extracted_once_for_evaluators_with_equal_settings():
     net = encoder()
     sizes = []
     net.register_forward_hook(lambda module, arguments, result: sizes.append(len(arguments[0])))
@@ -99,30 +108,30 @@ def test_features_are_extracted_once_for_evaluators_that_want_the_same():
     assert sizes == [80, 40]
 
 
-def test_an_evaluator_from_outside_can_be_a_protocol(monkeypatch):
+def test_an_evaluator_from_outside_has_a_section(registry):
     @dataclasses.dataclass
     class WidthConfig(EvaluatorConfig):
-        factor: float = 2.0
-
-    monkeypatch.setattr(EVALUATORS, "_obj_map", dict(EVALUATORS._obj_map))
-    monkeypatch.setattr(EVALUATORS, "_configs", dict(EVALUATORS._configs))
+        factor: float = setting(2.0, "multiple of the width", at_least=0)
 
     @EVALUATORS.register("width", WidthConfig)
     class Width(Evaluator):
-        def __call__(self, subject):
-            train, _ = subject.features(self.config)
-            return [Score("width", self.config.factor * train.values.shape[1], self.protocol(subject))]
+        def __call__(self, model):
+            train, _ = model.features(self.config)
+            return [Score("width", self.config.factor * train.values.shape[1], self.protocol(model))]
 
     assert values(probe(evaluators=["width"])(encoder())) == {"width": 96.0}
+    assert values(probe(evaluators=["width"], width=WidthConfig(factor=3.0))(encoder())) == {"width": 144.0}
+    with pytest.raises(ValueError, match=r"probe\.width\.factor=-1\.0 must be at least 0"):
+        WidthConfig(factor=-1.0)
 
 
-def test_unlabelled_images_train_without_protocols():
+def test_unlabelled_images_need_no_evaluators():
     assert probe(labelled=False, evaluators=[])(encoder()) == []
 
 
 @pytest.mark.parametrize(("limit", "times"), [(80 * 3 * 16 * 16 * 4, 1), (80 * 3 * 16 * 16 * 4 - 1, 2)])
 def test_images_that_fit_are_rendered_once_for_all_networks(monkeypatch, limit, times):
-    monkeypatch.setattr(labelled, "_KEPT_BYTES", limit)
+    monkeypatch.setattr(split, "_CACHED_BYTES", limit)
     rendered = []
     image = Stripes.image
     monkeypatch.setattr(Stripes, "image", lambda source, index: rendered.append(source.split) or image(source, index))
@@ -135,24 +144,24 @@ def test_images_that_fit_are_rendered_once_for_all_networks(monkeypatch, limit, 
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        ({"protocols": ["knm"]}, UnknownName, "Did you mean 'knn'"),
+        ({"evaluators": ["knm"]}, UnknownName, "Did you mean 'knn'"),
         ({"label": "bands"}, ValueError, r"probe\.label='bands'.*Did you mean 'band'.*band, parity"),
         ({"labelled": False}, ValueError, r"no labels; set probe\.evaluators=\[\]"),
-        ({"train_samples": -1}, ValueError, r"probe\.train_samples=-1"),
-        ({"batch_size": 0}, ValueError, r"probe\.batch_size=0"),
+        ({"train_samples": -1}, ValueError, r"probe\.train_samples=-1 must be at least 0"),
+        ({"batch_size": 0}, ValueError, r"probe\.batch_size=0 must be at least 1"),
     ],
 )
-def test_mistakes_are_refused_at_construction(settings, error, message):
+def test_invalid_settings_are_refused_at_construction(settings, error, message):
     with pytest.raises(error, match=message):
         probe(**settings)
 
 
-def test_evaluators_that_need_no_labels_take_unlabelled_images():
+def test_evaluators_without_labels_accept_unlabelled_images():
     scores = values(probe(labelled=False, evaluators=["health"], health=HealthConfig(lidar_images=4))(encoder()))
     assert scores.keys() == {"rankme", "alpha_req", "feature_std", "mean_cosine", "lidar"}
 
 
-def test_the_split_hash_tells_images_and_labels_apart():
+def test_the_split_hash_depends_on_images_and_labels():
     def hashes(**settings) -> tuple[str, str]:
         protocol = probe(**settings)(encoder())[0].protocol
         return protocol["train_hash"], protocol["test_hash"]
@@ -164,16 +173,31 @@ def test_the_split_hash_tells_images_and_labels_apart():
     assert hashes(train_samples=70)[1] == plain[1]
 
 
-def test_features_of_fewer_layers_are_columns_of_those_of_more():
-    subject = probe().subject(encoder())
-    deep, _ = subject.features(EvaluatorConfig(num_layers=2))
-    shallow, _ = subject.features(EvaluatorConfig(num_layers=1))
-    alone, _ = probe().subject(encoder()).features(EvaluatorConfig(num_layers=1))
+def test_features_of_fewer_layers_are_slices_of_those_of_more():
+    model = probe().evaluated_model(encoder())
+    deep, _ = model.features(EvaluatorConfig(num_layers=2))
+    shallow, _ = model.features(EvaluatorConfig(num_layers=1))
+    alone, _ = probe().evaluated_model(encoder()).features(EvaluatorConfig(num_layers=1))
     assert torch.equal(shallow.values, deep.values[:, 48:]) and torch.equal(shallow.values, alone.values)
 
 
 def test_the_config_is_a_structured_config_with_a_meaning_for_every_key():
-    read = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ProbeConfig), {"knn": {"k": [10, 20]}}))
-    assert read.knn.k == [10, 20] and read.logistic == ProbeConfig().logistic
-    for part in (ProbeConfig, type(read.knn), type(read.logistic)):
+    config = probe_config_class()
+    read = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(config), {"knn": {"k": [10, 20]}}))
+    assert read.knn.k == [10, 20] and read.logistic == config().logistic
+    for part in (config, type(read.knn), type(read.logistic)):
         assert all(field.metadata["meaning"] for field in dataclasses.fields(part))
+
+
+def test_every_evaluator_has_a_section_in_its_name():
+    config = probe_config_class()()
+    for name in EVALUATORS.names():
+        assert type(getattr(config, name)) is EVALUATORS.config_of(name)
+        assert getattr(config, name).key("pooling") == f"probe.{name}.pooling"
+
+
+@pytest.mark.parametrize("name", ["batch_size", "k-means", "key"])
+def test_an_evaluator_whose_name_can_be_no_section_is_refused(registry, name):
+    registry.register(name, dataclasses.make_dataclass("Custom", [], bases=(EvaluatorConfig,)))(Evaluator)
+    with pytest.raises(ValueError, match=f"evaluator '{name}' can't have a section"):
+        probe_config_class()

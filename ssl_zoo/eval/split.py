@@ -1,4 +1,4 @@
-"""Images of one split as evaluators get them: rendered without augmentation, in order or shuffled, with labels."""
+"""One split of a source as evaluators read it: images without augmentation, in order or shuffled, with labels."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -14,20 +14,20 @@ from ssl_zoo.registry import nearest
 from ssl_zoo.seeding import generator_for
 
 Render = Callable[[Source, Int[Tensor, "n"]], EvaluationData]
-_KEPT_BYTES = 512 << 20
+_CACHED_BYTES = 512 << 20
 
 
-class Labelled:
-    """Batches (images, labels, sample ids) of a subset of a source, the same in each iteration.
+class EvaluationSplit:
+    """A split yields batches (images, labels, sample ids) of a subset of a source, the same in each iteration.
 
-    Up to 512 MiB of images are kept from the first iteration on, so that the random-init network and the trained one,
-    or the probes of a run, read and render them once. More are rendered anew each time.
+    Images that fit into 512 MiB are cached in the first iteration, so that the random-init network and the trained
+    one, or the probes of a run, render them once. A larger split is rendered in every iteration.
 
     Args:
         index: sample ids, in the order of the batches.
-        labels: of all samples of the source; None for evaluators that need none.
-        render: the images of sample ids, at the encoder's size.
-        keep: false renders anew each time.
+        labels: the labels of all samples of the source; None for evaluators that need none.
+        render: renders the images of sample ids at the encoder's input size.
+        cache: whether to cache images at all.
     """
 
     def __init__(
@@ -37,10 +37,10 @@ class Labelled:
         labels: Int[Tensor, "N"] | None,
         render: Render,
         *,
-        keep: bool = True,
+        cache: bool = True,
     ) -> None:
-        self.source, self.index, self.labels, self._render, self._keep = source, index, labels, render, keep
-        self._kept: list[tuple[Tensor, Tensor]] | None = None
+        self.source, self.index, self.labels, self._render, self._cache = source, index, labels, render, cache
+        self._cached: list[tuple[Tensor, Tensor]] | None = None
 
     @property
     def num_images(self) -> int:
@@ -48,7 +48,7 @@ class Labelled:
 
     @cached_property
     def split_hash(self) -> str:
-        """Equal for the same samples, by their names and order, with the same labels."""
+        """Hash the names of the samples in their order, and their labels."""
         digest = hashlib.blake2b(digest_size=6)
         for sample in self.index.tolist():
             digest.update(f"{self.source.sample_name(sample)}\n".encode(errors="surrogateescape"))
@@ -57,41 +57,41 @@ class Labelled:
         return digest.hexdigest()
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None, Tensor]]:
-        for images, index in self._kept or self._rendered():
+        for images, index in self._cached or self._rendered():
             yield images, None if self.labels is None else self.labels[index], index
 
     def _rendered(self) -> Iterator[tuple[Tensor, Tensor]]:
-        kept, size = [], 0
+        cached, size = [], 0
         for images, _, index in self._render(self.source, self.index):
             size += images.nbytes
-            if self._keep and size <= _KEPT_BYTES:
-                kept.append((images, index))
+            if self._cache and size <= _CACHED_BYTES:
+                cached.append((images, index))
             else:
-                kept.clear()
+                cached.clear()
             yield images, index
-        self._kept = kept or None
+        self._cached = cached or None
 
-    def shuffled(self, generator: torch.Generator) -> "Labelled":
-        """The same images in another order."""
+    def shuffled(self, generator: torch.Generator) -> "EvaluationSplit":
+        """Return the same images in a random order."""
         order = torch.randperm(len(self.index), generator=generator)
-        return Labelled(self.source, self.index[order], self.labels, self._render, keep=False)
+        return EvaluationSplit(self.source, self.index[order], self.labels, self._render, cache=False)
 
 
-def subset(available: int, wanted: int, seed: int, split: str) -> Int[Tensor, "n"]:
-    """Sorted sample ids, the same for equal seeds; all of them when 0 or more than there are were asked for."""
-    if wanted in (0, available) or wanted > available:
-        return torch.arange(available)
-    return torch.randperm(available, generator=generator_for(seed, "probe", split))[:wanted].sort().values
+def subset(num_samples: int, limit: int, seed: int, split: str) -> Int[Tensor, "n"]:
+    """Return at most ``limit`` random sample ids, sorted; a limit of 0 returns all of them."""
+    if limit == 0 or limit >= num_samples:
+        return torch.arange(num_samples)
+    return torch.randperm(num_samples, generator=generator_for(seed, "probe", split))[:limit].sort().values
 
 
 def labels_of(source: Source, name: str | None) -> Int[Tensor, "n"]:
-    """A label set of a source.
+    """Return a label set of a source.
 
     Args:
-        name: None takes the source's first.
+        name: None means the source's first.
 
     Raises:
-        ValueError: the source has no labels, or none of that name.
+        ValueError: the source has no labels, or no label set of that name.
     """
     known = source.label_sets
     if not known:
