@@ -66,7 +66,7 @@ class MAE(MaskedMethod):
             mlp_ratio=encoder.config.mlp_ratio,
             norm_eps=encoder.config.norm_eps,
             num_prefix_tokens=encoder.num_prefix_tokens,
-            initialization=Initialization.xavier,  # appendix A.1; the encoder's is backbone.initialization
+            initialization=Initialization.xavier_uniform,  # appendix A.1; the encoder's is backbone.initialization
         )
 
     def predict(self, images: Float[Tensor, "B 3 H W"], masks: Masks) -> Float[Tensor, "B C pairs T target"]:

@@ -85,11 +85,11 @@ def test_initialization_is_drawn_as_named_and_the_mask_token_is_not_zero() -> No
         if parameter.ndim == 2:
             assert parameter.std().item() == pytest.approx(0.02, rel=0.03), name
     assert normal.mask_token.std().item() == pytest.approx(0.02, rel=0.25)
-    xavier = NarrowViT(**sizes, initialization=Initialization.xavier)
+    xavier = NarrowViT(**sizes, initialization=Initialization.xavier_uniform)
     bound = (6 / (192 + 96)) ** 0.5
     assert 0.99 * bound < xavier.embed_in.weight.abs().max() <= bound
 
 
 def test_width_that_heads_do_not_divide_is_refused() -> None:
-    with pytest.raises(ValueError, match="width 24 can't be split into 5"):
+    with pytest.raises(ValueError, match="width 24 of a predictor or decoder is no multiple of its 5 heads"):
         build(num_heads=5)
