@@ -15,7 +15,7 @@ from ssl_zoo.data.batch import ViewConfig
 from ssl_zoo.masks import Masks
 from ssl_zoo.method import METHODS, Batch, Output, Progress, Target, ViT
 from ssl_zoo.plotting import on_grey, rows_of
-from ssl_zoo.schedules import Shape, ramp
+from ssl_zoo.schedules import ScheduleShape, make_schedule
 from ssl_zoo.self_distillation import (
     COLOURS,
     NUM_GLOBAL,
@@ -72,8 +72,8 @@ class IBOT(SelfDistillation):
         super().__init__(config, encoder, target)
         self.mask_token = nn.Parameter(torch.zeros(1, encoder.embed_dim))
         self.register_buffer("patch_center", torch.zeros(config.num_prototypes))
-        self._patch_temperature = ramp(
-            Shape.linear, config.teacher_patch_temperature, config.final_teacher_patch_temperature
+        self._patch_temperature = make_schedule(
+            ScheduleShape.linear, config.teacher_patch_temperature, config.final_teacher_patch_temperature
         )
 
     def forward(self, batch: Batch, progress: Progress) -> Output:

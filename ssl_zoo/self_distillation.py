@@ -29,7 +29,7 @@ from ssl_zoo.method import (
 from ssl_zoo.nn import normalized_entropy
 from ssl_zoo.nn.heads import PrototypeHead
 from ssl_zoo.plotting import rows_of
-from ssl_zoo.schedules import Shape, ramp
+from ssl_zoo.schedules import ScheduleShape, make_schedule
 from ssl_zoo.settings import setting
 
 NUM_GLOBAL = 2  # large crops, which both networks see
@@ -107,8 +107,10 @@ class SelfDistillation(Method):
         self.teacher_encoder = copy.deepcopy(encoder).requires_grad_(False)
         self.teacher_head = copy.deepcopy(self.head).requires_grad_(False)
         self.register_buffer("center", torch.zeros(config.num_prototypes))
-        self._temperature = ramp(Shape.linear, config.teacher_temperature, config.final_teacher_temperature)
-        self._momentum = ramp(Shape.cosine, config.momentum, config.final_momentum)
+        self._temperature = make_schedule(
+            ScheduleShape.linear, config.teacher_temperature, config.final_teacher_temperature
+        )
+        self._momentum = make_schedule(ScheduleShape.cosine, config.momentum, config.final_momentum)
 
     def teacher_temperature(self, fraction: float) -> float:
         """At a fraction of the run."""

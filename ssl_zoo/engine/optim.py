@@ -14,7 +14,7 @@ from ssl_zoo.engine.muon import Muon
 from ssl_zoo.engine.sharding import local, sum_over_parts
 from ssl_zoo.method import Clip, ParamGroup
 from ssl_zoo.registry import Registry
-from ssl_zoo.schedules import Shape, ramp, stepped, warmed_up
+from ssl_zoo.schedules import ScheduleShape, make_schedule, multistep, with_warmup
 from ssl_zoo.settings import setting
 
 OPTIMIZERS = Registry("optimizer", "optim")
@@ -34,7 +34,9 @@ class OptimConfig:
     warmup_epochs: float = setting(40.0, "epochs over which the learning rate rises linearly")
     weight_decay: float = setting(0.04, "weight decay at the start of the run")
     final_weight_decay: float = setting(0.4, "weight decay at its end")
-    weight_decay_shape: Shape = setting(Shape.cosine, "course of the weight decay: constant, linear or cosine")
+    weight_decay_shape: ScheduleShape = setting(
+        ScheduleShape.cosine, "course of the weight decay: constant, linear or cosine"
+    )
     clip_grad_norm: float | None = setting(None, "limit of the gradient norm; null clips nothing")
     schedule_offset: int = setting(
         1,
@@ -122,13 +124,13 @@ class RateSchedules:
     def __init__(self, config: OptimConfig, *, num_steps: int, steps_per_epoch: int) -> None:
         self.offset, self.num_steps = config.schedule_offset, num_steps
         self.warmup_steps = int(config.warmup_epochs * steps_per_epoch)
-        main = ramp(Shape.cosine, config.lr, config.min_lr)
+        main = make_schedule(ScheduleShape.cosine, config.lr, config.min_lr)
         if config.milestones:
             milestones = [int(epochs * steps_per_epoch) - self.warmup_steps for epochs in config.milestones]
             num_main = max(1, num_steps - self.warmup_steps)
-            main = stepped(config.lr, config.milestone_factor, milestones, num_main)
-        self._lr = warmed_up(config.warmup_lr, self.warmup_steps / num_steps, main)
-        self._weight_decay = ramp(config.weight_decay_shape, config.weight_decay, config.final_weight_decay)
+            main = multistep(config.lr, config.milestone_factor, milestones, num_main)
+        self._lr = with_warmup(config.warmup_lr, self.warmup_steps / num_steps, main)
+        self._weight_decay = make_schedule(config.weight_decay_shape, config.weight_decay, config.final_weight_decay)
 
     def __call__(self, step: int) -> Rates:
         """The values that step ``step``, counted from 0, uses."""

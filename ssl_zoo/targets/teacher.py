@@ -14,7 +14,7 @@ from torch import Tensor
 from ssl_zoo.masks.base import Masks
 from ssl_zoo.nn import ViT, mean_per_patch, take
 from ssl_zoo.plotting import PrincipalColours, on_grey, patch_colours, patch_set, rows_of, similarity_colours
-from ssl_zoo.schedules import Shape, ramp
+from ssl_zoo.schedules import ScheduleShape, make_schedule
 from ssl_zoo.settings import setting
 from ssl_zoo.targets.base import TARGETS, Ema, Target, TargetConfig
 
@@ -39,7 +39,7 @@ class TeacherConfig(TargetConfig):
 
     momentum: float = setting(0.996, "EMA momentum at the start of the run")
     final_momentum: float = setting(1.0, "EMA momentum at its end")
-    momentum_shape: Shape = setting(Shape.linear, "course of the momentum: constant, linear or cosine")
+    momentum_shape: ScheduleShape = setting(ScheduleShape.linear, "course of the momentum: constant, linear or cosine")
     normalization: Normalization = setting(
         Normalization.layer, "layer as I-JEPA; instance first removes what all tokens of an image share"
     )
@@ -130,7 +130,7 @@ class Teacher(Target):
         return self
 
     def averages(self, encoder: ViT) -> Sequence[Ema]:
-        course = ramp(self.config.momentum_shape, self.config.momentum, self.config.final_momentum)
+        course = make_schedule(self.config.momentum_shape, self.config.momentum, self.config.final_momentum)
         return (Ema(encoder, self.encoder, lambda fraction: course(min(1.0, fraction / self.config.annealing))),)
 
     def evaluated(self, encoder: ViT) -> ViT:

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ssl_zoo.nn import LayerOutput, ViT
-from ssl_zoo.schedules import Shape
+from ssl_zoo.schedules import ScheduleShape
 from ssl_zoo.settings import setting
 from ssl_zoo.targets.base import TARGETS
 from ssl_zoo.targets.teacher import Normalization, Teacher, TeacherConfig
@@ -28,7 +28,7 @@ class TopKTeacherConfig(TeacherConfig):
     )
     momentum: float = setting(0.9998, "EMA momentum at the start of the run")
     final_momentum: float = setting(0.9998, "EMA momentum at its end")
-    momentum_shape: Shape = setting(Shape.linear, "course of the momentum: constant, linear or cosine")
+    momentum_shape: ScheduleShape = setting(ScheduleShape.linear, "course of the momentum: constant, linear or cosine")
     normalization: Normalization = setting(
         Normalization.layer, "of each block before averaging: layer as data2vec 1.0, instance as data2vec 2.0"
     )

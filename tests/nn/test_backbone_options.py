@@ -112,9 +112,7 @@ def test_scaled_truncated_normal_weights_end_at_one_std_and_shrink_with_depth() 
 
 def test_default_patch_embedding_keeps_torchs_initialization() -> None:
     torch.manual_seed(0)
-    encoder = ViT(
-        ViTConfig(embed_dim=192, depth=1, num_heads=3, initialization=Initialization.normal_default_patch_embed)
-    )
+    encoder = ViT(ViTConfig(embed_dim=192, depth=1, num_heads=3, initialization=scheme))
     bound = 1 / math.sqrt(3 * 16 * 16)
     assert encoder.patch_embed.proj.weight.abs().max().item() == pytest.approx(bound, rel=1e-3)
     assert encoder.patch_embed.proj.bias.any()
