@@ -131,5 +131,5 @@ def test_mistakes_in_a_part_are_told_with_their_key(parts, message):
 def test_a_mixture_needs_parts_and_each_part_a_sample():
     with pytest.raises(ValueError, match=r"data=mixture needs data\.parts"):
         _mixture()
-    with pytest.raises(ValueError, match="a part gives none of the 31 samples"):
+    with pytest.raises(ValueError, match="a part has none of the 31 samples"):
         _mixture(_part(20, weight=1000.0), _part(11, weight=1.0))

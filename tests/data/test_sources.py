@@ -101,7 +101,7 @@ def test_split_folders_are_used_where_they_exist(tmp_path, test_folder):
 
 
 def test_an_empty_folder_is_one_clear_error(tmp_path):
-    with pytest.raises(ValueError, match=f"{tmp_path} holds no image file"):
+    with pytest.raises(ValueError, match=f"{tmp_path} contains no image file"):
         _folder(tmp_path)
 
 
@@ -212,7 +212,7 @@ def test_cifar10_binary_files_are_read_and_pickles_refused(tmp_path):
     assert source.labels.tolist() == [3, 0, 9, 1]
     assert torch.equal(source.image(2).flatten(), torch.from_numpy(records[2, 1:]))
     (tmp_path / "other" / "cifar-10-batches-py").mkdir(parents=True)
-    with pytest.raises(ValueError, match="unpickling executes"):
+    with pytest.raises(ValueError, match="unpickling executes code"):
         SOURCES.build(Cifar10Config(root=str(tmp_path / "other")), Split.test)
 
 
@@ -235,7 +235,7 @@ def test_cifar10_validation_images_are_train_images_that_training_does_not_see(t
     assert all(torch.equal(held_out.image(i), by_name[held_out.sample_name(i)]) for i in range(6))
     with pytest.raises(ValueError, match="only 20 training images"):
         SOURCES.build(Cifar10Config(root=str(tmp_path), validation=20), Split.train)
-    with pytest.raises(ValueError, match=r"data\.validation=-1 must lie in"):
+    with pytest.raises(ValueError, match=r"data\.validation=-1 must be at least 0"):
         Cifar10Config(validation=-1)
 
 

@@ -177,7 +177,7 @@ def test_train_and_test_with_other_classes_are_one_clear_error(tmp_path):
     for name, names in (("a", NAMES), ("b", NAMES[:20])):
         write_images(tmp_path / name, names)
         make_shards(AllImages(str(tmp_path / name)), tmp_path / f"{name}_shards", name="", shard_bytes=10**6)
-    with pytest.raises(ValueError, match=r"number other classes under 'class'; they differ in cat"):
+    with pytest.raises(ValueError, match=r"have different classes of 'class'; they differ in cat"):
         _source(tmp_path / "a_shards", Split.test, test_path=str(tmp_path / "b_shards"))
 
 
