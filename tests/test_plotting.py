@@ -1,4 +1,4 @@
-"""Pictures tell what they claim to: panels in place, colours a function of the feature."""
+"""Figures: the positions of panels, and colours as a function of features."""
 
 import torch
 
@@ -60,12 +60,12 @@ def test_equal_features_have_equal_colours_and_all_lie_in_the_unit_range() -> No
     assert (colours(reference).amax(0) == 1).all() and (colours(reference).amin(0) == 0).all()
 
 
-def test_features_without_any_variation_are_drawn_all_the_same() -> None:
+def test_constant_features_have_one_colour() -> None:
     constant = torch.ones(20, 8)
     assert torch.isfinite(PrincipalColours.of(constant)(constant)).all()
 
 
-def test_drawing_leaves_the_random_state_alone() -> None:
+def test_plotting_leaves_the_random_state_unchanged() -> None:
     before = torch.get_rng_state()
     PrincipalColours.of(features(50, 8))
     assert torch.equal(torch.get_rng_state(), before)

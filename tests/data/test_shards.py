@@ -125,7 +125,7 @@ def test_an_interrupted_call_is_finished_by_the_next_and_keeps_whole_shards(tmp_
             raise Stop
 
     with pytest.raises(Stop):
-        _make(tmp_path, source, tell=stop)
+        _make(tmp_path, source, report=stop)
     finished = {path.name: path.stat().st_ino for path in (tmp_path / "shards").glob("*.tar")}
     if point == "within a shard":
         (tmp_path / "shards" / ".shard-00002.tar.partial").write_bytes(b"half")
@@ -141,7 +141,7 @@ def test_a_damaged_shard_is_written_anew_and_the_others_are_kept(tmp_path):
     before = _content(tmp_path / "shards")
     (tmp_path / "shards" / "shard-00001.tar").write_bytes(before["shard-00001.tar"][:-100])
     lines = []
-    _make(tmp_path, tell=lines.append)
+    _make(tmp_path, report=lines.append)
     assert _content(tmp_path / "shards") == before
     assert [line.rpartition(", ")[2] for line in lines] == ["kept", "written", "kept"]
 
@@ -203,8 +203,8 @@ def _lie(folder):
         (_flip, r"shard-00001\.tar: its content has changed"),
         (lambda folder: _flip(folder, "index.safetensors", 900), r"index\.safetensors: its content has changed"),
         (lambda folder: (folder / "shard-00001.tar").unlink(), r"shard-00001\.tar is missing"),
-        (lambda folder: (folder / "shard-00009.tar").touch(), r"shard-00009\.tar: the manifest does not name it"),
-        (_lie, r"shard-00000\.tar: 7 samples, 7 of them where the index says; it has 8"),
+        (lambda folder: (folder / "shard-00009.tar").touch(), r"shard-00009\.tar: it is not in the manifest"),
+        (_lie, r"shard-00000\.tar: 7 samples, 7 of them as in the index, which has 8"),
     ],
 )
 def test_a_check_names_what_is_wrong_and_nothing_else(tmp_path, damage, complaint):
@@ -220,7 +220,7 @@ def test_two_writers_of_one_folder_are_one_clear_error(tmp_path):
         with pytest.raises(ValueError, match="another process writes shards"):
             _make(tmp_path)
 
-    _make(tmp_path, tell=second)
+    _make(tmp_path, report=second)
 
 
 def test_keys_are_unique_and_end_where_webdataset_ends_them():
@@ -238,7 +238,7 @@ def test_keys_are_unique_and_end_where_webdataset_ends_them():
     assert keys == ["a/x", "a/x-1", "a.b/c_d", "etc/passwd", "abs", "meta/y", "plain", "z"]
 
 
-# --- archives from elsewhere ------------------------------------------------------------------------------------------
+# --- existing archives -----------------------------------------------------------------------------------------------
 
 
 def _index(folder, files, **options):
@@ -266,7 +266,7 @@ def test_shards_from_elsewhere_get_a_manifest_with_what_can_be_used(tmp_path):
     [shard] = manifest.shards
     reasons = {sample.name.rpartition("/")[2]: sample.reason for sample in shard.left_out}
     assert shard.samples == 3 and shard.num_left_out == len(shard.left_out) == 8
-    assert reasons["1"] == "its .cls is no whole number: 'cat'" and "no image" in reasons["2"]
+    assert reasons["1"] == "its .cls is no integer: 'cat'" and "no image" in reasons["2"]
     assert reasons["3"] == "it has two members .jpg" and reasons["0"] == "its key is in the shard twice"
     assert "5000 bytes" in reasons["5"] and "broken" in reasons["6"]
     assert "label genus is 'True'" in reasons["7"] and "2097152 bytes" in reasons["9"]

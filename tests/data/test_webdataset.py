@@ -182,14 +182,14 @@ def test_train_and_test_with_other_classes_are_one_clear_error(tmp_path):
 
 
 def test_missing_manifests_and_shards_say_what_to_do(tmp_path):
-    with pytest.raises(ValueError, match=r"get one by python tools/make_shards\.py --index"):
+    with pytest.raises(ValueError, match=r"write one for existing shards with python tools/make_shards\.py --index"):
         _source(tmp_path)
     _uneven(tmp_path)
     (tmp_path / "s-001.tar").write_bytes(b"")
     with pytest.raises(ValueError, match=r"s-001\.tar has 0 bytes, not the \d+ of the manifest"):
         _source(tmp_path)
     (tmp_path / "s-001.tar").unlink()
-    with pytest.raises(ValueError, match=r"s-001\.tar is missing, though the manifest"):
+    with pytest.raises(ValueError, match=r"s-001\.tar is missing, but is listed in the manifest"):
         _source(tmp_path)
     with pytest.raises(ValueError, match=r"needs data\.path=FOLDER with shards"):
         SOURCES.build(WebDatasetConfig(), Split.train)
@@ -284,7 +284,7 @@ def test_a_remote_shard_with_another_content_is_refused_and_not_kept(tmp_path):
         (tmp_path / "data" / "s-001.tar").write_bytes(content)
         with _served(tmp_path / "data") as server:
             source = _source(server.address, cache=str(tmp_path / "cache"))
-            with pytest.raises(ValueError, match=r"s-001\.tar is not the file that the manifest describes"):
+            with pytest.raises(ValueError, match=r"s-001\.tar is not the file of the manifest"):
                 source.image(7)
     assert not [path for path in (tmp_path / "cache").iterdir() if path.suffix in (".tmp", ".tar")]
 
@@ -328,7 +328,7 @@ def test_a_scheme_that_a_plugin_registers_is_read_and_no_other(tmp_path):
             return open(tmp_path / "data" / path.rpartition("/")[2], mode)
 
     _uneven(tmp_path / "data")
-    with pytest.raises(ValueError, match="nothing reads memory-of-test: here"):
+    with pytest.raises(ValueError, match="there is no handler for memory-of-test:"):
         _source("memory-of-test://x")
     PATHS.register_handler(Memory())
     assert len(_source("memory-of-test://x", cache=str(tmp_path / "cache")).image(3)) == 3
@@ -341,7 +341,7 @@ def test_commands_and_unknown_schemes_are_refused_everywhere(tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     scheme = path.partition(":")[0]
     for open_it in (lambda: _source(path), lambda: index_shards([path], tmp_path), lambda: PATHS.is_remote(path)):
-        with pytest.raises(ValueError, match=f"nothing reads {scheme}: here"):
+        with pytest.raises(ValueError, match=f"there is no handler for {scheme}:"):
             open_it()
     assert os.listdir(tmp_path) == []
 
@@ -349,7 +349,7 @@ def test_commands_and_unknown_schemes_are_refused_everywhere(tmp_path, monkeypat
 @pytest.mark.parametrize(
     ("name", "complaint"),
     [
-        ("pipe:touch CANARY", "nothing reads pipe:"),
+        ("pipe:touch CANARY", "there is no handler for pipe:"),
         ("../secret.tar", "is no manifest"),
         ("a/../../secret.tar", "does not lie beside it"),
         ("sub\\\\secret.tar", "does not lie beside it"),
@@ -415,7 +415,10 @@ def test_an_image_of_another_size_than_the_manifest_says_is_replaced(tmp_path):
     make_shards(source, tmp_path / "out", name="", shard_bytes=10**6)
     batch = _data(_source(tmp_path / "out"), batch_size=8).batch(0)
     [corrupt] = batch.corrupt
-    assert corrupt.name == "shard-00000.tar/3.jpg" and "(20, 20) pixels; the manifest says (16, 16)" in corrupt.reason
+    assert (
+        corrupt.name == "shard-00000.tar/3.jpg"
+        and "(20, 20) pixels instead of the manifest's (16, 16)" in corrupt.reason
+    )
     assert batch.index.sort().values.tolist() == [0, 1, 2, 4, 4, 5, 6, 7]
 
 
