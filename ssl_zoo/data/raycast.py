@@ -94,7 +94,7 @@ def _shade(
     rows, columns = top[:, None] + offset, left[:, None] + offset
     pixels = (image * 3 * image_size**2)[:, None, None] + rows[:, :, None] * image_size + columns[:, None, :]
     direction = _rays(rows[:, :, None], columns[:, None, :], image_size)
-    origin = [-axis[:, None, None] for axis in center.unbind(-1)]  # the camera as seen from the object
+    origin = [-axis[:, None, None] for axis in center.unbind(-1)]  # the camera relative to the object
     pixel = (_norm(center) * (2 / (FOCAL * image_size)))[:, None, None]  # width of a pixel at the object
     normal, coverage = intersect(
         origin, direction, size[:, None, None], scenes.yaw[image, slot][:, :, None, None].unbind(1), pixel

@@ -58,7 +58,7 @@ def masks_of(masked: Bool[Tensor, "B N"], generator: torch.Generator) -> Masks:
 
 
 def floor_fraction(total: int, fraction: float) -> int:
-    """Round ``total * fraction`` down, but not below a whole number that it misses by a rounding error."""
+    """Round ``total * fraction`` down, but up where it misses an integer by a rounding error."""
     return math.floor(total * fraction + 1e-9)
 
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class ConvolutionalDecoder(nn.Module):
-    """Predicts every patch of a grid from the tokens of the whole grid.
+    """Predicts every patch of a grid from the tokens of the full grid.
 
     Each layer is a grouped convolution, a layer norm over channels without weights, and GELU, with a residual
     connection where input and output have the same width.

@@ -1,4 +1,4 @@
-"""Every data source finds its files in the documented layouts and says what is missing otherwise."""
+"""Every data source finds its files in the documented layouts and reports what is missing otherwise."""
 
 import gzip
 import io
@@ -216,7 +216,7 @@ def test_cifar10_binary_files_are_read_and_pickles_refused(tmp_path):
         SOURCES.build(Cifar10Config(root=str(tmp_path / "other")), Split.test)
 
 
-def test_cifar10_validation_images_are_train_images_that_training_does_not_see(tmp_path):
+def test_cifar10_validation_images_are_train_images_outside_of_the_training_split(tmp_path):
     generator = numpy.random.default_rng(0)
     folder = tmp_path / "cifar-10-batches-bin"
     folder.mkdir()
@@ -248,7 +248,7 @@ def test_cifar10_without_data_names_the_ways_to_give_it(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif("SSL_ZOO_DATA" not in os.environ, reason="needs the folder SSL_ZOO_DATA with cifar10-test.tar.gz")
-def test_cifar10_comes_whole_from_the_data_folder():
+def test_cifar10_is_complete_in_the_data_folder():
     source = SOURCES.build(Cifar10Config(), Split.test)
     assert source.labels.bincount().tolist() == [1000] * 10
     assert source.images(torch.arange(10_000)).float().mean().item() == pytest.approx(121, abs=3)
@@ -283,7 +283,7 @@ def test_scene_labels_describe_the_scene():
     assert (means.diff() > 0).all()
 
 
-def test_every_counted_object_changes_the_picture():
+def test_every_counted_object_changes_the_image():
     from dataclasses import replace
 
     from ssl_zoo.data.raycast import render
@@ -296,7 +296,7 @@ def test_every_counted_object_changes_the_picture():
     assert not changed[~several].any()
 
 
-def test_pictures_do_not_depend_on_the_boxes_that_objects_are_drawn_in(monkeypatch):
+def test_images_do_not_depend_on_the_boxes_that_objects_are_rendered_in(monkeypatch):
     from ssl_zoo.data import raycast
 
     scenes = _scenes().scenes(torch.arange(60))
@@ -312,12 +312,12 @@ def test_scenes_have_any_resolution_and_none_is_blank(image_size):
     assert images.flatten(1).std(1).min() > 8
 
 
-def test_scenes_too_small_to_show_anything_name_the_key():
+def test_too_small_scenes_name_the_key():
     with pytest.raises(ValueError, match=r"data\.image_size=3"):
         ScenesConfig(image_size=3)
 
 
-def test_sources_survive_the_way_to_a_worker_process(tmp_path):
+def test_sources_can_be_sent_to_a_worker_process(tmp_path):
     folder = _folder(_tar(tmp_path / "images.tar", _write(tmp_path / "images", CLASSES)))
     for source in (folder, _scenes()):
         assert torch.equal(pickle.loads(pickle.dumps(source)).image(3), source.image(3))
@@ -364,6 +364,6 @@ def test_a_torchvision_data_set_of_files_names_the_broken_one(tmp_path):
         ("KMNIST", r"data\.name=KMNIST below data\.root=.*download=True.*data\.download=true"),
     ],
 )
-def test_what_torchvision_can_not_give_is_one_clear_error(tmp_path, name, message):
+def test_data_that_torchvision_can_not_read_is_one_clear_error(tmp_path, name, message):
     with pytest.raises(ValueError, match=message):
         SOURCES.build(TorchvisionConfig(name=name, root=str(tmp_path)), Split.train)

@@ -1,4 +1,4 @@
-"""Shards as a source: the laws of order hold as for a folder, near and far; bad content costs no more than itself."""
+"""Shards as a source: the order is as for a folder, local and remote; bad samples are replaced."""
 
 import http.server
 import json
@@ -81,10 +81,10 @@ def test_uneven_shards_give_every_sample_once_an_epoch(tmp_path, shuffle, num_wo
 
 
 @pytest.mark.parametrize("shuffle", EVERYWHERE)
-def test_a_run_resumed_in_mid_epoch_elsewhere_sees_what_the_whole_run_saw(tmp_path, shuffle):
+def test_a_run_resumed_in_mid_epoch_elsewhere_gets_the_samples_of_the_uninterrupted_run(tmp_path, shuffle):
     folder = _uneven(tmp_path)
     whole = [_data(_source(folder, shuffle=shuffle)).batch(step) for step in range(8)]
-    fresh = _source(folder, shuffle=shuffle)  # another process would open the shards anew
+    fresh = _source(folder, shuffle=shuffle)  # another process would open the shards again
     resumed = [list(_data(fresh, rank=r, world_size=2, num_workers=2 - r).batches(3, 8)) for r in range(2)]
     for position, batch in enumerate(whole[3:]):
         assert torch.equal(batch.index, torch.cat([rank[position].index for rank in resumed]))
@@ -103,7 +103,7 @@ def test_shard_order_goes_through_one_shard_after_the_other_within_the_window():
     assert 15 < moved.max() < 25 and moved.float().mean() > 4
 
 
-def test_shard_order_is_another_one_in_every_epoch_and_for_every_seed(tmp_path):
+def test_shard_order_differs_between_epochs_and_seeds(tmp_path):
     source = _source(_uneven(tmp_path), shuffle=Shuffle.shards, shuffle_window=2)
     orders = [tuple(source.epoch_order(seed, epoch).tolist()) for seed in (0, 1) for epoch in (0, 1, 2)]
     assert len(set(orders)) == 6
@@ -173,7 +173,7 @@ def test_without_a_test_path_the_held_out_part_is_that_of_a_folder(tmp_path):
     assert not names[0] & names[1]
 
 
-def test_train_and_test_with_other_classes_are_one_clear_error(tmp_path):
+def test_train_and_test_with_different_classes_are_one_clear_error(tmp_path):
     for name, names in (("a", NAMES), ("b", NAMES[:20])):
         write_images(tmp_path / name, names)
         make_shards(AllImages(str(tmp_path / name)), tmp_path / f"{name}_shards", name="", shard_bytes=10**6)
@@ -195,7 +195,7 @@ def test_missing_manifests_and_shards_say_what_to_do(tmp_path):
         SOURCES.build(WebDatasetConfig(), Split.train)
 
 
-def test_shards_travel_to_processes_that_do_not_share_memory(tmp_path):
+def test_shards_can_be_sent_to_processes_without_shared_memory(tmp_path):
     source = _source(_uneven(tmp_path))
     assert torch.equal(pickle.loads(pickle.dumps(source)).image(9), source.image(9))
 
@@ -254,7 +254,7 @@ def test_remote_shards_are_copied_once_when_first_read(tmp_path):
 
 
 @pytest.mark.parametrize("is_known", [True, False])
-def test_a_connection_that_breaks_is_tried_again_and_not_for_ever(tmp_path, monkeypatch, is_known):
+def test_a_broken_connection_is_retried_a_limited_number_of_times(tmp_path, monkeypatch, is_known):
     monkeypatch.setattr(place, "_PAUSE_S", 0.001)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     local = _source(_uneven(tmp_path / "data"))
@@ -310,7 +310,7 @@ def test_shards_at_an_address_get_a_manifest_here(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://127.0.0.1/x", "pipe:touch CANARY"])
-def test_a_redirect_leads_nowhere_but_to_the_web(tmp_path, monkeypatch, target):
+def test_a_redirect_is_only_followed_to_the_web(tmp_path, monkeypatch, target):
     monkeypatch.chdir(tmp_path)
     with _served(tmp_path) as server:
         server.redirects["/manifest.json"] = target
@@ -355,7 +355,7 @@ def test_commands_and_unknown_schemes_are_refused_everywhere(tmp_path, monkeypat
         ("sub\\\\secret.tar", "does not lie beside it"),
     ],
 )
-def test_a_manifest_can_not_name_what_lies_elsewhere(tmp_path, monkeypatch, name, complaint):
+def test_a_manifest_can_not_refer_to_files_elsewhere(tmp_path, monkeypatch, name, complaint):
     monkeypatch.chdir(tmp_path)
     text = (_uneven(tmp_path / "data") / "manifest.json").read_text()
     (tmp_path / "data" / "manifest.json").write_text(text.replace("s-001.tar", name))
@@ -364,7 +364,7 @@ def test_a_manifest_can_not_name_what_lies_elsewhere(tmp_path, monkeypatch, name
     assert os.listdir(tmp_path) == ["data"]
 
 
-def test_a_manifest_at_an_address_can_not_name_local_files(tmp_path):
+def test_a_remote_manifest_can_not_refer_to_local_files(tmp_path):
     text = (_uneven(tmp_path / "data") / "manifest.json").read_text()
     (tmp_path / "data" / "manifest.json").write_text(text.replace("s-001.tar", "/etc/passwd"))
     with _served(tmp_path / "data") as server, pytest.raises(ValueError, match="does not lie beside it"):
@@ -384,7 +384,7 @@ def hostile(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["data"]
 
 
-def test_bad_images_are_replaced_and_named_and_training_goes_on(hostile):
+def test_bad_images_are_replaced_and_reported_and_training_continues(hostile):
     batches = list(_data(hostile, batch_size=32, num_workers=2).batches(0, 2))
     assert len(hostile) == 63 and [batch.num_images for batch in batches] == [32, 32]
     reasons = {sample.name.partition("/")[2]: sample.reason for batch in batches for sample in batch.corrupt}
@@ -393,7 +393,7 @@ def test_bad_images_are_replaced_and_named_and_training_goes_on(hostile):
         assert expected in reasons[name]
 
 
-def test_unusual_but_whole_images_are_read(hostile):
+def test_unusual_but_complete_images_are_read(hostile):
     numbers = {hostile.sample_name(index).partition("/")[2]: index for index in range(len(hostile))}
     assert all(hostile.image(numbers[name]).shape == (3, 16, 24) for name in ODD_IMAGES)
 
@@ -438,7 +438,7 @@ def test_an_index_that_points_elsewhere_is_refused(tmp_path, column, value):
 
 
 @pytest.mark.parametrize("content", [b"", b"cos\nsystem\n(S'touch CANARY'\ntR.", b"\xff" * 64])
-def test_what_is_no_index_is_refused(tmp_path, monkeypatch, content):
+def test_a_broken_index_is_refused(tmp_path, monkeypatch, content):
     monkeypatch.chdir(_uneven(tmp_path))
     Path("index.safetensors").write_bytes(content)
     _record_index(tmp_path)

@@ -112,10 +112,21 @@ def test_scaled_truncated_normal_weights_end_at_one_std_and_shrink_with_depth() 
 
 def test_default_patch_embedding_keeps_torchs_initialization() -> None:
     torch.manual_seed(0)
+    scheme = Initialization.normal_default_patch_embed
     encoder = ViT(ViTConfig(embed_dim=192, depth=1, num_heads=3, initialization=scheme))
     bound = 1 / math.sqrt(3 * 16 * 16)
     assert encoder.patch_embed.proj.weight.abs().max().item() == pytest.approx(bound, rel=1e-3)
     assert encoder.patch_embed.proj.bias.any()
+    assert encoder.blocks[0].mlp.fc1.weight.std().item() == pytest.approx(0.02, rel=0.02)
+
+
+def test_xavier_patch_embedding_comes_with_a_class_token_of_unit_std() -> None:
+    torch.manual_seed(0)
+    scheme = Initialization.normal_xavier_patch_embed
+    encoder = ViT(ViTConfig(embed_dim=192, depth=1, num_heads=3, class_token=True, initialization=scheme))
+    bound = math.sqrt(6 / (192 + 3 * 16 * 16))
+    assert encoder.patch_embed.proj.weight.abs().max().item() == pytest.approx(bound, rel=1e-3)
+    assert encoder.cls_token.std().item() == pytest.approx(1, rel=0.2)
     assert encoder.blocks[0].mlp.fc1.weight.std().item() == pytest.approx(0.02, rel=0.02)
 
 

@@ -155,11 +155,11 @@ def test_pixels_of_masked_patches_do_not_matter_and_the_mask_token_gets_a_gradie
 
 def test_class_token_has_its_own_position_and_registers_have_none() -> None:
     vit = build(replace(TINY, positions=Positions.learned, class_token=True, num_registers=2))
-    seen = []
-    vit.blocks[0].register_forward_pre_hook(lambda block, args: seen.append(args[0]))
+    inputs = []
+    vit.blocks[0].register_forward_pre_hook(lambda block, args: inputs.append(args[0]))
     vit(images(TINY))
-    close(seen[0][0, :1], vit.cls_token[0] + vit.pos_embed[0, :1], tolerance=0)
-    close(seen[0][0, 1:3], vit.reg_token[0], tolerance=0)
+    close(inputs[0][0, :1], vit.cls_token[0] + vit.pos_embed[0, :1], tolerance=0)
+    close(inputs[0][0, 1:3], vit.reg_token[0], tolerance=0)
     assert vit.pos_embed.shape == (1, 1 + 16, 48)
 
 

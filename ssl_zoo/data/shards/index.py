@@ -118,12 +118,12 @@ def scan(path: Path, label_keys: Sequence[str] = ()) -> tuple[list[Entry], list[
     Raises:
         RefusedArchive: the shard is damaged, or contains a member that no shard of images needs.
     """
-    entries, left_out, seen = [], [], set()
+    entries, left_out, keys = [], [], set()
     with open(path, "rb", buffering=0) as file:
         for key, group in groupby(members(path), key=lambda member: _split(member.name, path)[0]):
             files: dict[str, Member] = {}
-            reason = "its key is in the shard twice" if key in seen else None
-            seen.add(key)
+            reason = "its key is in the shard twice" if key in keys else None
+            keys.add(key)
             for member in group:
                 kind = _split(member.name, path)[1]
                 reason = reason or (f"it has two members .{kind}" if kind in files else None)

@@ -145,7 +145,9 @@ def _load_binary(folder: Path, split: Split) -> tuple[Tensor, Tensor, list[str]]
     records = []
     for part in parts:
         if not (folder / part).is_file() or (folder / part).stat().st_size % _RECORD_BYTES:
-            raise ValueError(f"{folder / part} is missing or not a whole number of {_RECORD_BYTES}-byte records")
+            raise ValueError(
+                f"{folder / part} is missing or its size is no multiple of {_RECORD_BYTES} bytes, the size of a record"
+            )
         records.append(numpy.fromfile(folder / part, dtype=numpy.uint8).reshape(-1, _RECORD_BYTES))
     table = torch.from_numpy(numpy.concatenate(records))
     return table[:, 1:].reshape(-1, 3, _SIZE, _SIZE).contiguous(), table[:, 0].long(), []

@@ -94,23 +94,23 @@ class RenderedScenes(Source):
 
 def _describe(uniform: Float[Tensor, "B numbers"]) -> Scenes:
     """Build scenes from numbers in [0, 1)."""
-    whole, each = uniform[:, :_NUM_GLOBAL], uniform[:, _NUM_GLOBAL:].view(len(uniform), MAX_OBJECTS, _NUM_PER_OBJECT)
-    count = (whole[:, 0] * MAX_OBJECTS).long() + 1
+    scene, each = uniform[:, :_NUM_GLOBAL], uniform[:, _NUM_GLOBAL:].view(len(uniform), MAX_OBJECTS, _NUM_PER_OBJECT)
+    count = (scene[:, 0] * MAX_OBJECTS).long() + 1
     size = 0.55 + 0.35 * each[..., 2]
-    nearest = _NEAREST + 4.5 * whole[:, 1:2] ** 2
+    nearest = _NEAREST + 4.5 * scene[:, 1:2] ** 2
     z = nearest + (_FARTHEST - nearest) * each[..., 1]
     ground = _spread(torch.stack([(2 * each[..., 0] - 1) * _half_width(z), z], dim=-1), size, count, nearest)
-    favourite = (whole[:, 2:3] * len(SHAPES)).long().expand(-1, MAX_OBJECTS)
+    favourite = (scene[:, 2:3] * len(SHAPES)).long().expand(-1, MAX_OBJECTS)
     shape = torch.where(each[..., 3] < 0.45, favourite, (each[..., 4] * len(SHAPES)).long())
     # The palette is jittered, so that colour alone does not identify an object.
     color = _COLORS[(each[..., 5] * len(_COLORS)).long()] * (0.75 + 0.5 * each[..., 6:7])
-    light = torch.stack([2 * whole[:, 3] - 1, 0.9 + 0.9 * whole[:, 4], 0.9 * whole[:, 5] - 0.8], dim=-1)
-    warmth = 0.12 * (whole[:, 6] - 0.5)
-    brightness = 0.8 + 0.4 * whole[:, 7:8]
+    light = torch.stack([2 * scene[:, 3] - 1, 0.9 + 0.9 * scene[:, 4], 0.9 * scene[:, 5] - 0.8], dim=-1)
+    warmth = 0.12 * (scene[:, 6] - 0.5)
+    brightness = 0.8 + 0.4 * scene[:, 7:8]
     turn = each[..., 7]  # tangent of half the angle: 0 to 90 degrees without a cosine, whose last bit may vary
-    tints = 0.5 + 0.2 * (whole[:, 8:14] - 0.5)
-    values = (0.55 + 0.9 * whole[:, 14:16]) * brightness
-    waves, pools = 0.12 * (whole[:, 16:18] - 0.5), 0.3 * whole[:, 18:21]
+    tints = 0.5 + 0.2 * (scene[:, 8:14] - 0.5)
+    values = (0.55 + 0.9 * scene[:, 14:16]) * brightness
+    waves, pools = 0.12 * (scene[:, 16:18] - 0.5), 0.3 * scene[:, 18:21]
     return Scenes(
         count=count,
         ground=ground,
