@@ -84,7 +84,7 @@ def test_the_class_token_is_spared_of_decay() -> None:
 
 
 def test_replacing_refuses_several_masks_per_image() -> None:
-    masks = MASKS.build(MASKS.config_of("inverse_block")(num_masks=3, block_patches=1), (4, 4))
+    masks = MASKS.build(MASKS.config_of("inverse_block")(num_masks=3, block_side=1), (4, 4))
     with pytest.raises(ValueError, match=r"masks\.num_masks=1"):
         tiny_method("data2vec").check_masks(masks(1, torch.Generator()))
 

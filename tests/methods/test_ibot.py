@@ -121,7 +121,7 @@ def test_masks_of_other_kinds_serve_as_well(generator: str) -> None:
 
 
 def test_several_masks_per_crop_and_none_at_all_are_refused(method: Method, batch: Batch) -> None:
-    masks = MASKS.build(MASKS.config_of("inverse_block")(num_masks=3, block_patches=1), (4, 4))
+    masks = MASKS.build(MASKS.config_of("inverse_block")(num_masks=3, block_side=1), (4, 4))
     with pytest.raises(ValueError, match=r"masks\.num_masks=1"):
         method.check_masks(masks(1, torch.Generator()))
     with pytest.raises(ValueError, match="masks=random_ratio"):
