@@ -36,7 +36,7 @@ from ssl_zoo.method import (
 from ssl_zoo.nn.heads import PrototypeHead
 from ssl_zoo.plotting import rows_of
 from ssl_zoo.refusals import refuse_target, require_global_crops
-from ssl_zoo.schedules import Shape, after_warmup
+from ssl_zoo.schedules import ScheduleShape, after_warmup
 from ssl_zoo.settings import setting
 
 
@@ -55,7 +55,7 @@ class DINOConfig(MethodConfig):
     teacher_temp_warmup_epochs: float = setting(
         30.0, "epochs in which the teacher's temperature changes linearly", at_least=0
     )
-    ema: EmaConfig = setting(EmaConfig(schedule=Shape.cosine), "EMA weights of the teacher, head included")
+    ema: EmaConfig = setting(EmaConfig(schedule=ScheduleShape.cosine), "EMA weights of the teacher, head included")
     center_momentum: float = setting(
         0.9, "momentum of the mean output that is subtracted from the teacher's", at_least=0, at_most=1
     )

@@ -35,7 +35,7 @@ from ssl_zoo.method import (
 from ssl_zoo.nn.heads import PrototypeHead
 from ssl_zoo.plotting import on_grey, rows_of
 from ssl_zoo.refusals import refuse_target, require_global_crops
-from ssl_zoo.schedules import Shape, after_warmup
+from ssl_zoo.schedules import ScheduleShape, after_warmup
 from ssl_zoo.settings import setting
 
 
@@ -61,7 +61,7 @@ class IBOTConfig(MethodConfig):
     mask_start_epoch: float = setting(
         0.0, "epoch before which nothing is masked; the warm-up of the patch temperature begins there", at_least=0
     )
-    ema: EmaConfig = setting(EmaConfig(schedule=Shape.cosine), "EMA weights of the teacher, head included")
+    ema: EmaConfig = setting(EmaConfig(schedule=ScheduleShape.cosine), "EMA weights of the teacher, head included")
     center_momentum: float = setting(
         0.9, "momentum of the mean outputs that are subtracted from the teacher's", at_least=0, at_most=1
     )

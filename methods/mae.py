@@ -64,7 +64,7 @@ class MAE(Method):
             mlp_ratio=encoder.config.mlp_ratio,
             norm_eps=encoder.config.norm_eps,
             num_prefix_tokens=encoder.num_prefix_tokens,
-            initialization=Initialization.xavier,  # appendix A.1; the encoder's is backbone.initialization
+            initialization=Initialization.xavier_uniform,  # appendix A.1; the encoder's is backbone.initialization
         )
 
     def forward(self, batch: Batch, step: Step) -> Output:

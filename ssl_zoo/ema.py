@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ssl_zoo.schedules import Shape, ramp
+from ssl_zoo.schedules import ScheduleShape, make_schedule
 from ssl_zoo.settings import Settings, setting
 
 
@@ -21,14 +21,18 @@ class EmaConfig(Settings):
 
     momentum: float = setting(0.996, "EMA momentum at the start of the run", at_least=0, at_most=1)
     final_momentum: float = setting(1.0, "EMA momentum at its end", at_least=0, at_most=1)
-    schedule: Shape = setting(Shape.linear, "from momentum to final_momentum: constant, linear or cosine")
+    schedule: ScheduleShape = setting(
+        ScheduleShape.linear, "from momentum to final_momentum: constant, linear or cosine"
+    )
     anneal_fraction: float = setting(
         1.0, "fraction of the run after which the momentum keeps its final value", above=0, at_most=1
     )
 
     def momentum_at(self, fraction: float) -> float:
         """Return the momentum at a fraction of the run."""
-        return ramp(self.schedule, self.momentum, self.final_momentum)(min(1.0, fraction / self.anneal_fraction))
+        return make_schedule(self.schedule, self.momentum, self.final_momentum)(
+            min(1.0, fraction / self.anneal_fraction)
+        )
 
 
 class EmaCopy(nn.Module):

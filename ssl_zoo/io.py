@@ -1,4 +1,4 @@
-"""Files: the one path manager, and writes that are whole or not there."""
+"""Files: the path manager, and atomic writes."""
 
 import os
 import re
@@ -10,11 +10,11 @@ from typing import IO
 from iopath.common.file_io import NativePathHandler, PathHandler, PathManager
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
-_SILENCE_S = 60.0  # a server that sends nothing for so long counts as gone
+_TIMEOUT_S = 60.0  # a connection that receives nothing for this long is closed
 
 
 class Paths(PathManager):
-    """iopath's manager, which opens local files and whatever has a handler; plug-ins register more of these."""
+    """iopath's manager, which opens local files and URLs with a handler; plug-ins register more handlers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -26,11 +26,11 @@ class Paths(PathManager):
             self._prefixes.update(handler._get_supported_prefixes())
 
     def is_remote(self, path: str) -> bool:
-        """Whether a handler reads the path, not the local file system.
+        """Return whether a handler reads the path, not the local file system.
 
         Raises:
-            ValueError: the path has a scheme without a handler. iopath would take it for a file, other readers of
-                shards for a command to run.
+            ValueError: the path has a scheme without a handler. iopath would open it as a file, and other readers of
+                shards would run it as a command.
         """
         scheme = _SCHEME.match(path)
         if scheme is None:
@@ -38,8 +38,9 @@ class Paths(PathManager):
         if path.startswith(tuple(self._prefixes)):
             return True
         raise ValueError(
-            f"{path}: nothing reads {scheme[0]} here; permitted are local paths, {', '.join(sorted(self._prefixes))} "
-            "and what a plug-in registers by ssl_zoo.io.PATHS.register_handler"
+            f"{path}: there is no handler for {scheme[0]}; permitted are local paths, "
+            f"{', '.join(sorted(self._prefixes))} and schemes that a plug-in registers by "
+            "ssl_zoo.io.PATHS.register_handler"
         )
 
 
@@ -48,7 +49,7 @@ class _Web(PathHandler):
 
     def __init__(self) -> None:
         super().__init__()
-        # Without the handlers for ftp:, file: and data:, so that a redirect can't lead there.
+        # Handlers for ftp:, file: and data: are left out, so that a redirect can't lead there.
         self._opener = urllib.request.OpenerDirector()
         for handler in (
             urllib.request.ProxyHandler,
@@ -66,8 +67,8 @@ class _Web(PathHandler):
 
     def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs: object) -> IO[bytes]:
         if mode != "rb":
-            raise ValueError(f"{path}: the web is read as bytes (mode rb), not in mode {mode}")
-        return self._opener.open(path, timeout=_SILENCE_S)
+            raise ValueError(f"{path}: URLs can only be opened in mode rb, not in mode {mode}")
+        return self._opener.open(path, timeout=_TIMEOUT_S)
 
 
 PATHS = Paths()
@@ -84,8 +85,8 @@ def fsync_path(path: Path) -> None:
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Replace ``path`` by ``content``: a reader sees the old file or the whole new one, also after a power cut."""
-    # The temporary file lies in the same directory: a rename across file systems is a copy, hence not atomic.
+    """Replace ``path`` by ``content``: readers see the old or the complete new file, even after a power cut."""
+    # The temporary file is in the same directory: a rename across file systems is a copy, hence not atomic.
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
@@ -100,7 +101,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 
 def publish_directory(filled: Path, final: Path) -> None:
-    """Flush a directory of files, then rename it to ``final``, which is whole or does not exist."""
+    """Flush a directory of files, then rename it to ``final``, which is either complete or missing."""
     for file in filled.iterdir():
         fsync_path(file)
     fsync_path(filled)

@@ -1,4 +1,4 @@
-"""Panels of images, masks and features, put together into one picture: a row per image, a column per panel."""
+"""Figures of images, masks and features: a row per image, a column per panel."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torchvision.utils import make_grid
 
-GREY = 0.5  # of patches that are not shown
+GREY = 0.5  # value of patches that are not shown
 _PANEL_PIXELS = 96  # smaller images are enlarged to about this height
 
 
 def rows_of(columns: Sequence[Float[Tensor, "B 3 H W"]]) -> Float[Tensor, "3 rows columns"]:
-    """One picture in 0..1: row i shows the i-th image of every column, with white gaps; small images are enlarged."""
+    """Plot row i from the i-th image of every column, in 0..1, with white gaps; small images are enlarged."""
     height = columns[0].shape[-2]
     panels = torch.stack(list(columns), dim=1).flatten(0, 1).float().clamp(0, 1)
     factor = max(1, _PANEL_PIXELS // height)
@@ -22,7 +22,7 @@ def rows_of(columns: Sequence[Float[Tensor, "B 3 H W"]]) -> Float[Tensor, "3 row
 
 
 def patch_set(index: Int[Tensor, "B K"], num_patches: int) -> Bool[Tensor, "B N"]:
-    """True at the patches ``index`` of each image."""
+    """Return True at the patches ``index`` of each image."""
     nothing = torch.zeros(len(index), num_patches, dtype=torch.bool, device=index.device)
     return nothing.scatter_(1, index, True)
 
@@ -30,19 +30,19 @@ def patch_set(index: Int[Tensor, "B K"], num_patches: int) -> Bool[Tensor, "B N"
 def on_grey(
     images: Float[Tensor, "B 3 H W"], shown: Bool[Tensor, "B N"], grid: tuple[int, int]
 ) -> Float[Tensor, "B 3 H W"]:
-    """The images with every patch that is not ``shown`` in grey."""
+    """Replace every patch that is not ``shown`` by grey."""
     return images.where(_enlarged(shown[:, None], grid, images.shape[-2:]), GREY)
 
 
 def patch_colours(
     colours: Float[Tensor, "B N 3"], grid: tuple[int, int], size: tuple[int, int]
 ) -> Float[Tensor, "B 3 H W"]:
-    """Images of ``size`` (height, width) in which each patch has one colour."""
+    """Plot images of ``size`` (height, width) in which each patch has one colour."""
     return _enlarged(colours.transpose(1, 2), grid, size)
 
 
 def similarity_colours(similarity: Float[Tensor, "*S"]) -> Float[Tensor, "*S 3"]:
-    """Cosine similarities as colours of matplotlib's viridis: 0 and less dark blue, 1 yellow."""
+    """Map cosine similarities to matplotlib's viridis: 0 and less is dark blue, 1 is yellow."""
     from matplotlib import colormaps
 
     colours = colormaps["viridis"](similarity.float().clamp(0, 1).cpu().numpy())[..., :3]
@@ -51,10 +51,10 @@ def similarity_colours(similarity: Float[Tensor, "*S"]) -> Float[Tensor, "*S 3"]
 
 @dataclass(frozen=True)
 class PrincipalColours:
-    """Features as colours: red, green and blue are the first three principal components of reference features.
+    """Maps features to colours: red, green and blue are the first three principal components of reference features.
 
-    Equal features have equal colours, whichever image they are of. Each component is scaled such that all but the
-    outermost 2 % of the reference features on either side lie in 0..1.
+    Equal features have equal colours in all images. Each component is scaled such that its 2nd and 98th percentile on
+    the reference features become 0 and 1.
     """
 
     mean: Float[Tensor, "D"]
@@ -64,7 +64,7 @@ class PrincipalColours:
 
     @classmethod
     def of(cls, features: Float[Tensor, "*S D"]) -> "PrincipalColours":
-        """Fitted to ``features``; exact and without any random number."""
+        """Fit the components to ``features``, exactly and deterministically."""
         flat = features.flatten(0, -2).double()
         mean = flat.mean(dim=0)
         _, vectors = torch.linalg.eigh((flat - mean).T @ (flat - mean))  # ascending
@@ -76,12 +76,12 @@ class PrincipalColours:
         return cls(mean, components, low, high)
 
     def __call__(self, features: Float[Tensor, "*S D"]) -> Float[Tensor, "*S 3"]:
-        """Colours in 0..1."""
+        """Return colours in 0..1."""
         projected = (features.double() - self.mean) @ self.components
         return ((projected - self.low) / (self.high - self.low).clamp_min(1e-12)).clamp(0, 1).float()
 
 
 def _enlarged(cells: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """(B, C, N) values of patches as (B, C, height, width) values of pixels."""
+    """Expand (B, C, N) values of patches to (B, C, height, width) values of pixels."""
     rows, columns = grid
     return cells.unflatten(2, grid).repeat_interleave(size[0] // rows, -2).repeat_interleave(size[1] // columns, -1)

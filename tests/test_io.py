@@ -1,4 +1,4 @@
-"""Directories are whole or not there."""
+"""Directories are complete or missing."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Pictures tell what they claim to: panels in place, colours a function of the feature."""
+"""Figures: the positions of panels, and colours as a function of features."""
 
 import torch
 
@@ -7,16 +7,16 @@ from ssl_zoo.seeding import generator_for
 
 
 def features(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, generator=generator_for("drawing", seed))
+    return torch.randn(shape, generator=generator_for("plotting", seed))
 
 
 def test_row_i_shows_the_ith_image_of_every_column() -> None:
     columns = [torch.full((2, 3, 96, 48), 0.1 * k) + 0.05 * torch.arange(2).view(2, 1, 1, 1) for k in range(3)]
-    picture = rows_of(columns)
-    assert picture.shape == (3, 2 * 98 + 2, 3 * 50 + 2)
+    figure = rows_of(columns)
+    assert figure.shape == (3, 2 * 98 + 2, 3 * 50 + 2)
     for row in range(2):
         for column in range(3):
-            panel = picture[:, 2 + 98 * row : 98 * (row + 1), 2 + 50 * column : 50 * (column + 1)]
+            panel = figure[:, 2 + 98 * row : 98 * (row + 1), 2 + 50 * column : 50 * (column + 1)]
             assert torch.allclose(panel, torch.tensor(0.1 * column + 0.05 * row))
 
 
@@ -35,8 +35,8 @@ def test_patches_that_are_not_shown_are_grey() -> None:
 
 def test_each_patch_has_its_colour() -> None:
     colours = torch.rand(1, 6, 3, generator=generator_for("colours"))
-    picture = patch_colours(colours, (2, 3), (4, 12))
-    assert torch.equal(picture[0, :, 3, 11], colours[0, 5]) and torch.equal(picture[0, :, 0, 4], colours[0, 1])
+    figure = patch_colours(colours, (2, 3), (4, 12))
+    assert torch.equal(figure[0, :, 3, 11], colours[0, 5]) and torch.equal(figure[0, :, 0, 4], colours[0, 1])
 
 
 def test_similarity_runs_from_dark_blue_to_yellow() -> None:
@@ -60,12 +60,12 @@ def test_equal_features_have_equal_colours_and_all_lie_in_the_unit_range() -> No
     assert (colours(reference).amax(0) == 1).all() and (colours(reference).amin(0) == 0).all()
 
 
-def test_features_without_any_variation_are_drawn_all_the_same() -> None:
+def test_constant_features_have_one_colour() -> None:
     constant = torch.ones(20, 8)
     assert torch.isfinite(PrincipalColours.of(constant)(constant)).all()
 
 
-def test_drawing_leaves_the_random_state_alone() -> None:
+def test_plotting_leaves_the_random_state_unchanged() -> None:
     before = torch.get_rng_state()
     PrincipalColours.of(features(50, 8))
     assert torch.equal(torch.get_rng_state(), before)

@@ -3,7 +3,7 @@
 import pytest
 
 from ssl_zoo.engine.optim import AdamWConfig, RateSchedules
-from ssl_zoo.schedules import Shape, ramp, warmed_up
+from ssl_zoo.schedules import ScheduleShape, make_schedule, with_warmup
 
 # I-JEPA ViT-H/14: 300 epochs of 625 steps, warm-up 40 epochs (facebookresearch/ijepa, in1k_vith14_ep300).
 NUM_STEPS, STEPS_PER_EPOCH = 187_500, 625
@@ -39,12 +39,12 @@ def test_weight_decay_equals_the_reference(huge: RateSchedules, reference_step: 
 
 
 def test_ema_momentum_rises_linearly_from_its_first_value() -> None:
-    momentum = ramp(Shape.linear, 0.996, 1.0)
+    momentum = make_schedule(ScheduleShape.linear, 0.996, 1.0)
     assert [momentum(step / NUM_STEPS) for step in (0, 93_750)] == pytest.approx([0.996, 0.998], abs=1e-12)
 
 
-def test_a_constant_ramp_stays_at_its_start() -> None:
-    assert [ramp(Shape.constant, 0.05, 0.4)(fraction) for fraction in (0.0, 0.9, 1.0)] == [0.05] * 3
+def test_a_constant_schedule_stays_at_its_start() -> None:
+    assert [make_schedule(ScheduleShape.constant, 0.05, 0.4)(fraction) for fraction in (0.0, 0.9, 1.0)] == [0.05] * 3
 
 
 def test_milestones_divide_the_rate_exactly_there() -> None:
@@ -70,10 +70,10 @@ def test_milestones_must_rise_after_the_warm_up(milestones: list[float]) -> None
 
 
 def test_the_warm_up_ends_exactly_at_the_peak() -> None:
-    schedule = warmed_up(0.0, 0.25, ramp(Shape.cosine, 1.0, 0.0))
+    schedule = with_warmup(0.0, 0.25, make_schedule(ScheduleShape.cosine, 1.0, 0.0))
     assert [schedule(f) for f in (0.0, 0.125, 0.25, 1.0)] == pytest.approx([0.0, 0.5, 1.0, 0.0], abs=1e-12)
 
 
 def test_a_run_shorter_than_its_warm_up_only_rises() -> None:
-    schedule = warmed_up(0.0, 2.0, ramp(Shape.cosine, 1.0, 0.0))
+    schedule = with_warmup(0.0, 2.0, make_schedule(ScheduleShape.cosine, 1.0, 0.0))
     assert schedule(0.5) == pytest.approx(0.5) and schedule(1.0) == pytest.approx(1.0)

@@ -1,7 +1,7 @@
-"""Weights of a run to share: ``python tools/export_weights.py --run DIR [--checkpoint STEP] [--out DIR]``.
+"""Export the weights of a run: ``python tools/export_weights.py --run DIR [--checkpoint STEP] [--out DIR]``.
 
-Writes ``encoder.safetensors``, ``target_encoder.safetensors`` and ``predictor.safetensors``, as far as the method has
-them, and ``manifest.json`` with config, step, versions and SHA-256. Encoders have timm's names, which
+Writes those of ``encoder.safetensors``, ``target_encoder.safetensors`` and ``predictor.safetensors`` that the method
+has, and ``manifest.json`` with config, step, versions and SHA-256. Encoders have timm's parameter names, which
 ``tools/eval_net.py --weights FILE --config RECIPE`` and ``timm.create_model(..., checkpoint_path=FILE)`` read.
 """
 
@@ -21,8 +21,8 @@ from ssl_zoo.registry import discover
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", required=True, type=Path, metavar="DIR", help="directory of a run")
-    parser.add_argument("--checkpoint", default="last", help="last (default), best or the number of a step")
+    parser.add_argument("--run", required=True, type=Path, metavar="DIR", help="run directory")
+    parser.add_argument("--checkpoint", default="last", help="last (default), best or a step")
     parser.add_argument("--out", type=Path, metavar="DIR", help="a new folder; default: the run's export/<checkpoint>")
     parser.add_argument("--plugin", action="append", default=[], help="module or file that registers parts; repeatable")
     arguments = parser.parse_args(argv)

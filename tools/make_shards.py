@@ -1,9 +1,9 @@
 """Write images as shards: tar archives in webdataset's format with a manifest, which data=webdataset reads.
 
-python tools/make_shards.py SRC OUT                              all images of a folder or tar archive, in one set
+python tools/make_shards.py SRC OUT                              all images of a folder or tar archive, in one split
 python tools/make_shards.py data=NAME [data.KEY=VALUE ...] OUT   a data source: its splits in OUT/train and OUT/test
-python tools/make_shards.py --index SHARD... OUT                 only a manifest, for shards from elsewhere
-python tools/make_shards.py --check OUT                          whether shards are what their manifest says
+python tools/make_shards.py --index SHARD... OUT                 only a manifest, for existing shards
+python tools/make_shards.py --check OUT                          verify shards against their manifest
 """
 
 import argparse
@@ -29,19 +29,22 @@ from ssl_zoo.registry import discover
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="+", metavar="SRC | data=NAME ... | OUT", help="see above; OUT comes last")
-    parser.add_argument("--shard-size", metavar="256MB", type=_bytes, default="256MB", help="about, of one shard")
-    parser.add_argument("--resize-short", metavar="PIXELS", type=_pixels, help="make larger images smaller, or none")
-    parser.add_argument("--split", choices=[split.value for split in Split], help="with data=NAME: only this one")
-    parser.add_argument("--workers", metavar="N", type=int, default=len(os.sched_getaffinity(0)), help="or all cores")
-    parser.add_argument("--index", action="store_true", help="describe shards that exist already")
-    parser.add_argument("--label", action="append", default=[], metavar="KEY", help="with --index: an integer in .json")
+    parser.add_argument("--shard-size", metavar="256MB", type=_bytes, default="256MB", help="approximate shard size")
+    parser.add_argument("--resize-short", metavar="PIXELS", type=_pixels, help="limit of the shorter side, or none")
+    parser.add_argument("--split", choices=[split.value for split in Split], help="with data=NAME: only this split")
+    parser.add_argument(
+        "--workers", metavar="N", type=int, default=len(os.sched_getaffinity(0)), help="processes; default: all cores"
+    )
+    parser.add_argument("--index", action="store_true", help="write a manifest for existing shards")
+    parser.add_argument("--label", action="append", default=[], metavar="KEY", help="with --index: a label in .json")
     parser.add_argument("--check", action="store_true", help="verify OUT; with a source, after writing it")
     parser.add_argument("--plugin", action="append", default=[], help="module or file that registers parts; repeatable")
     arguments = parser.parse_intermixed_args(argv)
     arguments.overrides = [word for word in arguments.words if re.match(r"data(\.\w+)*=", word)]
     *arguments.sources, arguments.out = [w for w in arguments.words if w not in arguments.overrides] or [None]
-    wanted = 0 if arguments.overrides or (arguments.check and not arguments.sources) else 1
-    if arguments.out is None or (not arguments.index and len(arguments.sources) != wanted) or arguments.workers < 0:
+    num_sources = 0 if arguments.overrides or (arguments.check and not arguments.sources) else 1
+    is_wrong = not arguments.index and len(arguments.sources) != num_sources
+    if arguments.out is None or is_wrong or arguments.workers < 0:
         parser.error("give SRC OUT, or data=NAME OUT, or --index SHARD... OUT, or --check OUT")
     return arguments
 
@@ -58,15 +61,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
     if arguments.check and not problems:
-        print(f"{' and '.join(map(str, folders))}: as the manifest says")
+        print(f"{' and '.join(map(str, folders))}: no problems found")
     return 1 if problems else 0
 
 
 def _make(arguments: argparse.Namespace) -> list[Path]:
-    """Write what was asked for; the folders of the sets that there are now."""
+    """Write the requested shards or manifest; return the folders of all sets."""
     out, sets = Path(arguments.out), {}
     if arguments.index:
-        index_shards(arguments.sources, out, label_keys=arguments.label, tell=print)
+        index_shards(arguments.sources, out, label_keys=arguments.label, report=print)
     elif arguments.sources:
         sets[out] = Path(arguments.sources[0]).name, partial(AllImages, arguments.sources[0])
     elif arguments.overrides:
@@ -76,7 +79,7 @@ def _make(arguments: argparse.Namespace) -> list[Path]:
             sets[out / split.value] = name, partial(SOURCES.build, config, split)
     options = {"shard_bytes": arguments.shard_size, "resize_short": arguments.resize_short}
     for folder, (name, build) in sets.items():
-        make_shards(build(), folder, name=name, num_workers=arguments.workers, tell=print, **options)
+        make_shards(build(), folder, name=name, num_workers=arguments.workers, report=print, **options)
     return list(sets) or [out]
 
 
@@ -91,7 +94,7 @@ def _pixels(text: str) -> int | None:
 
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0, with KB, MB or GB for bytes")
+        raise argparse.ArgumentTypeError(f"{text!r} is no integer above 0, with KB, MB or GB for bytes")
     return int(text)
 
 

@@ -1,1 +1,1 @@
-"""Images in, batches out: sources, decoding, augmentations, the order of samples and the loader."""
+"""Data: sources, decoding, augmentations, the order of samples and the loader."""

@@ -1,8 +1,8 @@
-"""Encoded bytes -> RGB tensor, with every limit checked on the header, before anything is decoded.
+"""Image decoding, with every limit checked on the header before pixels are decoded.
 
-JPEGs go through libjpeg-turbo (simplejpeg), which took 26 us for a CIFAR-sized and 2.1 ms for an ImageNet-sized file
-where torchvision took 127 us and 2.3 ms and Pillow 276 us and 3.8 ms (one core, AVX2). The rest goes through Pillow.
-What can't be decoded in full is a ``CorruptImage``: nothing is padded with grey or cut in silence.
+JPEGs are decoded by libjpeg-turbo (simplejpeg), which took 26 us for a CIFAR-sized and 2.1 ms for an ImageNet-sized
+file; torchvision took 127 us and 2.3 ms, Pillow 276 us and 3.8 ms (one core, AVX2). Pillow decodes all other formats.
+An image that can't be decoded completely is a ``CorruptImage``: nothing is padded with grey or cut silently.
 """
 
 import io
@@ -16,7 +16,7 @@ from jaxtyping import UInt8
 from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
-# Pillow knows more, among them formats that start other programs (EPS) or that no photograph comes in.
+# Pillow reads more formats, among them one that starts other programs (EPS).
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF")
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".gif")
 
@@ -25,7 +25,7 @@ class CorruptImage(Exception):
     """A sample that can't be used; the loader replaces it, reports it and counts it."""
 
     def __init__(self, name: str, reason: str) -> None:
-        super().__init__(name, reason)  # both as arguments, so that the exception survives pickling between processes
+        super().__init__(name, reason)  # both arguments are needed to unpickle the exception in another process
         self.name, self.reason = name, reason
 
     def __str__(self) -> str:
@@ -34,7 +34,7 @@ class CorruptImage(Exception):
 
 @dataclass(frozen=True)
 class DecodeLimits:
-    """What an image file may be before anything of it is decoded."""
+    """Limits on an image file, checked before decoding."""
 
     max_bytes: int
     max_pixels: int
@@ -42,13 +42,12 @@ class DecodeLimits:
 
 
 def decode(data: bytes, name: str, limits: DecodeLimits) -> UInt8[Tensor, "3 H W"]:
-    """The image as RGB, upright according to its EXIF orientation; grey, CMYK, palette and 16-bit images are converted.
+    """Decode an image to RGB, rotated as its EXIF orientation says; grey, CMYK, palette and 16-bit are converted.
 
-    Transparency is dropped. The tensor is a transposed view of interleaved memory (channels last), the layout in which
-    resizing is fastest.
+    Transparency is dropped. The tensor is a view of interleaved memory (channels last), the fastest layout to resize.
 
     Raises:
-        CorruptImage: empty, truncated, not an image, or beyond a limit.
+        CorruptImage: the file is empty, truncated, not an image, or beyond a limit.
     """
     if not data:
         raise CorruptImage(name, "the file is empty")
@@ -61,7 +60,7 @@ def decode(data: bytes, name: str, limits: DecodeLimits) -> UInt8[Tensor, "3 H W
 
 
 def _decode_jpeg(data: bytes, name: str, limits: DecodeLimits) -> numpy.ndarray | None:
-    """RGB array (H, W, 3), or None where Pillow has to look: a turned image, CMYK, a damaged stream."""
+    """Decode to an RGB array (H, W, 3); None leaves rotated, CMYK and damaged images to Pillow."""
     if _has_exif(data) and not _is_upright(data):
         return None
     try:
@@ -70,12 +69,12 @@ def _decode_jpeg(data: bytes, name: str, limits: DecodeLimits) -> numpy.ndarray 
             return None
         _check_size(width, height, name, limits)
         return simplejpeg.decode_jpeg(data, "RGB", strict=True)
-    except ValueError:  # strict refuses harmless oddities too; Pillow tells them from truncation
+    except ValueError:  # strict also refuses harmless oddities; Pillow distinguishes them from truncation
         return None
 
 
 def _has_exif(data: bytes) -> bool:
-    """Whether an EXIF segment stands before the pixels, or may stand there; looks at the heads of segments alone."""
+    """Return whether an EXIF segment precedes, or may precede, the pixels; reads only the headers of segments."""
     position = 2
     while data[position : position + 2] != b"\xff\xda":  # start of scan
         head = data[position : position + 10]
@@ -86,13 +85,13 @@ def _has_exif(data: bytes) -> bool:
 
 
 def _is_upright(data: bytes) -> bool:
-    """Whether the EXIF data of a JPEG can be read and leave it as it is; pixels are not decoded."""
+    """Return whether the EXIF data of a JPEG can be read and doesn't rotate it; pixels are not decoded."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
                 return image.getexif().get(ExifTags.Base.Orientation, 1) == 1
-    except Exception:  # whatever is wrong with the file, _decode_any finds and names it
+    except Exception:  # _decode_any raises the error with its reason
         return False
 
 

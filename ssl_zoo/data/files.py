@@ -1,7 +1,7 @@
-"""Named blobs in a folder or an archive, read without extracting anything.
+"""Image files in a folder or an archive, read without extraction.
 
-Names from an archive are only ever compared and shown, never used as paths, so absolute names, ``..`` and links in it
-can do no harm.
+Names from an archive are only compared and printed, never used as paths, so absolute names, ``..`` and links in it are
+harmless.
 """
 
 import os
@@ -20,10 +20,10 @@ GZIP_ENDINGS = (".tar.gz", ".tgz")
 
 
 class Files(ABC):
-    """The image files under ``path``, sorted by name.
+    """The image files under ``path``.
 
     Attributes:
-        names: "/"-separated, relative to the root, in sorted order.
+        names: sorted, "/"-separated, relative to the root.
     """
 
     path: Path
@@ -31,18 +31,18 @@ class Files(ABC):
 
     @abstractmethod
     def read(self, position: int) -> bytes:
-        """Content of ``names[position]``; at most as much as the file system says it holds."""
+        """Return the content of ``names[position]``; at most the size in the file system or tar header is read."""
 
     @abstractmethod
     def keep(self, positions: list[int], names: list[str]) -> "Files":
-        """The files at ``positions`` under new names."""
+        """Return the files at ``positions`` under new names."""
 
 
 def open_files(path: str, *, max_unpacked_bytes: int) -> Files:
-    """The image files of a folder, a ``.tar``, or a ``.tar.gz``, which is unpacked into memory.
+    """Open the image files of a folder, a ``.tar``, or a ``.tar.gz``, which is unpacked into memory.
 
     Raises:
-        ValueError: nothing is there, no image is in it, or the archive is broken or too large to unpack.
+        ValueError: the path is missing or contains no image, or the archive is damaged or too large to unpack.
     """
     root = Path(path).expanduser()
     if root.is_dir():
@@ -56,15 +56,15 @@ def open_files(path: str, *, max_unpacked_bytes: int) -> Files:
     else:
         raise ValueError(f"{root} is neither a folder nor a .tar, .tar.gz or .tgz archive")
     if not files.names:
-        raise ValueError(f"{root} holds no image file (looked for *{', *'.join(EXTENSIONS)}, in subfolders too)")
+        raise ValueError(f"{root} contains no image file (looked for *{', *'.join(EXTENSIONS)}, in subfolders too)")
     return files
 
 
 def read_images(paths: Sequence[str], count: int, limits: DecodeLimits) -> list[UInt8[Tensor, "3 _ _"]]:
-    """The first ``count`` images of these files, folders and archives.
+    """Decode the first ``count`` images of these files, folders and archives.
 
     Raises:
-        ValueError: nothing is there, or no image is in it.
+        ValueError: a path is missing or contains no image.
         CorruptImage: a file is no image or can't be decoded.
     """
     images = []
@@ -80,8 +80,8 @@ def read_images(paths: Sequence[str], count: int, limits: DecodeLimits) -> list[
 
 def _is_image(name: str) -> bool:
     parts = name.split("/")
-    masked = any((part.startswith(".") and part not in (".", "..")) or part == "__MACOSX" for part in parts)
-    return not masked and name.lower().endswith(EXTENSIONS)
+    is_hidden = any((part.startswith(".") and part not in (".", "..")) or part == "__MACOSX" for part in parts)
+    return not is_hidden and name.lower().endswith(EXTENSIONS)
 
 
 class _Folder(Files):
@@ -100,15 +100,15 @@ class _Folder(Files):
 
 
 def _walk(root: Path) -> dict[str, str]:
-    """Relative names of all images below ``root``; follows links, each real directory once."""
-    found, seen = {}, set()
+    """Find the relative names of all images below ``root``; follows links, but visits each real directory once."""
+    found, visited = {}, set()
     for directory, subdirectories, files in os.walk(root, followlinks=True):
         real = os.path.realpath(directory)
-        if real in seen:
+        if real in visited:
             subdirectories.clear()
             continue
-        seen.add(real)
-        subdirectories.sort()  # so that which of two links to one directory counts does not depend on the disk
+        visited.add(real)
+        subdirectories.sort()  # so that the choice between two links to one directory does not depend on the disk
         relative = os.path.relpath(directory, root).replace(os.sep, "/")
         for file in files:
             name = file if relative == "." else f"{relative}/{file}"
@@ -122,19 +122,21 @@ class _Tar(Files):
 
     def __init__(self, path: Path, members: dict[str, tuple[int, int]]) -> None:
         self.path, self.names = path, sorted(members)
-        self._spans = [members[name] for name in self.names]
+        self._locations = [members[name] for name in self.names]
 
     def read(self, position: int) -> bytes:
-        offset, size = self._spans[position]
+        offset, size = self._locations[position]
         with open(self.path, "rb", buffering=0) as file:  # opened per read (10 us): processes never share an offset
             return os.pread(file.fileno(), size, offset)
 
     def keep(self, positions: list[int], names: list[str]) -> Files:
-        return _Tar(self.path, {name: self._spans[position] for position, name in zip(positions, names, strict=True)})
+        return _Tar(
+            self.path, {name: self._locations[position] for position, name in zip(positions, names, strict=True)}
+        )
 
 
 class _Memory(Files):
-    """Members of a compressed archive, unpacked once."""
+    """Members of a compressed archive, unpacked into memory."""
 
     def __init__(self, path: Path, members: dict[str, bytes]) -> None:
         self.path, self.names = path, sorted(members)
@@ -171,7 +173,7 @@ def _unpack(path: Path, max_unpacked_bytes: int) -> Files:
         if total > max_unpacked_bytes:
             raise ValueError(
                 f"{path} unpacks to more than data.max_unpacked_bytes={max_unpacked_bytes} bytes of memory; "
-                "gunzip it once: a plain .tar is read in place"
+                "gunzip it once: an uncompressed .tar is read in place"
             )
         members[member.name] = tar.extractfile(member).read()
 
@@ -185,6 +187,6 @@ def _each_image(path: Path, mode: str, visit: Callable[[tarfile.TarFile, tarfile
             for member in tar:
                 if member.isreg() and not member.issparse() and _is_image(member.name):
                     visit(tar, member)
-                tar.members = []  # tarfile keeps every header otherwise: 1 GB for the training images of ImageNet
+                tar.members = []  # otherwise tarfile keeps every header: 1 GB for the training images of ImageNet
     except (tarfile.TarError, EOFError, OSError) as error:
         raise ValueError(f"{path} can't be read as a tar archive: {type(error).__name__}: {error}") from error

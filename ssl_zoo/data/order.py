@@ -1,7 +1,7 @@
-"""Which sample stands where: an endless stream of shuffled epochs, a pure function of (seed, position).
+"""The order of samples: an endless stream of shuffled epochs, a pure function of (seed, position).
 
-Nothing here has a state. Exact resume, any number of loader workers and any number of ranks see the same order, since
-each asks for the rows of a step instead of advancing an iterator.
+Nothing here has a state. The order is the same after a resume and for any number of loader workers and ranks, since
+each computes the rows of a step instead of advancing an iterator.
 """
 
 from collections.abc import Callable
@@ -17,13 +17,11 @@ EpochOrder = Callable[[int, int], Int[Tensor, "n"]]  # (seed, epoch) -> the ids 
 
 
 def shuffled(seed: int, epoch: int, num_samples: int) -> Int[Tensor, "n"]:
-    """All ids in random order."""
+    """Return all ids in random order."""
     return torch.randperm(num_samples, generator=generator_for(seed, "order", epoch))
 
 
-@lru_cache(
-    maxsize=4
-)  # a step touches one or two epochs; 4 keep training and a look-ahead worker from evicting each other
+@lru_cache(maxsize=4)  # a step needs one or two epochs, and a prefetching worker may be one epoch ahead
 def _epoch(epoch_order: EpochOrder | None, seed: int, epoch: int, num_samples: int) -> Int[Tensor, "n"]:
     return shuffled(seed, epoch, num_samples) if epoch_order is None else epoch_order(seed, epoch)
 
@@ -31,11 +29,10 @@ def _epoch(epoch_order: EpochOrder | None, seed: int, epoch: int, num_samples: i
 def indices(
     seed: int, step: int, batch_size: int, num_samples: int, epoch_order: EpochOrder | None = None
 ) -> Int[Tensor, "G"]:
-    """Samples of the global batch of a step: rows step*G .. (step+1)*G of the stream of epochs.
+    """Return the ids of a step's global batch: rows step*G .. (step+1)*G of the stream of epochs.
 
-    Every epoch is an exact permutation of the data set; only a mixture with weights has other epochs. A batch may span
-    the border of two epochs, or several epochs when the data set is smaller than a batch. Rank r of R takes the
-    contiguous rows r*G/R .. (r+1)*G/R.
+    Every epoch is an exact permutation of the data set, except in a mixture with weights. A batch may span two epochs,
+    or more when the data set is smaller than a batch. Rank r of R takes the rows r*G/R .. (r+1)*G/R.
 
     Args:
         epoch_order: the order of an epoch's ``num_samples`` ids; ``shuffled`` when None.

@@ -1,9 +1,9 @@
 """A small ray caster for batches of simple scenes: objects on a ground plane, one light, soft shadows.
 
 Every object is rendered inside a square box of pixels around it, all objects of all images at once, and the boxes are
-blended from far to near. Edges are antialiased analytically, by how deep a ray enters the object in units of a pixel.
-Lengths are in scene units (an object is about one unit wide); x points right, y up, z into the picture; the camera is
-at the origin's ground point, raised by ``CAMERA_HEIGHT``.
+blended from far to near. Edges are antialiased analytically, by the depth of a ray in the object in units of a pixel.
+Lengths are in scene units (an object is about one unit wide); x points right, y up, z into the image; the camera is
+``CAMERA_HEIGHT`` above the origin.
 """
 
 import math
@@ -48,9 +48,9 @@ class Scenes:
 
 
 def render(scenes: Scenes, image_size: int) -> UInt8[Tensor, "B 3 H W"]:
-    """The pictures of square scenes; a picture does not depend, to the bit, on the others of the batch.
+    """Render square images, bit-identical in every batch.
 
-    Hence only elementwise arithmetic: sums inside a matrix product depend on the shape of the whole.
+    Only elementwise arithmetic is used, since the order of sums in a matmul depends on the batch size.
     """
     order = scenes.count.argsort(descending=True)  # then the scenes with an n-th object are the first ones, a slice
     scenes = Scenes(**{name: value[order] for name, value in vars(scenes).items()})
@@ -70,8 +70,8 @@ def render(scenes: Scenes, image_size: int) -> UInt8[Tensor, "B 3 H W"]:
             image, slot = torch.nonzero(fits & (scenes.shape == shape), as_tuple=True)
             if len(image):
                 ranks, by_rank = rank[image, slot].sort()
-                painted = _paint(scenes, centers, image[by_rank], slot[by_rank], intersect, image_size, box)
-                layers.append((torch.searchsorted(ranks, torch.arange(rank.shape[1] + 1)).tolist(), *painted))
+                shaded = _shade(scenes, centers, image[by_rank], slot[by_rank], intersect, image_size, box)
+                layers.append((torch.searchsorted(ranks, torch.arange(rank.shape[1] + 1)).tolist(), *shaded))
     channels = torch.arange(0, 3 * image_size**2, image_size**2)[:, None]
     for depth in range(int(scenes.count.max()) - 1, -1, -1):
         for starts, pixels, colors, coverage in layers:
@@ -80,21 +80,21 @@ def render(scenes: Scenes, image_size: int) -> UInt8[Tensor, "B 3 H W"]:
                 where = pixels[row][:, None] + channels
                 below = canvas.take(where)
                 canvas.put_(where, colors[row].sub_(below).mul_(coverage[row][:, None]).add_(below))
-    pictures = canvas.mul_(255).round_().clamp_(0, 255).to(torch.uint8).view(-1, 3, image_size, image_size)
-    return torch.empty_like(pictures).index_copy_(0, order, pictures)
+    images = canvas.mul_(255).round_().clamp_(0, 255).to(torch.uint8).view(-1, 3, image_size, image_size)
+    return torch.empty_like(images).index_copy_(0, order, images)
 
 
-def _paint(
+def _shade(
     scenes: Scenes, centers: Tensor, image: Tensor, slot: Tensor, intersect: Callable, image_size: int, box: int
 ) -> tuple[Int[Tensor, "n P"], Float[Tensor, "n 3 P"], Float[Tensor, "n P"]]:
-    """Positions of the first channel's pixels on the canvas, colours and coverage of n objects of one shape."""
+    """Shade n objects of one shape: positions of the first channel's pixels on the canvas, colours and coverage."""
     center, size = centers[image, slot], scenes.size[image, slot]
     top, left = _box_corner(center, image_size, box)
     offset = torch.arange(box)
     rows, columns = top[:, None] + offset, left[:, None] + offset
     pixels = (image * 3 * image_size**2)[:, None, None] + rows[:, :, None] * image_size + columns[:, None, :]
     direction = _rays(rows[:, :, None], columns[:, None, :], image_size)
-    origin = [-axis[:, None, None] for axis in center.unbind(-1)]  # the camera as seen from the object
+    origin = [-axis[:, None, None] for axis in center.unbind(-1)]  # the camera relative to the object
     pixel = (_norm(center) * (2 / (FOCAL * image_size)))[:, None, None]  # width of a pixel at the object
     normal, coverage = intersect(
         origin, direction, size[:, None, None], scenes.yaw[image, slot][:, :, None, None].unbind(1), pixel
@@ -158,7 +158,7 @@ def _cylinder(origin, direction, size, yaw, pixel):
 
 
 def _cone(origin, direction, size, yaw, pixel):
-    """Apex up; its base lies on the ground and is never seen."""
+    """Intersect a cone with its apex up; its base lies on the ground and is never visible."""
     half, slope = _HALF_HEIGHT[CONE] * size, 0.5  # radius per height below the apex
     lean = slope * slope
     above = origin[1] - half  # of the camera over the apex
@@ -183,7 +183,7 @@ _INTERSECT = (_sphere, _box, _cylinder, _cone)
 
 
 def _rays(rows: Int[Tensor, "..."], columns: Int[Tensor, "..."], image_size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """x, y, z of the unit vectors from the camera through the centres of pixels."""
+    """Return x, y, z of the unit vectors from the camera through the centres of pixels."""
     cos, sin = math.cos(_PITCH), math.sin(_PITCH)
     right = (columns + 0.5) * (2 / image_size) - 1
     up = 1 - (rows + 0.5) * (2 / image_size)
@@ -193,7 +193,7 @@ def _rays(rows: Int[Tensor, "..."], columns: Int[Tensor, "..."], image_size: int
 
 
 def _box_corner(center: Float[Tensor, "n 3"], image_size: int, box: int) -> tuple[Int[Tensor, "n"], Int[Tensor, "n"]]:
-    """Top and left of a square of ``box`` pixels around the projection of each centre, moved inside the image."""
+    """Return top and left of a square of ``box`` pixels around each projected centre, moved inside the image."""
     cos, sin = math.cos(_PITCH), math.sin(_PITCH)
     x, y, z = center.unbind(-1)
     forward = z * cos - y * sin
@@ -203,7 +203,7 @@ def _box_corner(center: Float[Tensor, "n 3"], image_size: int, box: int) -> tupl
 
 
 def _background(scenes: Scenes, image_size: int) -> Float[Tensor, "B 3 H W"]:
-    """Wall and ground, fading into each other, lit by patterns and dimmed by shadows; scenes by falling count."""
+    """Render wall and ground with fog, light patterns and shadows; scenes are sorted by falling count."""
     field = _fields(image_size)
     fog = field.fog[:, None]
     floor = scenes.floor[:, :, None, None] * (1 - fog) + scenes.wall[:, :, None, None] * fog
@@ -227,7 +227,7 @@ def _background(scenes: Scenes, image_size: int) -> Float[Tensor, "B 3 H W"]:
 
 @dataclass(frozen=True)
 class _Fields:
-    """What the background needs to know about each pixel or row of pixels."""
+    """Geometry of the background per pixel or row of pixels."""
 
     x: Float[Tensor, "H W"]  # of the ground under a pixel
     z: Float[Tensor, "H"]

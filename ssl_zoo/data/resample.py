@@ -1,7 +1,7 @@
-"""Crops resized to a common size, antialiased: one path for a stack of equal images, one for a single photograph.
+"""Antialiased resizing of crops: one implementation for a batch of images of one size, one for a single photograph.
 
-Both compute what Pillow and torchvision compute: the filter is stretched by the reduction factor, is cut at the crop's
-border, and its weights sum to one; results are rounded to 8 bits once.
+Both compute the same as Pillow and torchvision: the filter is stretched by the reduction factor and cut at the crop's
+border, its weights sum to one, and results are rounded to 8 bits once.
 """
 
 import torch
@@ -13,12 +13,12 @@ from torch import Tensor
 def resize_crop(
     image: UInt8[Tensor, "*B 3 H W"], box: tuple[int, int, int, int], size: tuple[int, int], interpolation: str
 ) -> UInt8[Tensor, "*B 3 h w"]:
-    """The part ``box`` = (top, left, height, width) of an image, or of each of several, at ``size`` pixels."""
+    """Resize the crop ``box`` = (top, left, height, width) of one or several images to ``size`` pixels."""
     top, left, height, width = box
     crop = image[..., top : top + height, left : left + width]
     if (height, width) == size:
         return crop
-    flat = crop.reshape(-1, 3, height, width).contiguous(memory_format=torch.channels_last)  # which torch does quicker
+    flat = crop.reshape(-1, 3, height, width).contiguous(memory_format=torch.channels_last)  # faster in torch
     return F.interpolate(flat, size, mode=interpolation, antialias=True).view(*image.shape[:-2], *size)
 
 
@@ -29,10 +29,10 @@ def resize_crops(
     size: tuple[int, int],
     interpolation: str,
 ) -> UInt8[Tensor, "B 3 h w"]:
-    """One crop of each of many small images, mirrored left to right where ``flipped``.
+    """Resize one crop of each of many small images, mirrored left to right where ``flipped``.
 
-    Resizing is separable, so that a crop is two small matrix products per image, and a flip reverses the rows of one
-    of the matrices: 4 times faster at 32 pixels than a loop over images, but slower for photographs.
+    Resizing is separable, so that a crop is two small matmuls per image, and a flip reverses the rows of one of the
+    matrices: 4 times faster at 32 pixels than a loop over images, but slower for photographs.
     """
     (num_images, _, height, width), (out_height, out_width) = images.shape, size
     rows = _filter_matrix(boxes[:, 0], boxes[:, 2], height, out_height, interpolation)
@@ -46,7 +46,7 @@ def resize_crops(
 def _filter_matrix(
     start: Int[Tensor, "B"], length: Int[Tensor, "B"], in_size: int, out_size: int, interpolation: str
 ) -> Float[Tensor, "B out in"]:
-    """Weights with which each input pixel enters each output pixel of the crop ``start .. start+length``."""
+    """Return the weight of each input pixel in each output pixel of the crop ``start .. start+length``."""
     scale = length.float() / out_size
     stretch = scale.clamp(min=1.0)[:, None, None]  # antialiasing widens the filter only when shrinking
     centers = start[:, None] + (torch.arange(out_size) + 0.5) * scale[:, None]
@@ -63,7 +63,7 @@ def _triangle(distance: Tensor) -> Tensor:
 
 
 def _cubic(distance: Tensor) -> Tensor:
-    """Keys' kernel with a = -0.5, as Pillow and torch use when antialiasing (a = -0.75 without)."""
+    """Compute Keys' kernel with a = -0.5, which Pillow and torch use with antialiasing (a = -0.75 without)."""
     near = (1.5 * distance - 2.5) * distance * distance + 1.0
     far = ((-0.5 * distance + 2.5) * distance - 4.0) * distance + 2.0
     return torch.where(distance < 1.0, near, torch.where(distance < 2.0, far, torch.zeros(())))

@@ -1,4 +1,4 @@
-"""Processes that load batches: how many, their batches in order, and what their deaths and silences mean."""
+"""Worker processes that load batches: their number, their batches in order, and errors when they die or hang."""
 
 import multiprocessing
 import os
@@ -22,9 +22,9 @@ class LoaderError(RuntimeError):
 
 
 def resolve_workers(num_workers: int | None) -> int:
-    """The number of worker processes of a rank; None chooses one.
+    """Return the number of worker processes per rank; None chooses it.
 
-    Without an accelerator the training itself fills every core, and workers would only take turns with it.
+    Without an accelerator training itself uses every core, and workers would compete with it.
     """
     if num_workers is not None:
         return num_workers
@@ -35,9 +35,9 @@ def resolve_workers(num_workers: int | None) -> int:
 
 
 class Items(Dataset):
-    """``function`` of each of ``arguments``, computed in a worker process.
+    """A dataset of ``function`` applied to each of ``arguments`` in a worker process.
 
-    A ValueError, which a user can cause, travels as a value: raised in the worker it would reach the user wrapped
+    A ValueError, which a user can cause, is returned as a value: raised in the worker it would reach the user wrapped
     in the worker's traceback.
     """
 
@@ -62,11 +62,11 @@ def in_workers(
     timeout_s: float = 300.0,
     pin_memory: bool = False,
 ) -> Iterator[Batch]:
-    """The items in order, computed by worker processes.
+    """Yield the items in order, computed by worker processes.
 
     Raises:
         ValueError: one of the items raised it.
-        LoaderError: a worker died, or gave nothing for ``timeout_s`` seconds; 0 waits for ever.
+        LoaderError: a worker died, or returned nothing for ``timeout_s`` seconds; 0 waits forever.
     """
     loader = DataLoader(
         items,
@@ -77,7 +77,7 @@ def in_workers(
         timeout=timeout_s,
         pin_memory=pin_memory,
         worker_init_fn=_start_worker,
-        # The loader draws a base seed for its workers; from a generator of ours it leaves the global state untouched.
+        # The loader samples a base seed for its workers; with its own generator the global state stays untouched.
         generator=torch.Generator(),
     )
     others = set(multiprocessing.active_children())
@@ -88,10 +88,10 @@ def in_workers(
     def give_up() -> None:
         is_late.set()
         for worker in workers:
-            worker.kill()  # of which the main process is told by a signal, whatever it is waiting for
+            worker.kill()  # which interrupts the main process with a signal wherever it waits
 
     while True:
-        # Torch's own timeout does not hold where tensors are fetched from a worker that has announced them.
+        # Torch's own timeout does not cover the transfer of tensors that a worker has announced.
         alarm = threading.Timer(timeout_s + _GRACE_S, give_up)
         alarm.daemon = True
         if timeout_s:
@@ -101,13 +101,13 @@ def in_workers(
         except StopIteration:
             return
         except (RuntimeError, ConnectionError, EOFError) as error:
-            told = explained(error)
+            translated = explained(error)
             if is_late.is_set():
-                told = _late(timeout_s)
+                translated = _late(timeout_s)
             elif not isinstance(error, RuntimeError) and "in DataLoader worker process" not in str(error):
-                told = _died(f"{type(error).__name__}: {error}")  # in the middle of a batch
+                translated = _died(f"{type(error).__name__}: {error}")  # in the middle of a batch
             _end(workers)
-            raise told or error from error
+            raise translated or error from error
         finally:
             alarm.cancel()
         if isinstance(batch, ValueError):
@@ -116,13 +116,13 @@ def in_workers(
 
 
 def _start_worker(worker: int) -> None:
-    # Signals to the run's process group (Ctrl-C, a scheduler's SIGTERM) are for the trainer, which saves and ends;
-    # workers end with it.
+    # Signals to the run's process group (Ctrl-C, a scheduler's SIGTERM) are handled by the trainer, which saves and
+    # ends; workers end with it.
     os.setpgid(0, 0)
 
 
 def _end(workers: Iterable[BaseProcess]) -> None:
-    """Kill workers. Torch asks them politely, which one that hangs may not heed; the process then never ends either."""
+    """Kill workers. Torch only requests their exit, and one that hangs would keep this process from ending too."""
     handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's would raise here
     try:
         for worker in workers:
@@ -134,9 +134,9 @@ def _end(workers: Iterable[BaseProcess]) -> None:
 
 
 def explained(error: BaseException) -> LoaderError | None:
-    """What an error of torch's loader means, None for any other.
+    """Translate an error of torch's loader into a ``LoaderError``; None for any other error.
 
-    Torch tells of a dead worker wherever the main process happens to be, not only where it takes a batch.
+    Torch raises the error of a dead worker anywhere in the main process, not only where it takes a batch.
     """
     message = str(error)
     if not isinstance(error, RuntimeError) or not message.startswith("DataLoader "):
@@ -150,15 +150,15 @@ def explained(error: BaseException) -> LoaderError | None:
 
 def _late(seconds: float) -> LoaderError:
     return LoaderError(
-        f"no batch came from the worker processes within loader.timeout_s={seconds:g}. Slow storage: raise it; "
-        "otherwise find the sample that hangs with loader.num_workers=0. The same command goes on from the last "
+        f"the worker processes returned no batch within loader.timeout_s={seconds:g}. For slow storage raise it; "
+        "otherwise find the sample that hangs with loader.num_workers=0. The same command resumes from the last "
         "checkpoint"
     )
 
 
 def _died(how: str) -> LoaderError:
     return LoaderError(
-        f"a data worker process died ({how}). Often memory: lower loader.num_workers or loader.prefetch_per_worker, or "
-        "give the container more shared memory; loader.num_workers=0 shows a crash in this process. Restart the run to "
-        "continue from its last checkpoint"
+        f"a data worker process died ({how}), often for lack of memory: lower loader.num_workers or "
+        "loader.prefetch_per_worker, or give the container more shared memory; loader.num_workers=0 shows a crash in "
+        "this process. The same command resumes from the last checkpoint"
     )

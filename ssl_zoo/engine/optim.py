@@ -14,7 +14,7 @@ from ssl_zoo.engine.muon import Muon
 from ssl_zoo.engine.sharding import local, sum_over_parts
 from ssl_zoo.method import Clip, ParamGroup
 from ssl_zoo.registry import Registry
-from ssl_zoo.schedules import Shape, ramp, stepped, warmed_up
+from ssl_zoo.schedules import ScheduleShape, make_schedule, multistep, with_warmup
 from ssl_zoo.settings import Settings, setting
 
 OPTIMIZERS = Registry("optimizer", "optim")
@@ -36,7 +36,7 @@ class OptimConfig(Settings):
     warmup_epochs: float = setting(0.0, "epochs over which the learning rate rises linearly", at_least=0)
     weight_decay: float = setting(0.05, "weight decay at the start of the run", at_least=0)
     final_weight_decay: float | None = setting(None, "weight decay at its end; null keeps it", at_least=0)
-    weight_decay_schedule: Shape = setting(Shape.cosine, "constant, linear or cosine")
+    weight_decay_schedule: ScheduleShape = setting(ScheduleShape.cosine, "constant, linear or cosine")
     clip_grad_norm: float | None = setting(None, "limit of the gradient norm; null clips nothing", above=0)
     schedule_offset: int = setting(
         0,
@@ -115,14 +115,14 @@ class RateSchedules:
     def __init__(self, config: OptimConfig, *, num_steps: int, steps_per_epoch: int) -> None:
         self.offset, self.num_steps = config.schedule_offset, num_steps
         self.warmup_steps = int(config.warmup_epochs * steps_per_epoch)
-        main = ramp(Shape.cosine, config.lr, config.lr if config.min_lr is None else config.min_lr)
+        main = make_schedule(ScheduleShape.cosine, config.lr, config.lr if config.min_lr is None else config.min_lr)
         if config.milestones:
             milestones = [int(epochs * steps_per_epoch) - self.warmup_steps for epochs in config.milestones]
             num_main = max(1, num_steps - self.warmup_steps)
-            main = stepped(config.lr, config.milestone_factor, milestones, num_main)
-        self._lr = warmed_up(config.warmup_lr, self.warmup_steps / num_steps, main)
+            main = multistep(config.lr, config.milestone_factor, milestones, num_main)
+        self._lr = with_warmup(config.warmup_lr, self.warmup_steps / num_steps, main)
         final_decay = config.weight_decay if config.final_weight_decay is None else config.final_weight_decay
-        self._weight_decay = ramp(config.weight_decay_schedule, config.weight_decay, final_decay)
+        self._weight_decay = make_schedule(config.weight_decay_schedule, config.weight_decay, final_decay)
 
     def __call__(self, step: int) -> Rates:
         """The values that step ``step``, counted from 0, uses."""

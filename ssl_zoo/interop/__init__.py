@@ -1,1 +1,1 @@
-"""Exchange of weights with other implementations."""
+"""Import and export of weights."""

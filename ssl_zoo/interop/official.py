@@ -1,6 +1,6 @@
-"""Official state dicts: which of our tensors each official name means, and strict loading of them.
+"""Official state dicts: the mapping of their parameter names to ours, and strict loading.
 
-Only what differs is written down. Our ViT keeps the names of timm, which are also those of the official encoders.
+The maps list only differences. Our ViT has the names of timm, which are also those of the official encoders.
 """
 
 from collections.abc import Mapping
@@ -8,16 +8,16 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-_DDP_PREFIX = "module."  # official checkpoints were saved with the wrapper still on
+_DDP_PREFIX = "module."  # official checkpoints were saved from the DDP wrapper
 
 
 @dataclass(frozen=True)
 class NameMap:
-    """Official parameter names of one module, and ours.
+    """The mapping between official and our parameter names of a module.
 
     Attributes:
-        renamed: official first component of a dotted name -> ours; components that are not listed are the same in both.
-        endings: official end of a dotted name -> ours, of names that begin alike.
+        renamed: official first component of a dotted name -> ours; others are equal.
+        endings: official end of a dotted name -> ours.
     """
 
     renamed: Mapping[str, str] = field(default_factory=dict)
@@ -74,13 +74,13 @@ BEIT_ENCODER = NameMap(
 
 
 def split_data2vec(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The official data2vec state dict parted into the weights of the encoder and those of mask token and head."""
+    """Split the official data2vec state dict into the weights of the encoder and those of mask token and head."""
     own = {name: tensor for name, tensor in weights.items() if name.startswith(("mask_token", "lm_head"))}
     return {name: tensor for name, tensor in weights.items() if name not in own}, own
 
 
 def split_simmim(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor | None, dict[str, Tensor]]:
-    """The official SimMIM state dict parted into the weights of the encoder, the mask token and those of the head."""
+    """Split the official SimMIM state dict into the weights of the encoder, the mask token and those of the head."""
     weights = {name.removeprefix(_DDP_PREFIX): tensor for name, tensor in weights.items()}
     encoder = {name.removeprefix("encoder."): t for name, t in weights.items() if not name.startswith("decoder.")}
     head = {name.removeprefix("decoder.0."): t for name, t in weights.items() if name.startswith("decoder.")}
@@ -88,19 +88,19 @@ def split_simmim(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tens
 
 
 def from_pixel_shuffle(channels: Tensor) -> Tensor:
-    """Rows of a head that predicts pixels in (y, x, colour) order, of a 1x1 convolution's in (colour, y, x) order."""
+    """Convert a 1x1 convolution with outputs (colour, y, x) to a linear head with outputs (y, x, colour)."""
     rows = channels.flatten(1) if channels.ndim > 1 else channels
     return rows.unflatten(0, (3, -1)).transpose(0, 1).flatten(0, 1)
 
 
 def to_pixel_shuffle(rows: Tensor) -> Tensor:
-    """The inverse of ``from_pixel_shuffle``; weights get the two dimensions of a 1x1 kernel."""
+    """Invert ``from_pixel_shuffle``; weights get the two dimensions of a 1x1 kernel."""
     channels = rows.unflatten(0, (-1, 3)).transpose(0, 1).flatten(0, 1)
     return channels if channels.ndim == 1 else channels[..., None, None]
 
 
 def split_mae(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The official MAE state dict parted into the weights of encoder and decoder."""
+    """Split the official MAE state dict into the weights of encoder and decoder."""
     decoder = {
         name: tensor
         for name, tensor in weights.items()
@@ -110,15 +110,15 @@ def split_mae(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[st
 
 
 def to_official(module: nn.Module, names: NameMap) -> dict[str, Tensor]:
-    """The module's state dict under official names; the tensors share memory with the module."""
+    """Return the module's state dict under official names; the tensors share memory with the module."""
     return {names.official(name): tensor for name, tensor in module.state_dict().items()}
 
 
 def load_official(module: nn.Module, weights: Mapping[str, Tensor], names: NameMap) -> None:
-    """Copy weights under official names into ``module``: all of them or none.
+    """Copy weights under official names into ``module``, either all of them or none.
 
     Raises:
-        ValueError: a tensor is missing, has no counterpart or another shape; the message lists official names.
+        ValueError: a tensor is missing, unknown or has another shape; the message lists official names.
     """
     own = module.state_dict()
     given = {names.ours(name): tensor for name, tensor in weights.items()}

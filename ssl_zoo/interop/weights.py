@@ -1,4 +1,4 @@
-"""Weights to share: one safetensors file a network, with what is needed to use and check them."""
+"""Export of weights: one safetensors file per network, with a manifest to use and verify them."""
 
 import json
 import shutil
@@ -20,18 +20,18 @@ _PACKAGES = ("torch", "timm", "safetensors")
 
 
 def predictor(method: Method) -> Mapping[str, Tensor]:
-    """What a method holds beside its encoders, e.g. ``predictor.blocks.0...`` or ``head.weight``."""
+    """Return a method's weights outside of its encoders, e.g. ``predictor.blocks.0...`` or ``head.weight``."""
     networks = {*encoders(method).values()}
     others = tuple(f"{name}." for name, module in method.named_modules() if module in networks)
     return {name: tensor for name, tensor in method.state_dict().items() if not name.startswith(others)}
 
 
 def export_weights(trained: TrainedMethod, out: Path, *, name: str, config: Mapping[str, Any]) -> list[Path]:
-    """Write the networks and ``manifest.json`` into a new folder, which is whole or not there; returns the paths.
+    """Write the networks and ``manifest.json`` into a new folder, atomically, and return the paths.
 
     Args:
-        name: of the method.
-        config: the run's, as plain values.
+        name: name of the method.
+        config: config of the run, as plain values.
 
     Raises:
         ValueError: ``out`` exists.

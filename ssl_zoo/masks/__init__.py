@@ -1,4 +1,4 @@
-"""Mask generators: which patches are seen and which are predicted."""
+"""Mask generators: they decide which patches are visible and which are predicted."""
 
 from ssl_zoo.masks import (  # noqa: F401  (they register themselves)
     blockwise,

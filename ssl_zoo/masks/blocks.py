@@ -1,4 +1,4 @@
-"""Rectangles of patches on a grid: the sizes that scale and aspect can give, and the patches that blocks cover."""
+"""Blocks on a grid of patches: the distribution of their sizes, and the patches that they cover."""
 
 import bisect
 import itertools
@@ -27,10 +27,9 @@ class BlockSize(NamedTuple):
 
 
 class SizeDistribution:
-    """Every block size that can be drawn, with its exact probability.
+    """A categorical distribution over all possible block sizes, with exact probabilities.
 
-    A draw is a lookup in this table, so that a geometry which was checked for every size of the table can't meet
-    another one later.
+    Sizes are sampled from this table, so that a check of every size in the table holds for every batch.
 
     Attributes:
         sizes: size -> probability, smallest area first.
@@ -49,15 +48,15 @@ class SizeDistribution:
     def largest(self) -> BlockSize:
         return self._ordered[-1]
 
-    def draw(self, generator: torch.Generator) -> BlockSize:
+    def sample(self, generator: torch.Generator) -> BlockSize:
         quantile = torch.rand((), dtype=torch.float64, generator=generator).item() * self._cumulative[-1]
         return self._ordered[min(bisect.bisect_right(self._cumulative, quantile), len(self._ordered) - 1)]
 
 
 def independent_sizes(grid: tuple[int, int], scale: list[float], aspect: list[float]) -> SizeDistribution:
-    """Sizes when area and aspect are drawn independently and a block may span the whole grid.
+    """Return the sizes for independent area and aspect; a block may span the full grid.
 
-    A side that would exceed the grid is cut to it and the other side grows to keep the area.
+    A side that would exceed the grid is cut to it, and the other side grows to keep the area.
 
     Args:
         scale: area as a fraction of the grid, uniform in [low, high].
@@ -72,7 +71,7 @@ def independent_sizes(grid: tuple[int, int], scale: list[float], aspect: list[fl
 
 
 def reference_sizes(grid: tuple[int, int], scale: list[float], aspect: list[float]) -> SizeDistribution:
-    """Sizes that ``reference_block_size`` can give: one number sets both area and aspect."""
+    """Return the distribution of ``reference_block_size``, where one number sets both area and aspect."""
     sizes: dict[BlockSize, float] = {}
     low, high = aspect
     for area, area_share, (start, end) in _areas(grid, scale):
@@ -85,10 +84,10 @@ def reference_sizes(grid: tuple[int, int], scale: list[float], aspect: list[floa
 def reference_block_size(
     generator: torch.Generator, grid: tuple[int, int], scale: list[float], aspect: list[float]
 ) -> BlockSize:
-    """The block size that the I-JEPA code draws.
+    """Sample a block size as the I-JEPA code does.
 
     Differs from ``independent_sizes``: the same uniform number sets scale and aspect, so that small blocks are wide and
-    large ones tall, and no side may reach the side of the grid.
+    large ones tall, and blocks must be smaller than the grid in both directions.
     """
     uniform = torch.rand(1, generator=generator).item()
     area = int(grid[0] * grid[1] * (scale[0] + uniform * (scale[1] - scale[0])))
@@ -98,27 +97,27 @@ def reference_block_size(
 def covered(
     top: Int[Tensor, "B M"], left: Int[Tensor, "B M"], size: BlockSize, grid: tuple[int, int]
 ) -> Bool[Tensor, "B N"]:
-    """True where any of an image's M blocks lies."""
+    """Return True at the patches of an image's M blocks."""
     rows, columns = grid[0] - size.height + 1, grid[1] - size.width + 1
     if rows * columns > top.numel():
         return _union(top, left, size, grid)
-    # A block has few places: paint each once, then copy whole grids.
-    every_top, every_left = torch.arange(rows).repeat_interleave(columns), torch.arange(columns).repeat(rows)
-    painted = _union(every_top[:, None], every_left[:, None], size, grid)
-    place = top * columns + left
-    union = painted.index_select(0, place[:, 0])
-    for block in range(1, place.shape[1]):
-        union |= painted.index_select(0, place[:, block])
+    # There are few positions: compute the mask of each once, then look masks up.
+    all_top, all_left = torch.arange(rows).repeat_interleave(columns), torch.arange(columns).repeat(rows)
+    table = _union(all_top[:, None], all_left[:, None], size, grid)
+    position = top * columns + left
+    union = table.index_select(0, position[:, 0])
+    for block in range(1, position.shape[1]):
+        union |= table.index_select(0, position[:, block])
     return union
 
 
-def block_patches(
+def patches_in_blocks(
     top: Int[Tensor, "B M"], left: Int[Tensor, "B M"], size: BlockSize, grid: tuple[int, int]
 ) -> Int[Tensor, "B M T"]:
-    """Sorted patch indices of every block."""
+    """Return the sorted patch indices of every block."""
     rows, columns = grid[0] - size.height + 1, grid[1] - size.width + 1
     index = torch.arange(grid[0] * grid[1]).view(grid)
-    # Copying a block's row out of the table of all places is quicker than adding an offset to each patch.
+    # A lookup in the table of all positions is faster than adding an offset to each patch.
     table = index.unfold(0, size.height, 1).unfold(1, size.width, 1).reshape(rows * columns, size.area)
     return F.embedding(top * columns + left, table)
 
@@ -126,20 +125,20 @@ def block_patches(
 def _union(
     top: Int[Tensor, "B M"], left: Int[Tensor, "B M"], size: BlockSize, grid: tuple[int, int]
 ) -> Bool[Tensor, "B N"]:
-    rows, columns = _spans(top, size.height, grid[0]), _spans(left, size.width, grid[1])
+    rows, columns = _intervals(top, size.height, grid[0]), _intervals(left, size.width, grid[1])
     union = rows[:, 0, :, None] & columns[:, 0, None, :]
     for block in range(1, top.shape[1]):
         union |= rows[:, block, :, None] & columns[:, block, None, :]
     return union.flatten(1)
 
 
-def _spans(start: Int[Tensor, "B M"], length: int, side: int) -> Bool[Tensor, "B M side"]:
+def _intervals(start: Int[Tensor, "B M"], length: int, side: int) -> Bool[Tensor, "B M side"]:
     offset = torch.arange(side) - start[..., None]
     return (offset >= 0) & (offset < length)
 
 
 def _areas(grid: tuple[int, int], scale: list[float]) -> Iterator[tuple[int, float, tuple[float, float]]]:
-    """Areas floor(N * scale) with their probability and the interval of the uniform number that gives them."""
+    """Yield areas floor(N * scale) with their probability and the interval of the uniform number that maps to them."""
     low, high = (grid[0] * grid[1] * bound for bound in scale)
     if high - low < 1e-9:
         yield int(low + 1e-9), 1.0, (0.0, 1.0)
@@ -150,7 +149,7 @@ def _areas(grid: tuple[int, int], scale: list[float]) -> Iterator[tuple[int, flo
 
 
 def _aspect_pieces(area: int, low: float, high: float) -> Iterator[tuple[float, float]]:
-    """The aspects low..high cut where a rounded side changes: the middle of each piece and its share of the range."""
+    """Cut low..high where a rounded side changes; yield the middle of each piece and its fraction of the range."""
     if area < 1 or high - low < 1e-12:
         yield (low + high) / 2, 1.0
         return

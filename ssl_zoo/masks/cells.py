@@ -1,4 +1,4 @@
-"""SimMIM's masks (arXiv 2111.09886, sec. 3.2): random cells of several patches."""
+"""SimMIM's masks (arXiv 2111.09886, sec. 3.2): random square cells of several patches."""
 
 import math
 from dataclasses import dataclass
@@ -6,21 +6,18 @@ from dataclasses import dataclass
 import torch
 
 from ssl_zoo.masks.base import MASKS, MaskGenerator, Masks, MasksConfig
-from ssl_zoo.masks.subsets import check_both_sides, check_fraction, masks_of, random_subset
+from ssl_zoo.masks.subsets import check_num_masked, masks_of, random_subset
 from ssl_zoo.settings import setting
 
 
 @dataclass
 class CellsConfig(MasksConfig):
-    """Defaults: arXiv 2111.09886, sec. 4.1: cells of 32 pixels, here with patches of 16."""
+    """The defaults are those of arXiv 2111.09886, sec. 4.1: cells of 32 pixels, with patches of 16."""
 
-    mask_ratio: float = setting(0.6, "masked cells as a fraction of all cells, rounded up")
-    mask_patch_size: int = setting(2, "side of a square cell in patches; SimMIM's 32 pixels are 2 patches of 16")
-
-    def __post_init__(self) -> None:
-        check_fraction("masks.mask_ratio", self.mask_ratio)
-        if self.mask_patch_size < 1:
-            raise ValueError(f"masks.mask_patch_size={self.mask_patch_size} must be at least 1")
+    mask_ratio: float = setting(0.6, "masked cells as a fraction of all cells, rounded up", above=0, below=1)
+    mask_patch_size: int = setting(
+        2, "side of a square cell in patches; SimMIM's 32 pixels are 2 patches of 16", at_least=1
+    )
 
 
 @MASKS.register("cells", CellsConfig)
@@ -40,14 +37,14 @@ class CellsGenerator(MaskGenerator):
             )
         self._cells = (grid[0] // side, grid[1] // side)
         num_cells = self._cells[0] * self._cells[1]
-        self._num_hidden = math.ceil(num_cells * config.mask_ratio - 1e-9)
+        self._num_masked = math.ceil(num_cells * config.mask_ratio - 1e-9)
         cells = f"cells of {side}x{side} patches on the {grid[0]}x{grid[1]} grid"
-        check_both_sides("masks.mask_ratio", config.mask_ratio, self._num_hidden, num_cells, cells)
+        check_num_masked(config.mask_ratio, self._num_masked, num_cells, cells)
 
     def __call__(self, batch_size: int, generator: torch.Generator) -> Masks:
-        everything = torch.ones(batch_size, self._cells[0] * self._cells[1], dtype=torch.bool)
-        chosen = random_subset(everything, self._num_hidden, generator)
-        cells = torch.zeros_like(everything).scatter_(1, chosen, True).view(batch_size, *self._cells)
+        candidates = torch.ones(batch_size, self._cells[0] * self._cells[1], dtype=torch.bool)
+        chosen = random_subset(candidates, self._num_masked, generator)
+        cells = torch.zeros_like(candidates).scatter_(1, chosen, True).view(batch_size, *self._cells)
         side = self.config.mask_patch_size
         masked = cells.repeat_interleave(side, 1).repeat_interleave(side, 2).flatten(1)
         return masks_of(masked, generator)

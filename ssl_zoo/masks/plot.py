@@ -1,4 +1,4 @@
-"""Pictures of masks: what the encoder sees and what is predicted."""
+"""Visualizations of masks."""
 
 from jaxtyping import Float
 from torch import Tensor
@@ -10,17 +10,14 @@ from ssl_zoo.plotting import on_grey, patch_set, rows_of
 def plot_masks(
     images: Float[Tensor, "B 3 H W"], masks: Masks, grid: tuple[int, int]
 ) -> Float[Tensor, "3 rows columns"]:
-    """One row per image: the image, each context block, each target block; everything else is grey.
+    """Plot a row per image: the image, each context, each target block; all other patches are grey.
 
     Args:
         images: values in 0..1.
         grid: patch rows and columns.
     """
     num_patches = grid[0] * grid[1]
-    seen = (
-        [patch_set(block, num_patches) for block in masks.context.unbind(1)]
-        if masks.masked is None
-        else [~masks.masked]
-    )
+    contexts = [patch_set(context, num_patches) for context in masks.context.unbind(1)]
+    visible = contexts if masks.masked is None else [~masks.masked]
     predicted = [patch_set(block, num_patches) for block in masks.targets.unbind(1)]
-    return rows_of([images, *(on_grey(images, shown, grid) for shown in [*seen, *predicted])])
+    return rows_of([images, *(on_grey(images, shown, grid) for shown in [*visible, *predicted])])

@@ -5,36 +5,36 @@ from dataclasses import dataclass
 import torch
 
 from ssl_zoo.masks.base import MASKS, MaskGenerator, Masks, MasksConfig
-from ssl_zoo.masks.subsets import check_both_sides, check_fraction, masks_of, part_of, random_subset
+from ssl_zoo.masks.subsets import check_num_masked, floor_fraction, masks_of, random_subset
 from ssl_zoo.settings import setting
 
 
 @dataclass
 class RandomConfig(MasksConfig):
-    """Default: arXiv 2111.06377, sec. 4.1. I-JEPA's ablation (arXiv 2301.08243, table 6) hides 0.6."""
+    """The default is that of arXiv 2111.06377, sec. 4.1. I-JEPA's ablation (arXiv 2301.08243, table 6) masks 0.6."""
 
-    mask_ratio: float = setting(0.75, "masked patches as a fraction of the grid; the seen ones are rounded down")
-
-    def __post_init__(self) -> None:
-        check_fraction("masks.mask_ratio", self.mask_ratio)
+    mask_ratio: float = setting(
+        0.75, "masked patches as a fraction of the grid; the number of visible ones is rounded down", above=0, below=1
+    )
 
 
 @MASKS.register("random", RandomConfig)
 class RandomGenerator(MaskGenerator):
-    """MAE's masks: equally many patches of every image, each subset equally likely; the context is the rest.
+    """MAE's masks: a fixed number of patches per image, every subset equally likely; the context is the rest.
 
-    Differs from the reference: seen patches keep their order on the grid, which no output depends on.
+    Differs from the reference: visible patches keep their order on the grid, which no output depends on.
     """
 
     config: RandomConfig
 
     def __init__(self, config: RandomConfig, grid: tuple[int, int]) -> None:
         super().__init__(config, grid)
-        self._num_hidden = self.num_patches - part_of(self.num_patches, 1 - config.mask_ratio)
-        patches = f"patches of the {grid[0]}x{grid[1]} grid"
-        check_both_sides("masks.mask_ratio", config.mask_ratio, self._num_hidden, self.num_patches, patches)
+        self._num_masked = self.num_patches - floor_fraction(self.num_patches, 1 - config.mask_ratio)
+        check_num_masked(
+            config.mask_ratio, self._num_masked, self.num_patches, f"patches of the {grid[0]}x{grid[1]} grid"
+        )
 
     def __call__(self, batch_size: int, generator: torch.Generator) -> Masks:
-        everything = torch.ones(batch_size, self.num_patches, dtype=torch.bool)
-        chosen = random_subset(everything, self._num_hidden, generator)
-        return masks_of(torch.zeros_like(everything).scatter_(1, chosen, True), generator)
+        candidates = torch.ones(batch_size, self.num_patches, dtype=torch.bool)
+        chosen = random_subset(candidates, self._num_masked, generator)
+        return masks_of(torch.zeros_like(candidates).scatter_(1, chosen, True), generator)

@@ -1,4 +1,4 @@
-"""iBOT's masks (arXiv 2111.07832, sec. 3.2 and appendix B): blocks that hide a random part of an image, or nothing."""
+"""iBOT's masks (arXiv 2111.07832, sec. 3.2 and appendix B): blocks up to a random mask ratio, or no mask."""
 
 from dataclasses import dataclass
 
@@ -7,55 +7,56 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ssl_zoo.masks.base import MASKS, MaskGenerator, Masks, MasksConfig
-from ssl_zoo.masks.rectangles import MIN_FITTING, Persistence, RectanglePlacer, check_aspect
+from ssl_zoo.masks.rectangles import MIN_FITTING, Persistence, RectanglePlacer
 from ssl_zoo.seeding import generator_for
 from ssl_zoo.settings import setting
 
 
 @dataclass
 class RandomRatioConfig(MasksConfig):
-    """Defaults: the published iBOT runs (pred_ratio 0 and 0.3, pred_ratio_var 0 and 0.2)."""
+    """The defaults are those of the published iBOT runs (pred_ratio 0 and 0.3, pred_ratio_var 0 and 0.2)."""
 
     mask_ratio: list[float] = setting(
-        [0.1, 0.5], "most patches that an image hides, as a fraction of the grid; drawn uniformly from [low, high]"
+        [0.1, 0.5],
+        "largest masked fraction of the grid, sampled per image uniformly from [low, high]",
+        above=0,
+        below=1,
+        length=2,
     )
-    unmasked: float = setting(0.5, "probability that an image hides nothing")
+    unmasked: float = setting(0.5, "probability that an image is not masked", at_least=0, at_most=1)
     min_block_area: int | None = setting(
-        None, "least area of a drawn block; null: the square of a third of the grid's shorter side"
+        None, "least area of a sampled block; null: the square of a third of the grid's shorter side", at_least=1
     )
-    block_aspect: list[float] = setting([0.3, 1 / 0.3], "height / width of a block, [low, high], drawn log-uniformly")
+    block_aspect: list[float] = setting(
+        [0.3, 1 / 0.3], "height / width of a block, [low, high], sampled log-uniformly", above=0, length=2
+    )
 
     def __post_init__(self) -> None:
-        if len(self.mask_ratio) != 2 or not 0 < self.mask_ratio[0] <= self.mask_ratio[1] < 1:
-            raise ValueError(f"masks.mask_ratio={self.mask_ratio} must be [low, high] with 0 < low <= high < 1")
-        if not 0 <= self.unmasked <= 1:
-            raise ValueError(f"masks.unmasked={self.unmasked} is a probability, so it must lie in [0, 1]")
-        if self.min_block_area is not None and self.min_block_area < 1:
-            raise ValueError(f"masks.min_block_area={self.min_block_area} must be at least 1, or null")
-        check_aspect("masks.block_aspect", self.block_aspect)
+        super().__post_init__()
+        self.check_ranges("mask_ratio", "block_aspect")
 
 
 @MASKS.register("random_ratio", RandomRatioConfig)
 class RandomRatioGenerator(MaskGenerator):
-    """iBOT's masks: BEiT's rectangles up to a part of the patches that is drawn for every image, or no mask at all.
+    """iBOT's masks: BEiT's rectangles up to a mask ratio that is sampled per image, or no mask.
 
-    ``masked`` alone tells what is masked; ``context`` and ``targets`` are empty, since images that hide nothing leave
-    no number of patches that all have in common. They serve methods that replace patches and need no masked ones.
+    Only ``masked`` is set: since some images have no masked patches, ``context`` and ``targets`` are empty. The masks
+    suit methods with mask tokens.
     """
 
     config: RandomRatioConfig
 
     def __init__(self, config: RandomRatioConfig, grid: tuple[int, int]) -> None:
         super().__init__(config, grid)
-        least = (min(grid) // 3) ** 2 if config.min_block_area is None else config.min_block_area
+        min_area = max(1, (min(grid) // 3) ** 2 if config.min_block_area is None else config.min_block_area)
         aspect = (config.block_aspect[0], config.block_aspect[1])
-        self._placer = RectanglePlacer(grid, max(1, least), self.num_patches, aspect, smaller=True)
+        self._placer = RectanglePlacer(grid, min_area, self.num_patches, aspect, smaller=True)
         highest = config.mask_ratio[1] * self.num_patches
-        share = self._placer.share_that_fits(highest, generator_for("random ratio feasibility"))
-        if share < MIN_FITTING:
+        fitting = self._placer.fitting_fraction(highest, generator_for("random ratio feasibility"))
+        if fitting < MIN_FITTING:
             raise ValueError(
-                f"{share:.1%} of the blocks fit the {grid[0]}x{grid[1]} grid with masks.mask_ratio="
-                f"{config.mask_ratio} and at least {max(1, least)} patches; use a larger fraction, a lower "
+                f"{fitting:.1%} of the blocks fit the {grid[0]}x{grid[1]} grid with masks.mask_ratio="
+                f"{config.mask_ratio} and at least {min_area} patches; use a larger fraction, a lower "
                 "masks.min_block_area or a finer patch (backbone.patch_size)"
             )
 
@@ -65,7 +66,7 @@ class RandomRatioGenerator(MaskGenerator):
         return Masks(nothing, nothing.clone(), masked=masked)
 
     def _goals(self, batch_size: int, generator: torch.Generator) -> Float[Tensor, "B"]:
-        """Patches that each image may hide, not rounded, as in the reference."""
+        """Sample the largest number of masked patches of each image, not rounded, as in the reference."""
         (low, high), num_patches = self.config.mask_ratio, self.num_patches
-        chance, part = torch.rand(2, batch_size, generator=generator)
-        return (low + (high - low) * part) * num_patches * (chance >= self.config.unmasked)
+        chance, position = torch.rand(2, batch_size, generator=generator)
+        return (low + (high - low) * position) * num_patches * (chance >= self.config.unmasked)

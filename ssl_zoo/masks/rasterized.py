@@ -5,17 +5,17 @@ from dataclasses import dataclass
 import torch
 
 from ssl_zoo.masks.base import MASKS, MaskGenerator, Masks, MasksConfig
-from ssl_zoo.masks.blocks import BlockSize, block_patches
+from ssl_zoo.masks.blocks import BlockSize, patches_in_blocks
 
 
 @dataclass
 class RasterizedConfig(MasksConfig):
-    """Nothing to choose: a quarter of the image predicts the other three."""
+    """There are no settings: a quarter of the image predicts the other three."""
 
 
 @MASKS.register("rasterized", RasterizedConfig)
 class RasterizedGenerator(MaskGenerator):
-    """The four quadrants of the image: one, drawn per image, is the context, the others are the targets."""
+    """One random quadrant of each image is the context, the other three are the targets."""
 
     config: RasterizedConfig
 
@@ -28,11 +28,11 @@ class RasterizedGenerator(MaskGenerator):
             )
         size = BlockSize(grid[0] // 2, grid[1] // 2)
         top, left = torch.tensor([0, 0, size.height, size.height]), torch.tensor([0, size.width, 0, size.width])
-        self._quadrants = block_patches(top[None], left[None], size, grid)[0]
-        self._others = torch.tensor([[other for other in range(4) if other != seen] for seen in range(4)])
+        self._quadrants = patches_in_blocks(top[None], left[None], size, grid)[0]
+        self._others = torch.tensor([[other for other in range(4) if other != visible] for visible in range(4)])
 
     def __call__(self, batch_size: int, generator: torch.Generator) -> Masks:
-        seen = torch.randint(4, (batch_size,), generator=generator)
-        context, targets = self._quadrants[seen], self._quadrants[self._others[seen]]
+        visible = torch.randint(4, (batch_size,), generator=generator)
+        context, targets = self._quadrants[visible], self._quadrants[self._others[visible]]
         masked = torch.ones(batch_size, self.num_patches, dtype=torch.bool).scatter_(1, context, False)
         return Masks(context[:, None], targets, masked=masked)

@@ -1,4 +1,4 @@
-"""Rectangles of random sizes that are placed one after the other until enough patches are masked (BEiT)."""
+"""Placement of random rectangles, one after the other, until enough patches are masked (BEiT)."""
 
 import math
 from dataclasses import dataclass
@@ -9,29 +9,23 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, Real
 from torch import Tensor
 
-_ATTEMPTS = 10  # rectangles that are tried for one block before an image has no room for another
-_MAX_ROUNDS = 200  # of so many attempts; an image that needs more is completed by single patches
-MIN_FITTING = 0.05  # share of first rectangles that must fit the grid; fewer survivors are atypical
-_CHECKED = 4096  # first rectangles drawn to tell how many fit
-
-
-def check_aspect(key: str, aspect: list[float]) -> None:
-    """Refuse what is no range of height / width."""
-    if len(aspect) != 2 or not 0 < aspect[0] <= aspect[1]:
-        raise ValueError(f"{key}={aspect} must be [low, high] with 0 < low <= high")
+_ATTEMPTS = 10  # rectangles tried for one block
+_MAX_ROUNDS = 200  # of _ATTEMPTS each; an image that needs more is completed by single patches
+MIN_FITTING = 0.05  # fraction of first rectangles that must fit the grid; if fewer fit, masks are atypical
+_CHECKED = 4096  # first rectangles sampled to estimate how many fit
 
 
 class Persistence(Enum):
-    """When an image gets further attempts although none of ten rectangles was acceptable."""
+    """Which images are retried after ten rectangles without an acceptable one."""
 
     never = "never"
-    until_one = "until_one"  # as long as it has no block at all
+    until_one = "until_one"  # those without any block
     always = "always"
 
 
 @dataclass(frozen=True)
 class _Rectangles:
-    """Attempts at one more block of every image, in the order in which they are made."""
+    """The rectangles tried for the next block of every image, in order."""
 
     top: Int[Tensor, "B A"]
     left: Int[Tensor, "B A"]
@@ -44,46 +38,45 @@ class _Rectangles:
 class RectanglePlacer:
     """Places overlapping rectangles on a grid.
 
-    A rectangle is masked if it adds at least one patch and no more than are still to be masked; ten are tried for each
-    block. Whole rectangles reach the centre more often than the border, as in the reference codes.
+    A rectangle is masked if it adds at least one patch and no more than remain to be masked; ten are tried for each
+    block. Since rectangles are not cut, they cover the centre more often than the border, as in the reference codes.
 
     Attributes:
-        least: least area of a drawn rectangle.
-        most: largest area of one.
-        aspect: height / width, [low, high], drawn log-uniformly.
+        min_area, max_area: limits of a sampled rectangle's area.
+        aspect: height / width, [low, high], sampled log-uniformly.
         smaller: a rectangle must be smaller than the grid in both directions.
     """
 
     grid: tuple[int, int]
-    least: int
-    most: int
+    min_area: int
+    max_area: int
     aspect: tuple[float, float]
     smaller: bool
 
     def place(
         self, goals: Real[Tensor, "B"], persistence: Persistence, generator: torch.Generator
     ) -> Bool[Tensor, "B N"]:
-        """True where a rectangle lies; images may have fewer than their goal, and none has more."""
-        # 1.0 where nothing lies: torch's float kernels are several times faster here than those of bool.
+        """Return True at the patches of rectangles, at most ``goals`` per image."""
+        # 1.0 where no rectangle lies: torch's float kernels are several times faster here than those of bool.
         free = torch.ones(len(goals), *self.grid)
         remaining = goals.clone()
         growing = (goals > 0).nonzero()[:, 0]
         for _ in range(_MAX_ROUNDS):
             if not len(growing):
                 break
-            goes_on = self._add_block(free, remaining, growing, generator)
+            retried = self._add_block(free, remaining, growing, generator)
             if persistence is Persistence.until_one:
-                goes_on = goes_on | (remaining[growing] == goals[growing])
+                retried = retried | (remaining[growing] == goals[growing])
             elif persistence is Persistence.always:
-                goes_on = torch.ones_like(goes_on)
-            growing = growing[goes_on & (remaining[growing] > 0)]
+                retried = torch.ones_like(retried)
+            growing = growing[retried & (remaining[growing] > 0)]
         return free.flatten(1) == 0
 
-    def share_that_fits(self, goal: float, generator: torch.Generator) -> float:
-        """Of first rectangles, those that would be accepted on an empty grid."""
-        room = torch.full((_CHECKED // _ATTEMPTS,), min(goal, self.most))
-        drawn = self._draw(room, generator)
-        return (drawn.fits & (drawn.height * drawn.width <= room[:, None])).float().mean().item()
+    def fitting_fraction(self, goal: float, generator: torch.Generator) -> float:
+        """Estimate the fraction of rectangles that would be accepted on an empty grid."""
+        room = torch.full((_CHECKED // _ATTEMPTS,), min(goal, self.max_area))
+        sampled = self._sample(room, generator)
+        return (sampled.fits & (sampled.height * sampled.width <= room[:, None])).float().mean().item()
 
     def _add_block(
         self,
@@ -92,9 +85,9 @@ class RectanglePlacer:
         growing: Int[Tensor, "G"],
         generator: torch.Generator,
     ) -> Bool[Tensor, "G"]:
-        """Hide the first acceptable of ten rectangles in every image of ``growing``; True where there was one."""
-        before, room = free[growing], remaining[growing].clamp(max=self.most)
-        tried = self._draw(room, generator)
+        """Mask the first acceptable of ten rectangles in every image of ``growing``; True where there was one."""
+        before, room = free[growing], remaining[growing].clamp(max=self.max_area)
+        tried = self._sample(room, generator)
         new = _count(before, tried)
         accepted = tried.fits & (new > 0) & (new <= room[:, None])
         added, first = accepted.any(1), accepted.int().argmax(1, keepdim=True)
@@ -107,12 +100,12 @@ class RectanglePlacer:
         remaining[growing] -= new.gather(1, first)[:, 0] * added
         return added
 
-    def _draw(self, room: Real[Tensor, "B"], generator: torch.Generator) -> _Rectangles:
-        """Ten rectangles per image, sizes by area and aspect, corners uniform over all places on the grid."""
-        least, (low, high) = self.least, self.aspect
+    def _sample(self, room: Real[Tensor, "B"], generator: torch.Generator) -> _Rectangles:
+        """Sample ten rectangles per image: area, aspect, and a corner uniform over all positions on the grid."""
+        low, high = self.aspect
         area, aspect, vertical, horizontal = torch.rand(4, len(room), _ATTEMPTS, generator=generator)
-        # With less room than the least area the interval is reversed, and smaller blocks finish the image.
-        area = least + area * (room[:, None] - least)
+        # With less room than the least area the interval is reversed, and smaller blocks complete the image.
+        area = self.min_area + area * (room[:, None] - self.min_area)
         aspect = torch.exp(math.log(low) + aspect * (math.log(high) - math.log(low)))
         height, width = _rounded_root(area * aspect), _rounded_root(area / aspect)
         smaller = int(self.smaller)
@@ -123,7 +116,7 @@ class RectanglePlacer:
 
 
 def _count(patches: Float[Tensor, "B H W"], rectangles: _Rectangles) -> Int[Tensor, "B A"]:
-    """How many of ``patches`` (1.0) every rectangle covers, from their summed-area table."""
+    """Count the ``patches`` (1.0) that each rectangle covers, by a summed-area table."""
     table = F.pad(patches.cumsum(1).cumsum(2), (1, 0, 1, 0))
     columns = table.shape[2]
     table = table.flatten(1)

@@ -1,4 +1,4 @@
-"""Subsets of patches, equally many in every image, as sorted indices."""
+"""Random and first subsets of patches of a fixed size per image, as sorted indices."""
 
 import math
 
@@ -9,18 +9,18 @@ from torch import Tensor
 
 from ssl_zoo.masks.base import Masks
 
-_EXCLUDED_BIT = 30  # of an int32 key: sorts behind every candidate
+_EXCLUDED_BIT = 30  # of an int32 key; it sorts a patch after every candidate
 
 
 def random_subset(candidates: Bool[Tensor, "B N"], count: int, generator: torch.Generator) -> Int[Tensor, "B K"]:
-    """``count`` candidates of every image, sorted, each subset equally likely.
+    """Sample ``count`` candidates of every image, sorted, every subset equally likely.
 
-    A row with fewer candidates gives all of them and other patches, again each choice equally likely.
+    A row with fewer candidates is completed by other patches, again every choice equally likely.
     """
     num_patches = candidates.shape[1]
     index_mask = (1 << (num_patches - 1).bit_length()) - 1
     # A key is a random number with the patch index in its low bits: the keys of an image are distinct, and numpy's
-    # vectorised partition of plain integers replaces the several times slower torch.topk.
+    # vectorised partition of integers replaces torch.topk, which is several times slower.
     keys = torch.empty(candidates.shape, dtype=torch.int32).random_(generator=generator)
     keys &= (1 << _EXCLUDED_BIT) - 1 - index_mask
     keys += torch.arange(num_patches, dtype=torch.int32)
@@ -31,7 +31,7 @@ def random_subset(candidates: Bool[Tensor, "B N"], count: int, generator: torch.
 
 
 def first_subset(candidates: Bool[Tensor, "B N"], count: int) -> Int[Tensor, "B K"]:
-    """The first ``count`` candidates of every image in raster order.
+    """Return the first ``count`` candidates of every image in raster order.
 
     Args:
         candidates: every row holds at least ``count`` True.
@@ -43,9 +43,9 @@ def first_subset(candidates: Bool[Tensor, "B N"], count: int) -> Int[Tensor, "B 
 
 
 def masks_of(masked: Bool[Tensor, "B N"], generator: torch.Generator) -> Masks:
-    """One context and one target block per image: what isn't masked, and what is.
+    """Build masks with one context, the visible patches, and one target block, the masked ones, per image.
 
-    Where images hide different numbers of patches, both are cut to the batch's smallest (see ``Masks``).
+    Where the number of masked patches varies, both are cut to the batch's smallest (see ``Masks``).
     """
     counts = masked.sum(1)
     num_targets, num_context = int(counts.min()), masked.shape[1] - int(counts.max())
@@ -57,24 +57,20 @@ def masks_of(masked: Bool[Tensor, "B N"], generator: torch.Generator) -> Masks:
     return Masks(context[:, None], targets[:, None], masked=masked)
 
 
-def part_of(total: int, fraction: float) -> int:
-    """``fraction`` of ``total``, rounded down; 0.3 of 10 is 3 whatever the last bit of 10 * 0.3 says."""
+def floor_fraction(total: int, fraction: float) -> int:
+    """Round ``total * fraction`` down, but up where it misses an integer by a rounding error."""
     return math.floor(total * fraction + 1e-9)
 
 
-def check_fraction(key: str, value: float) -> None:
-    if not 0 < value < 1:
-        raise ValueError(f"{key}={value} must lie in (0, 1): some patches are masked and some are seen")
-
-
-def check_both_sides(key: str, value: float, num_hidden: int, total: int, things: str) -> None:
-    """Refuse a fraction that leaves nothing to see or nothing to predict.
+def check_num_masked(mask_ratio: float, num_masked: int, total: int, things: str) -> None:
+    """Refuse a mask ratio that leaves no patch visible or none to predict.
 
     Args:
         things: what is counted, with its grid, e.g. ``"patches of the 4x4 grid"``.
     """
-    if not 0 < num_hidden < total:
+    if not 0 < num_masked < total:
         raise ValueError(
-            f"{key}={value} hides {num_hidden} of {total} {things}; at least one must be masked and one seen. Use a "
-            f"value between {1 / total:.3g} and {1 - 1 / total:.3g}, or a finer patch (backbone.patch_size)."
+            f"masks.mask_ratio={mask_ratio} masks {num_masked} of {total} {things}; at least one must be masked and "
+            f"one visible. Use a value between {1 / total:.3g} and {1 - 1 / total:.3g}, or a finer patch "
+            "(backbone.patch_size)."
         )

@@ -1,10 +1,10 @@
-"""Networks: the vision transformer, its narrow relative for predictors and decoders, positions, and token indexing."""
+"""Networks: the vision transformer, a narrow one for predictors and decoders, position embeddings, token indexing."""
 
 from ssl_zoo.nn.backbone import BACKBONES, BackboneConfig
 from ssl_zoo.nn.blocks import LayerOutput, NormPosition, set_fused_attention
 from ssl_zoo.nn.convolutions import ConvolutionalDecoder
 from ssl_zoo.nn.diversity import cosine_between_images, mean_std, normalized_entropy
-from ssl_zoo.nn.initialization import Initialization
+from ssl_zoo.nn.initialization import Initialization, InitScheme
 from ssl_zoo.nn.pos_embed import SincosLayout, interpolate_positions, sincos_positions
 from ssl_zoo.nn.tokens import mean_per_patch, patchify, scatter_back, take, unpatchify
 from ssl_zoo.nn.transformer import NarrowViT
@@ -14,6 +14,7 @@ __all__ = [
     "BACKBONES",
     "BackboneConfig",
     "ConvolutionalDecoder",
+    "InitScheme",
     "Initialization",
     "LayerOutput",
     "NarrowViT",

@@ -1,9 +1,10 @@
-"""The registry of backbones, and the geometry that the data side must know before any network is built."""
+"""The registry of backbones, and the image and patch sizes that the data side needs before any network is built."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ssl_zoo.registry import Registry
-from ssl_zoo.settings import setting
+from ssl_zoo.settings import Settings, setting
 
 BACKBONES = Registry("backbone", "backbone")
 
@@ -16,36 +17,37 @@ def _check_multiple(key: str, size: int, patch_size: int) -> None:
 
 
 @dataclass
-class BackboneConfig:
-    """Base of every backbone's config: what images it takes and how it cuts them into patches."""
+class BackboneConfig(Settings):
+    """Base class of every backbone's config: the size of its images and of their patches."""
+
+    section: ClassVar[str] = "backbone"
 
     image_size: int = setting(224, "height of the images in pixels, and their width unless image_width is set")
     image_width: int | None = setting(None, "width of the images in pixels where they are not square")
-    patch_size: int = setting(16, "side of a patch in pixels")
-    in_channels: int = setting(3, "colour channels of an image")
+    patch_size: int = setting(16, "side of a patch in pixels", at_least=1)
+    in_channels: int = setting(3, "colour channels of an image", at_least=1)
 
     def __post_init__(self) -> None:
-        if self.patch_size < 1:
-            raise ValueError(f"backbone.patch_size={self.patch_size} must be at least 1")
+        super().__post_init__()
         _check_multiple("backbone.image_size", self.image_size, self.patch_size)
         if self.image_width is not None:
             _check_multiple("backbone.image_width", self.image_width, self.patch_size)
 
     @property
     def image_shape(self) -> tuple[int, int]:
-        """Height and width in pixels."""
+        """Return height and width in pixels."""
         return self.image_size, self.image_width or self.image_size
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of patches of an image of the configured size."""
+        """Return the rows and columns of patches of an image of the configured size."""
         return self.grid_of(self.image_shape)
 
     def grid_of(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Rows and columns of patches of an image of ``size`` (height, width) pixels.
+        """Return the rows and columns of patches of an image of ``size`` (height, width) pixels.
 
         Raises:
-            ValueError: a side is no multiple of the patch size.
+            ValueError: if a side is no multiple of the patch size.
         """
         height, width = size
         if height % self.patch_size or width % self.patch_size or not height or not width:

@@ -1,4 +1,4 @@
-"""Stacks of timm's transformer blocks, with the norms before or after their branches."""
+"""Stacks of timm's transformer blocks, with pre-norm or post-norm."""
 
 from collections.abc import Sequence
 from enum import Enum
@@ -14,17 +14,17 @@ from ssl_zoo.nn import kernels
 
 
 class NormPosition(Enum):
-    """Where a block normalises."""
+    """What the norms of a block are applied to."""
 
-    pre = "pre"  # each branch's input (ViT, arXiv 2010.11929)
+    pre = "pre"  # the input of each branch (ViT, arXiv 2010.11929)
     post = "post"  # the sum after each branch (data2vec 2.0)
 
 
 class LayerOutput(Enum):
-    """What is taken out of a block."""
+    """Which output of a block ``layers`` returns."""
 
-    block = "block"  # its output
-    ffn = "ffn"  # the output of its MLP branch, before it is added (data2vec 2.0)
+    block = "block"  # the residual stream after the block
+    ffn = "ffn"  # the output of the MLP branch, before the residual addition (data2vec 2.0)
 
 
 class _Branches(Block):
@@ -39,7 +39,7 @@ class _Branches(Block):
         if last is None:
             attended = kernels.attention(_linear(attn.qkv, x), attn.num_heads, attn_mask, **options)
         else:
-            (q_weight, kv_weight), (q_bias, kv_bias) = _query_and_rest(attn.qkv)
+            (q_weight, kv_weight), (q_bias, kv_bias) = _split_query(attn.qkv)
             q, kv = kernels.linear(x[:, -last:], q_weight, q_bias), kernels.linear(x, kv_weight, kv_bias)
             bias = None if attn_mask is None else attn_mask[..., -last:, :]
             attended = kernels.cross_attention(q, kv, attn.num_heads, bias, **options)
@@ -60,10 +60,10 @@ class PreNormBlock(_Branches):
         layer_output: LayerOutput | None = None,
         last: int | None = None,
     ) -> Float[Tensor, "S T D"] | tuple[Float[Tensor, "S T D"], Float[Tensor, "S T D"]]:
-        """The block's output; with ``layer_output`` also what is taken out of it.
+        """Return the block's output, and with ``layer_output`` also the selected one.
 
         Args:
-            last: the output is that of so many tokens at the end, which attend to all tokens.
+            last: return only this many tokens at the end, which attend to all tokens.
         """
         branch = self.attention_branch(self.norm1(x), attn_mask, last)
         x = (x if last is None else x[:, -last:]) + branch
@@ -82,7 +82,7 @@ class PostNormBlock(_Branches):
         *,
         layer_output: LayerOutput | None = None,
     ) -> Float[Tensor, "S L D"] | tuple[Float[Tensor, "S L D"], Float[Tensor, "S L D"]]:
-        """The block's output; with ``layer_output`` also what is taken out of it."""
+        """Return the block's output, and with ``layer_output`` also the selected one."""
         x = self.norm1(x + self.attention_branch(x, attn_mask))
         branch = self.mlp_branch(x)
         x = self.norm2(x + branch)
@@ -90,7 +90,7 @@ class PostNormBlock(_Branches):
 
 
 class QueryValueBiasLinear(nn.Linear):
-    """A packed projection to queries, keys and values without a bias on the keys (BEiT)."""
+    """A packed projection to queries, keys and values without a bias of the keys (BEiT)."""
 
     def __init__(self, dim: int) -> None:
         super().__init__(dim, 3 * dim, bias=False)
@@ -116,8 +116,8 @@ def _bias(layer: nn.Linear) -> Float[Tensor, "D_out"] | None:
     return layer.packed_bias() if isinstance(layer, QueryValueBiasLinear) else layer.bias
 
 
-def _query_and_rest(qkv: nn.Linear) -> tuple[Sequence[Tensor], Sequence[Tensor | None]]:
-    """Weights and biases of queries, and of keys and values together."""
+def _split_query(qkv: nn.Linear) -> tuple[Sequence[Tensor], Sequence[Tensor | None]]:
+    """Split weight and bias into those of the queries and those of keys and values."""
     dim, bias = qkv.in_features, _bias(qkv)
     sizes = (dim, 2 * dim)
     return qkv.weight.split(sizes), (None, None) if bias is None else bias.split(sizes)
@@ -137,13 +137,12 @@ def transformer_blocks(
     attention_dropout: float = 0.0,
     norm_position: NormPosition = NormPosition.pre,
 ) -> nn.ModuleList:
-    """``depth`` blocks of attention and an MLP with exact GELU.
+    """Build ``depth`` blocks of attention and an MLP with exact GELU.
 
     Args:
-        mlp_ratio: hidden width over ``dim``; the product is rounded, so that a ratio like 48/11 gives the whole number
-            that was meant.
-        key_bias: with False queries and values alone have one; without ``qkv_bias`` it means nothing.
-        layer_scale: initial factor on both residual branches; None leaves the factors out.
+        mlp_ratio: hidden width over ``dim``; ``dim * mlp_ratio`` is rounded, so that a ratio like 48/11 is exact.
+        key_bias: False leaves out the biases of keys; it has no effect without ``qkv_bias``.
+        layer_scale: initial factor of LayerScale; None leaves LayerScale out.
         drop_path: rate of stochastic depth in the last block; it rises linearly from 0 in the first.
     """
     hidden_dim = round(dim * mlp_ratio)
@@ -152,14 +151,14 @@ def transformer_blocks(
         block(
             dim,
             num_heads,
-            mlp_ratio=(hidden_dim + 0.5) / dim,  # timm truncates the product
+            mlp_ratio=(hidden_dim + 0.5) / dim,  # timm truncates dim * mlp_ratio
             qkv_bias=qkv_bias,
             init_values=layer_scale,
             drop_path=rate,
             attn_drop=attention_dropout,
             norm_layer=partial(nn.LayerNorm, eps=norm_eps),
         )
-        for rate in _ramp(drop_path, depth)
+        for rate in [drop_path * index / max(depth - 1, 1) for index in range(depth)]
     )
     set_fused_attention(blocks, None)
     if qkv_bias and not key_bias:
@@ -168,15 +167,10 @@ def transformer_blocks(
     return blocks
 
 
-def _ramp(last: float, depth: int) -> Sequence[float]:
-    return [last * index / max(depth - 1, 1) for index in range(depth)]
-
-
 def set_fused_attention(module: nn.Module, enabled: bool | None) -> None:
-    """Choose between torch's fused attention kernels and the plain softmax product for every block in ``module``.
+    """Choose between torch's fused attention kernels and plain matmuls with softmax for every block in ``module``.
 
-    Both compute the same function; None takes for every call what is faster for its device, number format and need of
-    a gradient.
+    Both compute the same function. None chooses per call what is faster for its device, dtype and need of a gradient.
     """
     for part in module.modules():
         if hasattr(part, "fused_attn"):

@@ -1,4 +1,4 @@
-"""The convolutional decoder of data2vec 2.0 (arXiv 2212.07525, sec. 3.2): cheap, and a patch sees its surroundings."""
+"""The convolutional decoder of data2vec 2.0 (arXiv 2212.07525, sec. 3.2)."""
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -6,10 +6,10 @@ from torch import Tensor, nn
 
 
 class ConvolutionalDecoder(nn.Module):
-    """Tokens of a whole grid in, a prediction for every patch out.
+    """Predicts every patch of a grid from the tokens of the full grid.
 
     Each layer is a grouped convolution, a layer norm over channels without weights, and GELU, with a residual
-    connection where the widths agree.
+    connection where input and output have the same width.
 
     Args:
         dim_in: width of a token.
@@ -34,9 +34,9 @@ class ConvolutionalDecoder(nn.Module):
     ) -> None:
         super().__init__()
         if dim_in % groups or dim % groups:
-            raise ValueError(f"{groups} groups of convolutions divide not both {dim_in} tokens' and {dim} channels")
+            raise ValueError(f"{groups} convolution groups must divide the token width {dim_in} and the {dim} channels")
         if kernel_size % 2 == 0:
-            raise ValueError(f"a convolution of side {kernel_size} has no centre; use an odd side")
+            raise ValueError(f"a convolution of kernel size {kernel_size} has no centre; use an odd size")
         self.grid = grid
         self.layers = nn.ModuleList(
             nn.Conv2d(dim if layer else dim_in, dim, kernel_size, padding=kernel_size // 2, groups=groups)
@@ -45,7 +45,7 @@ class ConvolutionalDecoder(nn.Module):
         self.proj_out = nn.Linear(dim, dim_out)
 
     def forward(self, tokens: Float[Tensor, "S N D"]) -> Float[Tensor, "S N dim_out"]:
-        """Predictions for all patches, row-major as the tokens."""
+        """Predict all patches, row-major as the tokens."""
         x = tokens.unflatten(1, self.grid)
         for layer in self.layers:
             y = layer(x.movedim(-1, 1)).movedim(1, -1)

@@ -1,7 +1,7 @@
-"""How much the vectors of a batch differ from one another: what a collapse makes vanish.
+"""Metrics of representation collapse: how much the features of a batch differ between images.
 
-Normalised features have unit spread over their dimensions, or over the tokens of an image, whatever the network does.
-What is measured here runs over images instead, and so no normalisation hides a collapse.
+Normalised features have unit spread over their dimensions, or over the tokens of an image, even after a collapse.
+These metrics compare images instead, so no normalisation hides a collapse.
 """
 
 import math
@@ -13,9 +13,9 @@ from torch import Tensor
 
 
 def mean_std(tokens: Float[Tensor, "B *K D"]) -> Float[Tensor, ""]:
-    """The standard deviation of a dimension over all tokens of all images, averaged over dimensions."""
+    """Return the standard deviation over all tokens of all images, averaged over dimensions."""
     flat = tokens.flatten(0, -2)
-    # On a CPU a fifth of the time that torch takes for std(dim=0).
+    # On a CPU this takes a fifth of the time of torch's std(dim=0).
     squares = (flat - flat.mean(dim=0)).square().sum(dim=0)
     return (squares / (len(flat) - 1)).sqrt().mean()
 
@@ -23,12 +23,12 @@ def mean_std(tokens: Float[Tensor, "B *K D"]) -> Float[Tensor, ""]:
 def cosine_between_images(
     tokens: Float[Tensor, "B K D"], patches: Int[Tensor, "B K"], num_patches: int
 ) -> Float[Tensor, ""]:
-    """Mean cosine similarity of tokens that stand at the same patch of different images; 1 where all images agree.
+    """Return the mean cosine similarity of tokens at the same patch of different images; 1 where all images agree.
 
-    Comparing at the same patch finds a network that tells positions apart but no images, which a standard deviation
-    over all tokens does not. The mean over pairs needs no pair: with unit vectors, the squared length of the sum of a
-    patch's tokens, less that of each image's own sum, is the sum over pairs of different images. 0 where no two images
-    have a token at the same patch; a token of zeros is similar to nothing.
+    Comparing at the same patch detects features that depend on the position but not on the image, which a standard
+    deviation over all tokens does not. No pair is formed: with unit vectors, the squared length of the sum of a patch's
+    tokens, minus that of each image's own sum, is the sum over pairs of different images. The result is 0 where no two
+    images have a token at the same patch. The similarity of a zero token is 0.
     """
     num_images, dim = len(tokens), tokens.shape[-1]
     units = F.normalize(tokens.float(), dim=-1)
@@ -42,10 +42,10 @@ def cosine_between_images(
 
 
 def normalized_entropy(probabilities: Float[Tensor, "*S K"]) -> Float[Tensor, ""]:
-    """Mean entropy of distributions over K prototypes in units of ln K: 0 for one-hot ones, 1 for uniform ones.
+    """Return the mean entropy of distributions over K prototypes in units of ln K: 0 if one-hot, 1 if uniform.
 
-    A teacher of distributions reports it twice. ``teacher_entropy``, of its distributions, goes to 1 when they say
-    nothing; the loss then stands at ln K. ``prototype_entropy``, of their mean over the batch, goes to 0 when they all
-    name the same prototype, which a mean over sharp distributions can't show.
+    Self-distillation reports it twice. ``teacher_entropy``, of the teacher's distributions, goes to 1 when they
+    collapse to the uniform one; the loss then stays at ln K. ``prototype_entropy``, of their mean over the batch, goes
+    to 0 when all images are assigned to one prototype, which a mean of ``teacher_entropy`` can't show.
     """
     return -probabilities.xlogy(probabilities).sum(dim=-1).mean() / math.log(probabilities.shape[-1])

@@ -1,4 +1,4 @@
-"""Projection heads of the methods that compare whole images."""
+"""Projection heads."""
 
 import itertools
 import math
@@ -12,10 +12,10 @@ from ssl_zoo.nn.initialization import TOKEN_STD
 
 
 class Prototypes(nn.Module):
-    """Similarity to K vectors of learned direction: a linear map without bias whose rows have the lengths ``weight_g``.
+    """A weight-normalised linear layer without bias: row k has the direction of ``weight_v`` and length ``weight_g``.
 
     Args:
-        unit_length: the lengths stay 1 and are not trained, so that unit vectors give cosines.
+        unit_length: the lengths stay 1 and are not trained, so that unit vectors give cosine similarities.
     """
 
     def __init__(self, dim: int, num_prototypes: int, *, unit_length: bool) -> None:
@@ -29,13 +29,13 @@ class Prototypes(nn.Module):
 
 
 class PrototypeHead(nn.Module):
-    """DINO's head (arXiv 2104.14294, sec. 3.1 and appendix C): MLP, unit vectors, similarities to prototypes.
+    """DINO's projection head (arXiv 2104.14294, sec. 3.1 and appendix C): MLP, L2 normalisation, prototypes.
 
     Args:
         dim: width of the features.
         hidden_dim: width of the MLP's hidden layers.
-        bottleneck_dim: width of its output, where vectors get unit length.
-        num_layers: linear maps of the MLP.
+        bottleneck_dim: width of its output, which is L2-normalised.
+        num_layers: linear layers of the MLP.
         unit_length: see ``Prototypes``.
     """
 
@@ -51,7 +51,7 @@ class PrototypeHead(nn.Module):
     ) -> None:
         super().__init__()
         widths = [dim, *[hidden_dim] * (num_layers - 1), bottleneck_dim]
-        layers = [nn.Linear(here, there) for here, there in itertools.pairwise(widths)]
+        layers = [nn.Linear(width_in, width_out) for width_in, width_out in itertools.pairwise(widths)]
         for layer in layers:
             nn.init.trunc_normal_(layer.weight, std=TOKEN_STD)
             nn.init.zeros_(layer.bias)

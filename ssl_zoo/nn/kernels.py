@@ -1,8 +1,8 @@
-"""How a block's matrix products are computed: the functions of torch's layers, by kernels that suit the device.
+"""Linear layers, MLP and attention of a block, computed by kernels that suit the device.
 
 On CUDA, in float32 and under ``torch.compile`` they are torch's own. For bf16 autocast on a CPU torch's eager layers
-waste time: they copy the bias into the output before a product, run GELU as a pass of its own, multiply by a large
-transposed gradient, and copy queries, keys and values apart one by one. docs/performance.md has measurements.
+waste time: they copy the bias into the output before a matmul, run GELU as a separate pass, multiply by a large
+transposed gradient, and copy queries, keys and values one by one. docs/performance.md has measurements.
 """
 
 from itertools import chain
@@ -13,31 +13,31 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-_COPIED_FROM = 256  # output features from which on a copy of the transposed gradient pays
+_MIN_COPIED_FEATURES = 256  # output features from which a copy of the transposed gradient saves time
 
 
 def linear(
     x: Float[Tensor, "*S D_in"], weight: Float[Tensor, "D_out D_in"], bias: Float[Tensor, "D_out"] | None
 ) -> Float[Tensor, "*S D_out"]:
-    """``F.linear``."""
+    """Compute ``F.linear``."""
     if bias is None or not _is_bf16_on_cpu(x):
         return F.linear(x, weight, bias)
     if not torch.is_grad_enabled():
-        return _product(x, weight, bias)
-    if _COPIED_FROM <= weight.shape[0] < weight.shape[1]:
+        return _onednn_linear(x, weight, bias)
+    if _MIN_COPIED_FEATURES <= weight.shape[0] < weight.shape[1]:
         return _NarrowingLinear.apply(x, weight, bias)
     return F.linear(x, weight, bias)
 
 
 def mlp(x: Float[Tensor, "*S D"], first: nn.Linear, second: nn.Linear) -> Float[Tensor, "*S D"]:
-    """Two linear maps with exact GELU between them, which joins the first product where nothing is differentiated.
+    """Compute two linear layers with exact GELU between them, which is fused into the first without gradients.
 
-    The joined GELU acts on the product before it is rounded to bf16, so it is nearer to float32 than torch's.
+    The fused GELU acts on the sums before they are rounded to bf16, so it is closer to float32 than torch's.
     """
     if torch.is_grad_enabled() or first.bias is None or not _is_bf16_on_cpu(x):
         hidden = F.gelu(linear(x, first.weight, first.bias))
     else:
-        hidden = _product(x, first.weight, first.bias, gelu=True)
+        hidden = _onednn_linear(x, first.weight, first.bias, gelu=True)
     return linear(hidden, second.weight, second.bias)
 
 
@@ -49,12 +49,12 @@ def attention(
     dropout: float = 0.0,
     fused: bool | None = None,
 ) -> Float[Tensor, "S L D"]:
-    """Multi-head attention on packed queries, keys and values.
+    """Compute multi-head attention on packed queries, keys and values.
 
     Args:
         bias: added to the logits.
         dropout: probability of dropping an attention weight.
-        fused: torch's fused kernel, or (false) product, softmax, product; None takes what is faster here.
+        fused: torch's fused kernel, or (false) matmul, softmax, matmul; None chooses the faster one.
     """
     if fused is None and bias is None and not dropout and _plain_is_faster(qkv) and _is_bf16_on_cpu(qkv):
         return _Attention.apply(num_heads, qkv)
@@ -71,7 +71,7 @@ def cross_attention(
     dropout: float = 0.0,
     fused: bool | None = None,
 ) -> Float[Tensor, "S T D"]:
-    """``attention`` of queries that are fewer than the packed keys and values."""
+    """Compute ``attention`` for fewer queries than packed keys and values."""
     if fused is None and bias is None and not dropout and _plain_is_faster(q) and _is_bf16_on_cpu(q):
         return _Attention.apply(num_heads, q, kv)
     k, v = kv.unflatten(-1, (2, num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
@@ -98,12 +98,12 @@ def _attend(
 def _plain_is_faster(queries: Tensor) -> bool:
     # Measured in bf16 on a CPU: the fused kernel takes 0.5 to 0.8 of the plain one's time for the forward pass of 16 to
     # 784 tokens, but 1.6 to 10 times as long with the backward pass. Elsewhere it is never much slower.
-    differentiated = torch.is_grad_enabled() and queries.requires_grad
-    return differentiated and queries.device.type == "cpu" and product_dtype(queries) is torch.bfloat16
+    needs_gradient = torch.is_grad_enabled() and queries.requires_grad
+    return needs_gradient and queries.device.type == "cpu" and matmul_dtype(queries) is torch.bfloat16
 
 
-def product_dtype(x: Tensor) -> torch.dtype:
-    """The number format of products with ``x``: autocast's where it is on, which it never is on the meta device."""
+def matmul_dtype(x: Tensor) -> torch.dtype:
+    """Return the dtype of matmuls with ``x``: autocast's where it is on, which it never is on the meta device."""
     kind = x.device.type
     on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
     return torch.get_autocast_dtype(kind) if on else x.dtype
@@ -119,25 +119,25 @@ def _is_bf16_on_cpu(x: Tensor) -> bool:
     )
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor, *, gelu: bool = False) -> Tensor:
-    """oneDNN's linear map, which adds the bias and applies exact GELU to sums that it still has in registers."""
+def _onednn_linear(x: Tensor, weight: Tensor, bias: Tensor, *, gelu: bool = False) -> Tensor:
+    """Compute oneDNN's linear layer, which adds the bias and applies exact GELU to sums still in registers."""
     attribute, algorithm = ("gelu", "none") if gelu else ("none", "")  # "none": GELU by the error function, not tanh
     x, weight, bias = x.bfloat16(), weight.bfloat16(), bias.bfloat16()
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, attribute, [], algorithm)
 
 
 class _NarrowingLinear(torch.autograd.Function):
-    """A linear map to fewer features, whose gradient is transposed by a copy.
+    """A linear layer to fewer features, whose gradient is transposed by a copy.
 
-    oneDNN reads a transposed left factor slowly. Where it is the smaller factor of the weight's gradient, a copy
-    beforehand costs less.
+    oneDNN reads a transposed left matrix slowly. Where it is the smaller matrix of the weight's gradient, copying it
+    first costs less.
     """
 
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         x, weight = x.bfloat16(), weight.bfloat16()
         ctx.save_for_backward(x, weight)
-        return _product(x, weight, bias)
+        return _onednn_linear(x, weight, bias)
 
     @staticmethod
     @once_differentiable
@@ -153,7 +153,7 @@ class _NarrowingLinear(torch.autograd.Function):
 
 
 class _Attention(torch.autograd.Function):
-    """Product, softmax, product with one copy of each pack of queries, keys and values, and one of its gradient."""
+    """Matmul, softmax, matmul with one copy of each pack of queries, keys and values, and one of its gradient."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, num_heads: int, *packs: Tensor) -> Tensor:
@@ -185,7 +185,7 @@ class _Attention(torch.autograd.Function):
         return None, *(pack.unflatten(1, (-1, num_heads)).permute(1, 3, 0, 2, 4).flatten(2) for pack in packs)
 
 
-_PACKS = {1: (3,), 2: (1, 2)}  # by the number of packs: how many of queries, keys, values each one holds
+_PACKS = {1: (3,), 2: (1, 2)}  # number of packs -> how many of queries, keys, values each one holds
 
 
 def _heads_first(pack: Float[Tensor, "S L parts_D"], count: int, num_heads: int) -> Float[Tensor, "parts S_H L d"]:

@@ -1,4 +1,4 @@
-"""From pixels to patch tokens."""
+"""The patch embedding."""
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -7,14 +7,14 @@ from torch import Tensor
 
 
 class PatchEmbedding(PatchEmbed):
-    """timm's patch embedding, computed as one matrix product over cut patches.
+    """timm's patch embedding, computed as one matmul over patches instead of a convolution.
 
-    The same function and the same parameters as its convolution, which takes six times as long on a CPU at 32 px and
-    patch 4; and patches that are left out need not be embedded at all.
+    Function and parameters are the same. On a CPU the convolution takes six times as long at 32 px and patch 4, and it
+    can't skip masked patches.
     """
 
     def cut(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N P"]:
-        """Pixels of each patch in the order of the convolution's weight: (colour, y, x)."""
+        """Return the pixels of each patch in the order of the convolution's weight: (colour, y, x)."""
         batch, channels, height, width = images.shape
         (tall, wide), rows, cols = self.patch_size, height // self.patch_size[0], width // self.patch_size[1]
         cells = images.reshape(batch, channels, rows, tall, cols, wide)

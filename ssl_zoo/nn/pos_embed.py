@@ -1,6 +1,6 @@
-"""Tables of positions: fixed 2-D sin-cos, and resampling of learned tables to another grid.
+"""Position embeddings: fixed 2-D sin-cos tables, and interpolation of learned tables to another grid.
 
-A table has one row per token: first the slots of prefix tokens, then the patches, row-major on the grid.
+A table has one row per token: first those of prefix tokens, then the patches, row-major on the grid.
 """
 
 from enum import Enum
@@ -28,14 +28,14 @@ def sincos_positions(
     num_prefix: int = 0,
     device: torch.device | str | None = None,
 ) -> Float[Tensor, "1 L {dim}"]:
-    """Fixed 2-D sin-cos table: per axis dim/4 sines, then dim/4 cosines of the integer patch coordinate.
+    """Return the fixed 2-D sin-cos table: per axis dim/4 sines, then dim/4 cosines of the integer patch coordinate.
 
-    Coordinates are not scaled by the size of the grid, so a table for another grid is recomputed, never interpolated.
-    Computed in float64, as the published tables were, and returned in float32.
+    Coordinates are not scaled by the size of the grid, so the table of another grid is recomputed, never interpolated.
+    It is computed in float64, as the published tables were, and returned in float32.
 
     Args:
         grid: patch rows and columns.
-        num_prefix: rows of zeros in front, the slots of prefix tokens.
+        num_prefix: rows of zeros for prefix tokens, which come first.
 
     Raises:
         ValueError: ``dim`` is no multiple of 4.
@@ -66,20 +66,20 @@ def interpolate_positions(
     num_prefix: int = 0,
     offset: float = 0.0,
 ) -> Float[Tensor, "1 M D"]:
-    """A learned table resampled from one grid to another, bicubic; prefix slots are kept as they are.
+    """Interpolate a learned table to another grid, bicubic; the rows of prefix tokens stay the same.
 
     Args:
-        source: the rows and columns that ``table`` was learned on.
-        grid: the rows and columns wanted; equal to ``source`` returns the table itself.
-        offset: added to the sides of ``grid`` for the scale alone, which moves where the table is read.
+        source: the rows and columns of ``table``.
+        grid: the rows and columns of the result; where they equal ``source``, the table itself is returned.
+        offset: added to the sides of ``grid`` to compute the scale, which shifts the sampling points.
     """
     if source == grid:
         return table
     prefix, patches = table[:, :num_prefix], table[:, num_prefix:]
-    picture = patches.unflatten(1, source).permute(0, 3, 1, 2)
+    image = patches.unflatten(1, source).permute(0, 3, 1, 2)
     if offset:
-        wanted = {"scale_factor": tuple((side + offset) / old for side, old in zip(grid, source, strict=True))}
+        target = {"scale_factor": tuple((side + offset) / old for side, old in zip(grid, source, strict=True))}
     else:
-        wanted = {"size": grid}
-    resized = F.interpolate(picture.float(), **wanted, mode="bicubic", align_corners=False)
+        target = {"size": grid}
+    resized = F.interpolate(image.float(), **target, mode="bicubic", align_corners=False)
     return torch.cat([prefix, resized.flatten(2).transpose(1, 2).to(table.dtype)], dim=1)

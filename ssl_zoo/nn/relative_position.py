@@ -1,4 +1,4 @@
-"""Learned biases on attention logits that depend on where two patches lie to each other (BEiT, arXiv 2106.08254)."""
+"""Learned attention biases that depend on the offset between two patches (BEiT, arXiv 2106.08254)."""
 
 import torch
 import torch.nn.functional as F
@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 
 class RelativePositionBias(nn.Module):
-    """One table for all blocks: a number per head and per offset in rows and columns between query and key patch.
+    """A table, shared by all blocks, with a bias per head and per row and column offset between query and key patch.
 
     With a class token three further rows hold class-to-patch, patch-to-class and class-to-class. Names and layout are
-    BEiT's, so that the official tables load as they are.
+    BEiT's, so that the official tables load without conversion.
     """
 
     def __init__(self, grid: tuple[int, int], num_heads: int, class_token: bool) -> None:
@@ -21,7 +21,7 @@ class RelativePositionBias(nn.Module):
         self.register_buffer("relative_position_index", _index(grid, class_token))
 
     def forward(self, keep: Int[Tensor, "S K"] | None = None) -> Float[Tensor, "#S heads L L"]:
-        """Biases [query, key] between all tokens, or for each sequence between its prefix token and kept patches."""
+        """Return the biases [query, key] between all tokens, or between the prefix token and the visible patches."""
         index = self.relative_position_index
         if keep is None:
             return self._biases(index)[None]
@@ -29,12 +29,12 @@ class RelativePositionBias(nn.Module):
         return self._biases(index[kept[:, :, None], kept[:, None, :]])
 
     def _biases(self, index: Int[Tensor, "*S L L"]) -> Float[Tensor, "*S heads L L"]:
-        # Contiguous, since on CUDA the memory-efficient kernel takes no other bias, and torch falls back to products.
+        # CUDA's memory-efficient kernel needs a contiguous bias; otherwise torch runs unfused matmuls.
         return F.embedding(index, self.relative_position_bias_table).movedim(-1, -3).contiguous()
 
 
 def _index(grid: tuple[int, int], class_token: bool) -> Int[Tensor, "L L"]:
-    """The table's row for every query and key token."""
+    """Return the table's row for every query and key token."""
     rows, columns = (axis.flatten() for axis in torch.meshgrid(*(torch.arange(n) for n in grid), indexing="ij"))
     down = rows[:, None] - rows[None] + grid[0] - 1
     right = columns[:, None] - columns[None] + grid[1] - 1

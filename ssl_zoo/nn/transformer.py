@@ -1,4 +1,4 @@
-"""The narrow vision transformer that predicts masked patches from encoded ones: I-JEPA's predictor, MAE's decoder."""
+"""The narrow vision transformer that predicts masked patches from visible ones: I-JEPA's predictor, MAE's decoder."""
 
 import torch
 import torch.nn.functional as F
@@ -11,22 +11,22 @@ from ssl_zoo.nn.pos_embed import SincosLayout, sincos_positions
 
 
 class NarrowViT(nn.Module):
-    """Tokens of some patches in, predictions for other patches out, through blocks of a width of its own.
+    """Predicts target patches from the encoded tokens of context patches, in blocks of its own width.
 
     The official names map one to one: ``embed_in``, ``pos_embed``, ``blocks``, ``norm`` and ``proj_out`` are I-JEPA's
     ``predictor_{embed, pos_embed, blocks, norm, proj}`` and MAE's ``decoder_{embed, pos_embed, blocks, norm, pred}``.
 
-    Under sharding only ``forward`` gathers the weights: methods call the instance.
+    Methods call the instance: under FSDP only ``forward`` gathers sharded weights.
 
     Args:
         dim_in: width of the encoder's tokens.
         dim: width of the blocks.
         dim_out: width of a prediction.
         grid: patch rows and columns, for the fixed sin-cos positions of width ``dim``.
-        num_prefix_tokens: tokens in front of the patch tokens that take part without a position (MAE's class token).
+        num_prefix_tokens: tokens before the patch tokens, without position embedding (MAE's class token).
 
     Raises:
-        ValueError: ``dim`` can't be split into ``num_heads`` heads, or is no multiple of 4.
+        ValueError: ``dim`` is no multiple of ``num_heads`` or of 4.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class NarrowViT(nn.Module):
     ) -> None:
         super().__init__()
         if dim % num_heads:
-            raise ValueError(f"a predictor or decoder of width {dim} can't be split into {num_heads} attention heads")
+            raise ValueError(f"the width {dim} of a predictor or decoder is no multiple of its {num_heads} heads")
         self.grid, self.num_prefix_tokens = grid, num_prefix_tokens
         self.sincos_layout, self.initialization = sincos_layout, initialization
         num_slots = num_prefix_tokens + grid[0] * grid[1]
@@ -60,7 +60,7 @@ class NarrowViT(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw all weights anew from torch's global generator."""
+        """Sample all weights from torch's global generator."""
         initialize(self, self.initialization)
         nn.init.normal_(self.mask_token, std=TOKEN_STD)
         dim, device = self.pos_embed.shape[-1], self.pos_embed.device
@@ -70,15 +70,15 @@ class NarrowViT(nn.Module):
     def forward(
         self, tokens: Float[Tensor, "*B L D"], context: Int[Tensor, "*B K"], targets: Int[Tensor, "*B M T"]
     ) -> Float[Tensor, "*B M T O"]:
-        """Predictions for the target patches; each of the M blocks is predicted on its own.
+        """Predict each of the M target blocks on its own.
 
         Mask tokens of different blocks never attend to each other: each block gets a copy of the context
         (I-JEPA, arXiv 2301.08243, sec. 3). M = 1 predicts all masked patches together (MAE).
 
         Args:
-            tokens: encoded prefix tokens and context patches, L = num_prefix_tokens + K, of an image, or with a second
-                leading dimension of one of its contexts.
-            context: the patches that ``tokens`` belong to, without prefix tokens.
+            tokens: encoded prefix tokens and context patches, L = num_prefix_tokens + K, per image, or per context of
+                an image with a second leading dimension.
+            context: the patches that ``tokens`` encode, without prefix tokens.
             targets: the patches to predict.
         """
         *leading, num_blocks, num_targets = targets.shape
@@ -89,16 +89,16 @@ class NarrowViT(nn.Module):
         *blocks, last_block = self.blocks
         for block in blocks:
             x = block(x)
-        # What comes after the keys and values of the last block acts on each token by itself: the context needs none.
+        # After its keys and values the last block acts on each token alone, so context tokens stop there.
         x = last_block(x, last=num_targets)
         return self.proj_out(self.norm(x)).unflatten(0, (*leading, num_blocks))
 
     def embed(self, tokens: Float[Tensor, "B L D"], context: Int[Tensor, "B K"]) -> Float[Tensor, "B L dim"]:
-        """Encoded tokens at this width, with the positions of their patches; prefix tokens get none."""
+        """Project encoded tokens to this width and add the position embeddings of patches."""
         return self.embed_in(tokens) + F.pad(self._at(context), (0, 0, self.num_prefix_tokens, 0))
 
     def queries(self, targets: Int[Tensor, "B *T"]) -> Float[Tensor, "B *T dim"]:
-        """One mask token per target patch: the shared vector plus the position of the patch."""
+        """Return one mask token per target patch: the shared vector plus the position embedding of the patch."""
         return self.mask_token[0, 0] + self._at(targets)
 
     def _at(self, index: Int[Tensor, "B *K"]) -> Float[Tensor, "B *K dim"]:

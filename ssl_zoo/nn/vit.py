@@ -1,4 +1,4 @@
-"""The vision transformer that every method trains: which patches go in, what comes out."""
+"""The vision transformer that every method trains."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ssl_zoo.nn import kernels
 from ssl_zoo.nn.backbone import BACKBONES, BackboneConfig
 from ssl_zoo.nn.blocks import LayerOutput, NormPosition, transformer_blocks
-from ssl_zoo.nn.initialization import TOKEN_STD, Initialization, initialize, initialize_token, shrink_branches
+from ssl_zoo.nn.initialization import TOKEN_STD, Initialization, initialize, initialize_token, scale_branches
 from ssl_zoo.nn.patch_embed import PatchEmbedding
 from ssl_zoo.nn.pos_embed import SincosLayout, interpolate_positions, sincos_positions
 from ssl_zoo.nn.relative_position import RelativePositionBias
@@ -22,49 +22,55 @@ from ssl_zoo.settings import setting
 
 
 class Positions(Enum):
-    """What tells a patch token where its patch is."""
+    """The position embedding of patch tokens."""
 
     sincos = "sincos"  # fixed; recomputed for other grids
-    learned = "learned"  # a trained table; resampled for other grids
+    learned = "learned"  # a trained table; interpolated for other grids
     none = "none"
 
 
 @dataclass
 class ViTConfig(BackboneConfig):
-    """Sizes as in arXiv 2010.11929, table 1; the defaults are ViT-B/16."""
+    """The defaults are those of ViT-B/16 (arXiv 2010.11929, table 1)."""
 
-    embed_dim: int = setting(768, "width of a token")
-    depth: int = setting(12, "number of transformer blocks")
-    num_heads: int = setting(12, "attention heads per block")
+    embed_dim: int = setting(768, "width of a token", at_least=1)
+    depth: int = setting(12, "number of transformer blocks", at_least=1)
+    num_heads: int = setting(12, "attention heads per block", at_least=1)
     mlp_ratio: float = setting(4.0, "hidden width of a block's MLP over embed_dim")
-    positions: Positions = setting(Positions.sincos, "sincos (fixed), learned or none")
+    positions: Positions = setting(Positions.sincos, "position embedding: sincos (fixed), learned or none")
     sincos_layout: SincosLayout = setting(SincosLayout.col_first, "coordinate in the first half of sin-cos channels")
     position_offset: float = setting(
         0.0,
-        "added to the sides of other grids for the scale at which learned positions are resampled; DINO's code: 0.1",
+        "added to the sides of other grids for the scale of interpolated learned positions; DINO's code: 0.1",
+        at_least=0,
+        below=1,
     )
-    class_token: bool = setting(False, "prepend a class token; it has a position slot of its own, zeros with sincos")
-    num_registers: int = setting(0, "register tokens after the class token, without positions (arXiv 2309.16588)")
-    relative_position_bias: bool = setting(False, "learned biases on attention by offset, one table for all blocks")
-    qkv_bias: bool = setting(True, "biases on queries, keys and values")
-    key_bias: bool = setting(True, "false leaves the biases on keys out (BEiT)")
+    class_token: bool = setting(False, "prepend a class token; its position embedding is zero with sincos")
+    num_registers: int = setting(
+        0, "register tokens after the class token, without position embedding (arXiv 2309.16588)", at_least=0
+    )
+    relative_position_bias: bool = setting(False, "learned attention biases per offset, one table for all blocks")
+    qkv_bias: bool = setting(True, "biases of queries, keys and values")
+    key_bias: bool = setting(True, "false leaves out the biases of keys (BEiT)")
     norm_position: NormPosition = setting(
         NormPosition.pre,
         "pre: before each branch and at the end; post: after the embedding and after each branch",
     )
     norm_eps: float = setting(1e-6, "epsilon of every layer norm")
-    layer_scale: float | None = setting(None, "initial factor on residual branches; null leaves the factors out")
-    drop_path: float = setting(0.0, "stochastic depth rate of the last block, rising linearly from 0 in the first")
-    attention_dropout: float = setting(0.0, "probability of dropping an attention weight")
+    layer_scale: float | None = setting(None, "initial factor of LayerScale; null leaves LayerScale out")
+    drop_path: float = setting(
+        0.0, "stochastic depth rate of the last block, rising linearly from 0 in the first", at_least=0, below=1
+    )
+    attention_dropout: float = setting(0.0, "probability of dropping an attention weight", at_least=0, below=1)
     initialization: Initialization = setting(
-        Initialization.normal, "normal (I-JEPA), xavier (MAE), beit, data2vec2, dino"
+        Initialization.normal,
+        "normal (I-JEPA), xavier_uniform (MAE), trunc_normal_scaled (BEiT, data2vec, SimMIM), "
+        "normal_xavier_patch_embed (data2vec 2.0), normal_default_patch_embed (DINO, iBOT)",
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for key, low in {"embed_dim": 1, "depth": 1, "num_heads": 1, "num_registers": 0}.items():
-            if getattr(self, key) < low:
-                raise ValueError(f"backbone.{key}={getattr(self, key)} must be at least {low}")
+
         dim = self.embed_dim
         if dim % self.num_heads:
             raise ValueError(f"backbone.embed_dim={dim} is no multiple of backbone.num_heads={self.num_heads}")
@@ -72,26 +78,21 @@ class ViTConfig(BackboneConfig):
             raise ValueError(f"backbone.embed_dim={dim} must be a multiple of 4 for backbone.positions=sincos")
         if round(dim * self.mlp_ratio) < 1:
             raise ValueError(f"backbone.mlp_ratio={self.mlp_ratio} gives the blocks no hidden units")
-        if not 0 <= self.position_offset < 1:
-            raise ValueError(f"backbone.position_offset={self.position_offset} must lie in [0, 1)")
-        for key in ("drop_path", "attention_dropout"):
-            if not 0 <= getattr(self, key) < 1:
-                raise ValueError(f"backbone.{key}={getattr(self, key)} must lie in [0, 1)")
         if self.relative_position_bias and self.num_registers:
             raise ValueError(
-                f"backbone.relative_position_bias has no place for backbone.num_registers={self.num_registers} tokens; "
+                f"backbone.relative_position_bias=true excludes backbone.num_registers={self.num_registers}; "
                 "set one of them to its default"
             )
 
 
 @BACKBONES.register("vit", ViTConfig)
 class ViT(nn.Module):
-    """Vision transformer that can leave patches out, replace them, or stop at inner layers.
+    """Vision transformer that encodes all patches, some of them, or mask tokens in the place of some.
 
-    Built on timm's patch embedding and blocks, so that the names in its state dict are those of timm and of the
-    official codes. A mask token belongs to the method and is handed in.
+    It is built on timm's patch embedding and blocks, so that its state dict has the names of timm and of the official
+    codes. The mask token belongs to the method and is an argument.
 
-    Under sharding only ``forward`` gathers the weights: methods call the instance, not ``embed`` and ``encode``.
+    Methods call the instance, not ``embed`` and ``encode``: under FSDP only ``forward`` gathers sharded weights.
     """
 
     def __init__(self, config: ViTConfig) -> None:
@@ -100,7 +101,7 @@ class ViT(nn.Module):
         self.embed_dim, self.patch_size, self.grid = config.embed_dim, config.patch_size, config.grid
         self.num_patches = self.grid[0] * self.grid[1]
         self.num_prefix_tokens = int(config.class_token) + config.num_registers
-        self._num_slots = int(config.class_token)  # rows of the position table in front of the patches
+        self._num_slots = int(config.class_token)  # rows of the position table before those of the patches
         self._tables: dict[tuple[tuple[int, int], torch.device], Tensor] = {}  # sin-cos tables of other grids
 
         dim = config.embed_dim
@@ -132,20 +133,20 @@ class ViT(nn.Module):
     def _empty_positions(self) -> nn.Parameter | None:
         if self.config.positions is Positions.none:
             return None
-        # A frozen parameter and not a buffer, as in the official codes: it is in their checkpoints and their counts.
+        # A frozen parameter and not a buffer, as in the official codes, whose checkpoints and counts include it.
         table = torch.empty(1, self._num_slots + self.num_patches, self.embed_dim)
         return nn.Parameter(table, requires_grad=self.config.positions is Positions.learned)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw all weights anew from torch's global generator, e.g. after ``to_empty`` on a model built on meta."""
+        """Sample all weights from torch's global generator, e.g. after ``to_empty`` on a model built on meta."""
         initialize(self, self.config.initialization)
         for block in self.blocks:
             for scale in (block.ls1, block.ls2):
                 if not isinstance(scale, nn.Identity):
                     scale.reset_parameters()
-        if self.config.initialization is Initialization.beit:
-            shrink_branches(self.blocks)
+        if self.config.initialization.value.scale_branches:
+            scale_branches(self.blocks)
         if self.rel_pos_bias is not None:
             nn.init.zeros_(self.rel_pos_bias.relative_position_bias_table)
         if self.cls_token is not None:
@@ -167,7 +168,7 @@ class ViT(nn.Module):
         layers: Sequence[int] | None = None,
         layer_output: LayerOutput = LayerOutput.block,
     ) -> Float[Tensor, "B *L D"] | list[Float[Tensor, "B *L D"]]:
-        """``encode(embed(images, ...), ...)``: see there for arguments and result.
+        """Return ``encode(embed(images, ...), ...)``; both describe the arguments and the result.
 
         With ``keep`` of shape (B, C, K) a patch is embedded once for all C contexts where that is cheaper.
         """
@@ -191,11 +192,11 @@ class ViT(nn.Module):
         masked: Bool[Tensor, "B N"] | None = None,
         mask_token: Float[Tensor, "#B #N D"] | None = None,
     ) -> Float[Tensor, "B N D"]:
-        """Patch tokens with their positions, without prefix tokens.
+        """Embed patches and add their position embeddings, without prefix tokens.
 
         Args:
             images: of the configured or another size.
-            masked: True = the patch is replaced by ``mask_token`` before positions are added (data2vec, SimMIM, iBOT).
+            masked: True = ``mask_token`` replaces the patch before positions are added (data2vec, SimMIM, iBOT).
 
         Raises:
             ValueError: the sides of the images are no multiples of the patch size.
@@ -209,7 +210,7 @@ class ViT(nn.Module):
     def _embed_kept(
         self, images: Float[Tensor, "B channels H W"], keep: Int[Tensor, "B *K"]
     ) -> Float[Tensor, "B *K D"]:
-        """``take(embed(images), keep)`` without embedding the other patches, nor scattering their gradient."""
+        """Return ``take(embed(images), keep)``, but embed only these patches and scatter no gradient."""
         grid = self.config.grid_of((images.shape[-2], images.shape[-1]))
         tokens = self.patch_embed.project(take(self.patch_embed.cut(images), keep))
         return tokens if self.pos_embed is None else tokens + F.embedding(keep, self._patch_positions(grid)[0])
@@ -221,20 +222,21 @@ class ViT(nn.Module):
         layers: Sequence[int] | None = None,
         layer_output: LayerOutput = LayerOutput.block,
     ) -> Float[Tensor, "B *L D"] | list[Float[Tensor, "B *L D"]]:
-        """Run the blocks over all or the kept patches, with the prefix tokens in front.
+        """Run the blocks on prefix tokens and all or some patch tokens.
 
         Args:
             tokens: as ``embed`` returns them.
-            keep: patches to encode, (B, K), or (B, C, K) for C contexts per image that don't see each other.
-            layers: blocks whose outputs are wanted, negative ones counted from the last; no block after them is run.
-            layer_output: what is wanted of these blocks.
+            keep: visible patches (B, K), or (B, C, K) for C contexts per image that don't attend to each other.
+            layers: indices of blocks whose outputs are returned, negative ones counted from the last; the blocks after
+                them don't run.
+            layer_output: which output of these blocks is returned.
 
         Returns:
             Tokens after the final norm, (B, P + N, D), (B, P + K, D) or (B, C, P + K, D), the P prefix tokens first;
             with ``layers`` a list of such tensors before the final norm.
 
         Raises:
-            ValueError: ``layers`` names a block that does not exist.
+            ValueError: ``layers`` is empty or contains an index that is out of range.
         """
         return self._run_blocks(tokens if keep is None else take(tokens, keep), keep, layers, layer_output)
 
@@ -245,7 +247,7 @@ class ViT(nn.Module):
         layers: Sequence[int] | None,
         layer_output: LayerOutput,
     ) -> Float[Tensor, "B *L D"] | list[Float[Tensor, "B *L D"]]:
-        """``encode`` of tokens that are those of ``keep`` already."""
+        """Run the blocks on tokens that have already been reduced to ``keep``."""
         leading = tokens.shape[:-2]
         x = self.norm_pre(self._with_prefix(tokens.flatten(0, -3)))
         bias = self._attention_bias(x, keep)
@@ -257,8 +259,8 @@ class ViT(nn.Module):
         outputs = {}
         for index, block in enumerate(islice(self.blocks, max(wanted) + 1)):
             if index in wanted:
-                x, taken = block(x, bias, layer_output=layer_output)
-                outputs[index] = taken.unflatten(0, leading)
+                x, output = block(x, bias, layer_output=layer_output)
+                outputs[index] = output.unflatten(0, leading)
             else:
                 x = block(x, bias)
         return [outputs[index] for index in wanted]
@@ -270,12 +272,11 @@ class ViT(nn.Module):
             return None
         if keep is None and x.shape[1] != self.num_prefix_tokens + self.num_patches:
             raise ValueError(
-                "backbone.relative_position_bias holds for images of the configured size, "
+                "backbone.relative_position_bias=true needs images of the configured size with "
                 f"{self.num_patches} patches, not {x.shape[1] - self.num_prefix_tokens}"
             )
         bias = self.rel_pos_bias(None if keep is None else keep.flatten(0, -2))
-        # Fused kernels take it in the format of the queries.
-        return bias.to(kernels.product_dtype(x))
+        return bias.to(kernels.matmul_dtype(x))  # fused kernels take it in the dtype of the queries
 
     def _with_prefix(self, tokens: Float[Tensor, "S K D"]) -> Float[Tensor, "S L D"]:
         prefix = []
@@ -290,7 +291,7 @@ class ViT(nn.Module):
     def _block_indices(self, layers: Sequence[int]) -> list[int]:
         depth = len(self.blocks)
         if not layers or not all(-depth <= index < depth for index in layers):
-            raise ValueError(f"layers={list(layers)}: name at least one block, all of them in {-depth}..{depth - 1}")
+            raise ValueError(f"layers={list(layers)} must be at least one index in {-depth}..{depth - 1}")
         return [index % depth for index in layers]
 
     def _patch_positions(self, grid: tuple[int, int]) -> Float[Tensor, "1 N D"]:

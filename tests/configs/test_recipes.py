@@ -78,7 +78,7 @@ def test_mae_recipes_have_the_reference_values(name: str, dim: int, patch_size: 
     config = load_config(ROOT / "mae" / f"{name}.yaml")
     optim, method, backbone = config.optim, config.method, config.backbone
     assert (backbone.embed_dim, backbone.patch_size, backbone.class_token) == (dim, patch_size, True)
-    assert backbone.initialization is Initialization.xavier
+    assert backbone.initialization is Initialization.xavier_uniform
     assert (method.decoder_dim, method.decoder_depth, method.decoder_heads) == (512, 8, 16)
     view = method.view
     assert (view.crop_scale, view.interpolation, view.horizontal_flip) == ([0.2, 1.0], "bicubic", 0.5)

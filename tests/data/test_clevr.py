@@ -33,7 +33,7 @@ def test_labels_are_the_number_of_objects_and_the_class_of_the_nearest(tmp_path)
     }
 
 
-def test_what_is_missing_is_named(tmp_path):
+def test_missing_files_are_reported(tmp_path):
     with pytest.raises(ValueError, match=r"needs data\.root"):
         SOURCES.build(ClevrConfig(), Split.train)
     with pytest.raises(ValueError, match="has no images/train"):

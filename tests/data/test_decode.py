@@ -1,4 +1,4 @@
-"""Image files of every usual kind become RGB; everything else is a named, counted corruption."""
+"""Image files of all common formats decode to RGB; all others are corrupt images with a name and a reason."""
 
 import io
 import struct
@@ -20,14 +20,14 @@ def _encoded(image, format="JPEG", **options):
     return buffer.getvalue()
 
 
-def _picture(width=24, height=16, mode="RGB"):
+def _image(width=24, height=16, mode="RGB"):
     x, y = numpy.meshgrid(numpy.linspace(0, 200, width), numpy.linspace(0, 200, height))
     return Image.fromarray(numpy.stack([x, y, 100 + 0 * x], axis=-1).astype(numpy.uint8)).convert(mode)
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM"])
-def test_formats_decode_to_what_pillow_shows(format):
-    data = _encoded(_picture(), format)
+def test_formats_decode_as_in_pillow(format):
+    data = _encoded(_image(), format)
     expected = torch.from_numpy(numpy.array(Image.open(io.BytesIO(data)).convert("RGB"))).permute(2, 0, 1)
     assert (decode(data, "a", LIMITS).int() - expected.int()).abs().max() <= 2
 
@@ -36,7 +36,7 @@ def test_formats_decode_to_what_pillow_shows(format):
     ("mode", "format"), [("L", "JPEG"), ("L", "PNG"), ("CMYK", "JPEG"), ("RGBA", "PNG"), ("P", "PNG"), ("1", "PNG")]
 )
 def test_other_colour_modes_become_rgb(mode, format):
-    data = _encoded(_picture(mode=mode), format)
+    data = _encoded(_image(mode=mode), format)
     expected = torch.from_numpy(numpy.array(Image.open(io.BytesIO(data)).convert("RGB"))).permute(2, 0, 1)
     assert (decode(data, "a", LIMITS).int() - expected.int()).abs().max() <= 2
 
@@ -50,24 +50,24 @@ def test_sixteen_bit_images_keep_their_range():
 def test_images_are_upright_by_their_exif_orientation():
     exif = Image.Exif()
     exif[0x0112] = 6  # turn clockwise to show
-    image = decode(_encoded(_picture(24, 16), exif=exif), "a", LIMITS)
+    image = decode(_encoded(_image(24, 16), exif=exif), "a", LIMITS)
     assert image.shape == (3, 24, 16)
     assert image[1, :, -1].float().mean() < image[1, :, 0].float().mean()  # the top row came to the right
 
 
 @pytest.mark.parametrize("before", [b"", b"\xff\xe2\x00\x06ICC_", b"\xff"], ids=["first", "second", "filled"])
-def test_an_orientation_is_found_wherever_it_stands_before_the_pixels(before):
+def test_an_orientation_is_found_anywhere_before_the_pixels(before):
     exif = Image.Exif()
     exif[0x0112] = 6
-    data = _encoded(_picture(24, 16), exif=exif)
+    data = _encoded(_image(24, 16), exif=exif)
     assert decode(data[:2] + before + data[2:], "a", LIMITS).shape == (3, 24, 16)
 
 
-def test_exif_data_without_a_turn_changes_no_pixel():
+def test_exif_data_without_a_rotation_changes_no_pixel():
     exif = Image.Exif()
     exif[0x010F] = "maker"
-    picture = _picture(24, 16)
-    assert torch.equal(decode(_encoded(picture, exif=exif), "a", LIMITS), decode(_encoded(picture), "a", LIMITS))
+    image = _image(24, 16)
+    assert torch.equal(decode(_encoded(image, exif=exif), "a", LIMITS), decode(_encoded(image), "a", LIMITS))
 
 
 def _png_header(width, height):
@@ -79,7 +79,7 @@ def _png_header(width, height):
 
 
 def _jpeg_header(width, height):
-    data = bytearray(_encoded(_picture()))
+    data = bytearray(_encoded(_image()))
     frame = data.index(b"\xff\xc0")
     data[frame + 5 : frame + 9] = struct.pack(">HH", height, width)
     return bytes(data)
@@ -90,15 +90,15 @@ def _jpeg_header(width, height):
     [
         (b"", "empty"),
         (b"just some text in a file named .jpg", "not an image"),
-        (_encoded(_picture(200, 200))[:-600], "truncated"),
-        (_encoded(_picture(200, 200), "PNG")[:300], "truncated|Truncated"),
-        (_encoded(_picture(200, 200))[:40], "truncated|Truncated|not an image|OSError"),
+        (_encoded(_image(200, 200))[:-600], "truncated"),
+        (_encoded(_image(200, 200), "PNG")[:300], "truncated|Truncated"),
+        (_encoded(_image(200, 200))[:40], "truncated|Truncated|not an image|OSError"),
         (_png_header(50_000, 50_000), "max_image_pixels=1000000"),
         (_png_header(5_000, 5_000), "max_image_pixels=1000000"),
         (_jpeg_header(60_000, 60_000), "max_image_pixels=1000000"),
         (bytes(2 << 20), "max_image_bytes=1048576"),
-        (_encoded(_picture(3, 3), "PNG"), "3x3 pixels are below data.min_image_side=8"),
-        (_encoded(_picture(3, 3)), "3x3 pixels are below data.min_image_side=8"),
+        (_encoded(_image(3, 3), "PNG"), "3x3 pixels are below data.min_image_side=8"),
+        (_encoded(_image(3, 3)), "3x3 pixels are below data.min_image_side=8"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 50 50\n", "not an image"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Several sources as one keep their samples, names and orders."""
+"""Mixtures keep the samples, names and orders of their sources."""
 
 import pytest
 import torch
@@ -43,7 +43,7 @@ def test_ids_number_the_parts_one_after_the_other():
     assert mixture.label_sets["source"].tolist() == [0] * 20 + [1] * 11
 
 
-def test_weights_divide_every_epoch_and_each_part_repeats_only_when_it_is_through():
+def test_weights_divide_every_epoch_and_each_part_repeats_only_after_its_own_epoch():
     mixture = _mixture(_part(20, weight=1.0), _part(10, weight=2.0, seed=1))
     epochs = _epochs(mixture, 4)
     assert [int((epoch < 20).sum()) for epoch in epochs] == [10] * 4
@@ -123,7 +123,7 @@ def test_a_mixture_is_configured_from_the_command_line():
         ("[{source:scenes,wieght:1}]", r"data\.parts"),
     ],
 )
-def test_mistakes_in_a_part_are_told_with_their_key(parts, message):
+def test_mistakes_in_a_part_are_reported_with_their_key(parts, message):
     with pytest.raises((ConfigError, LookupError), match=message):
         compose_section("data", ["data=mixture", f"data.parts={parts}"])
 
@@ -131,5 +131,5 @@ def test_mistakes_in_a_part_are_told_with_their_key(parts, message):
 def test_a_mixture_needs_parts_and_each_part_a_sample():
     with pytest.raises(ValueError, match=r"data=mixture needs data\.parts"):
         _mixture()
-    with pytest.raises(ValueError, match="a part gives none of the 31 samples"):
+    with pytest.raises(ValueError, match="a part has none of the 31 samples"):
         _mixture(_part(20, weight=1000.0), _part(11, weight=1.0))

@@ -1,4 +1,4 @@
-"""The order of samples is one endless stream of shuffled epochs, computed from the position alone."""
+"""The order of samples is an endless stream of shuffled epochs, a function of the position."""
 
 import torch
 from hypothesis import given, settings
@@ -28,7 +28,7 @@ def test_epochs_and_seeds_have_different_orders():
     assert not torch.equal(first, indices(1, 0, 50, 50))
 
 
-def test_asking_for_an_earlier_step_gives_the_same_again():
+def test_an_earlier_step_can_be_computed_again():
     forwards = [indices(3, step, 8, 20) for step in range(10)]
     backwards = [indices(3, step, 8, 20) for step in reversed(range(10))]
     assert all(torch.equal(a, b) for a, b in zip(forwards, reversed(backwards), strict=True))

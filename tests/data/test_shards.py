@@ -1,4 +1,4 @@
-"""Shards hold what their source has, byte for byte; nothing that happens to them or is put into them goes unnoticed."""
+"""Shards contain their source byte for byte; damage and hostile content are detected."""
 
 import hashlib
 import io
@@ -64,7 +64,7 @@ def test_webdataset_reads_the_stored_bytes_and_labels_of_every_image(tmp_path):
         assert manifest.label_sets["class"].classes[int(sample["cls"])] == name.split("/")[0]
 
 
-def test_no_shard_holds_one_class_alone_though_the_source_is_sorted_by_class(tmp_path):
+def test_no_shard_contains_only_one_class_though_the_source_is_sorted_by_class(tmp_path):
     _make(tmp_path)
     for path in (tmp_path / "shards").glob("*.tar"):
         assert len({entry.key.split(b"/")[0] for entry in scan(path)[0]}) > 1
@@ -95,7 +95,7 @@ def test_only_larger_images_are_resized(tmp_path):
     assert Image.open(io.BytesIO(png)).size == (20, 40)
 
 
-def test_what_is_no_image_is_left_out_by_name_and_the_rest_keeps_its_order(tmp_path):
+def test_files_that_are_no_images_are_left_out_by_name_and_the_rest_keeps_its_order(tmp_path):
     folder = write_images(tmp_path / "images", NAMES)
     (folder / "bee" / "3.jpg").write_bytes(b"")
     manifest = _make(tmp_path, AllImages(str(folder)))
@@ -111,7 +111,7 @@ def test_the_number_of_processes_changes_no_byte(tmp_path):
 
 
 @pytest.mark.parametrize("point", ["after a shard", "within a shard", "before the manifest"])
-def test_an_interrupted_call_is_finished_by_the_next_and_keeps_whole_shards(tmp_path, point):
+def test_an_interrupted_call_is_finished_by_the_next_and_keeps_finished_shards(tmp_path, point):
     class Stop(Exception):
         pass
 
@@ -125,7 +125,7 @@ def test_an_interrupted_call_is_finished_by_the_next_and_keeps_whole_shards(tmp_
             raise Stop
 
     with pytest.raises(Stop):
-        _make(tmp_path, source, tell=stop)
+        _make(tmp_path, source, report=stop)
     finished = {path.name: path.stat().st_ino for path in (tmp_path / "shards").glob("*.tar")}
     if point == "within a shard":
         (tmp_path / "shards" / ".shard-00002.tar.partial").write_bytes(b"half")
@@ -136,17 +136,17 @@ def test_an_interrupted_call_is_finished_by_the_next_and_keeps_whole_shards(tmp_
     assert finished.items() <= {path.name: path.stat().st_ino for path in (tmp_path / "shards").iterdir()}.items()
 
 
-def test_a_damaged_shard_is_written_anew_and_the_others_are_kept(tmp_path):
+def test_a_damaged_shard_is_written_again_and_the_others_are_kept(tmp_path):
     _make(tmp_path)
     before = _content(tmp_path / "shards")
     (tmp_path / "shards" / "shard-00001.tar").write_bytes(before["shard-00001.tar"][:-100])
     lines = []
-    _make(tmp_path, tell=lines.append)
+    _make(tmp_path, report=lines.append)
     assert _content(tmp_path / "shards") == before
     assert [line.rpartition(", ")[2] for line in lines] == ["kept", "written", "kept"]
 
 
-def test_shards_of_something_else_are_neither_kept_nor_overwritten(tmp_path):
+def test_shards_of_another_source_are_neither_kept_nor_overwritten(tmp_path):
     _make(tmp_path)
     before = _content(tmp_path / "shards")
     for options in ({"resize_short": 8}, {"shard_bytes": 10**6}):
@@ -203,11 +203,11 @@ def _lie(folder):
         (_flip, r"shard-00001\.tar: its content has changed"),
         (lambda folder: _flip(folder, "index.safetensors", 900), r"index\.safetensors: its content has changed"),
         (lambda folder: (folder / "shard-00001.tar").unlink(), r"shard-00001\.tar is missing"),
-        (lambda folder: (folder / "shard-00009.tar").touch(), r"shard-00009\.tar: the manifest does not name it"),
-        (_lie, r"shard-00000\.tar: 7 samples, 7 of them where the index says; it has 8"),
+        (lambda folder: (folder / "shard-00009.tar").touch(), r"shard-00009\.tar: it is not in the manifest"),
+        (_lie, r"shard-00000\.tar: 7 samples, 7 of them as in the index, which has 8"),
     ],
 )
-def test_a_check_names_what_is_wrong_and_nothing_else(tmp_path, damage, complaint):
+def test_a_check_reports_exactly_the_damage(tmp_path, damage, complaint):
     _make(tmp_path)
     assert check_shards(str(tmp_path / "shards")) == []
     damage(tmp_path / "shards")
@@ -220,7 +220,7 @@ def test_two_writers_of_one_folder_are_one_clear_error(tmp_path):
         with pytest.raises(ValueError, match="another process writes shards"):
             _make(tmp_path)
 
-    _make(tmp_path, tell=second)
+    _make(tmp_path, report=second)
 
 
 def test_keys_are_unique_and_end_where_webdataset_ends_them():
@@ -238,7 +238,7 @@ def test_keys_are_unique_and_end_where_webdataset_ends_them():
     assert keys == ["a/x", "a/x-1", "a.b/c_d", "etc/passwd", "abs", "meta/y", "plain", "z"]
 
 
-# --- archives from elsewhere ------------------------------------------------------------------------------------------
+# --- existing archives -----------------------------------------------------------------------------------------------
 
 
 def _index(folder, files, **options):
@@ -246,7 +246,7 @@ def _index(folder, files, **options):
     return index_shards([str(folder / "a.tar")], folder, **options)
 
 
-def test_shards_from_elsewhere_get_a_manifest_with_what_can_be_used(tmp_path):
+def test_existing_shards_get_a_manifest_of_their_usable_samples(tmp_path):
     big = b'{"height": 5, "genus": 3, "deep": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
     files = [
         ("x/0.jpg", jpeg(0)), ("x/0.cls", b"4\n"), ("x/0.json", b'{"genus": 2}'), ("x/0.txt", b"caption"),
@@ -266,7 +266,7 @@ def test_shards_from_elsewhere_get_a_manifest_with_what_can_be_used(tmp_path):
     [shard] = manifest.shards
     reasons = {sample.name.rpartition("/")[2]: sample.reason for sample in shard.left_out}
     assert shard.samples == 3 and shard.num_left_out == len(shard.left_out) == 8
-    assert reasons["1"] == "its .cls is no whole number: 'cat'" and "no image" in reasons["2"]
+    assert reasons["1"] == "its .cls is no integer: 'cat'" and "no image" in reasons["2"]
     assert reasons["3"] == "it has two members .jpg" and reasons["0"] == "its key is in the shard twice"
     assert "5000 bytes" in reasons["5"] and "broken" in reasons["6"]
     assert "label genus is 'True'" in reasons["7"] and "2097152 bytes" in reasons["9"]
@@ -274,7 +274,7 @@ def test_shards_from_elsewhere_get_a_manifest_with_what_can_be_used(tmp_path):
     assert check_shards(str(tmp_path)) == []
 
 
-def test_a_manifest_is_not_made_over_another(tmp_path):
+def test_a_manifest_is_not_overwritten(tmp_path):
     _index(tmp_path, [("0.jpg", jpeg(0))])
     with pytest.raises(ValueError, match=r"manifest\.json already"):
         index_shards([str(tmp_path / "a.tar")], tmp_path)
@@ -330,7 +330,7 @@ def test_every_dialect_of_tar_gives_the_names_and_bytes_that_tarfile_reads(tmp_p
     "text",
     ["", "[]", "{}", "[" * 100_000, '{"format": "ssl_zoo shards 1"}', '{"format": "ssl_zoo shards 1", "shards": 5}'],
 )
-def test_what_is_no_manifest_is_one_clear_error(tmp_path, text):
+def test_a_broken_manifest_is_one_clear_error(tmp_path, text):
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(ValueError, match=r"manifest\.json is no manifest of shards"):
         read_manifest(str(tmp_path / "manifest.json"))

@@ -1,4 +1,4 @@
-"""Every data source finds its files in the documented layouts and says what is missing otherwise."""
+"""Every data source finds its files in the documented layouts and reports what is missing otherwise."""
 
 import gzip
 import io
@@ -101,7 +101,7 @@ def test_split_folders_are_used_where_they_exist(tmp_path, test_folder):
 
 
 def test_an_empty_folder_is_one_clear_error(tmp_path):
-    with pytest.raises(ValueError, match=f"{tmp_path} holds no image file"):
+    with pytest.raises(ValueError, match=f"{tmp_path} contains no image file"):
         _folder(tmp_path)
 
 
@@ -212,11 +212,11 @@ def test_cifar10_binary_files_are_read_and_pickles_refused(tmp_path):
     assert source.labels.tolist() == [3, 0, 9, 1]
     assert torch.equal(source.image(2).flatten(), torch.from_numpy(records[2, 1:]))
     (tmp_path / "other" / "cifar-10-batches-py").mkdir(parents=True)
-    with pytest.raises(ValueError, match="unpickling executes"):
+    with pytest.raises(ValueError, match="unpickling executes code"):
         SOURCES.build(Cifar10Config(root=str(tmp_path / "other")), Split.test)
 
 
-def test_cifar10_validation_images_are_train_images_that_training_does_not_see(tmp_path):
+def test_cifar10_validation_images_are_train_images_outside_of_the_training_split(tmp_path):
     generator = numpy.random.default_rng(0)
     folder = tmp_path / "cifar-10-batches-bin"
     folder.mkdir()
@@ -235,7 +235,7 @@ def test_cifar10_validation_images_are_train_images_that_training_does_not_see(t
     assert all(torch.equal(held_out.image(i), by_name[held_out.sample_name(i)]) for i in range(6))
     with pytest.raises(ValueError, match="only 20 training images"):
         SOURCES.build(Cifar10Config(root=str(tmp_path), validation=20), Split.train)
-    with pytest.raises(ValueError, match=r"data\.validation=-1 must lie in"):
+    with pytest.raises(ValueError, match=r"data\.validation=-1 must be at least 0"):
         Cifar10Config(validation=-1)
 
 
@@ -248,7 +248,7 @@ def test_cifar10_without_data_names_the_ways_to_give_it(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif("SSL_ZOO_DATA" not in os.environ, reason="needs the folder SSL_ZOO_DATA with cifar10-test.tar.gz")
-def test_cifar10_comes_whole_from_the_data_folder():
+def test_cifar10_is_complete_in_the_data_folder():
     source = SOURCES.build(Cifar10Config(), Split.test)
     assert source.labels.bincount().tolist() == [1000] * 10
     assert source.images(torch.arange(10_000)).float().mean().item() == pytest.approx(121, abs=3)
@@ -283,7 +283,7 @@ def test_scene_labels_describe_the_scene():
     assert (means.diff() > 0).all()
 
 
-def test_every_counted_object_changes_the_picture():
+def test_every_counted_object_changes_the_image():
     from dataclasses import replace
 
     from ssl_zoo.data.raycast import render
@@ -296,7 +296,7 @@ def test_every_counted_object_changes_the_picture():
     assert not changed[~several].any()
 
 
-def test_pictures_do_not_depend_on_the_boxes_that_objects_are_drawn_in(monkeypatch):
+def test_images_do_not_depend_on_the_boxes_that_objects_are_rendered_in(monkeypatch):
     from ssl_zoo.data import raycast
 
     scenes = _scenes().scenes(torch.arange(60))
@@ -312,12 +312,12 @@ def test_scenes_have_any_resolution_and_none_is_blank(image_size):
     assert images.flatten(1).std(1).min() > 8
 
 
-def test_scenes_too_small_to_show_anything_name_the_key():
+def test_too_small_scenes_name_the_key():
     with pytest.raises(ValueError, match=r"data\.image_size=3"):
         ScenesConfig(image_size=3)
 
 
-def test_sources_survive_the_way_to_a_worker_process(tmp_path):
+def test_sources_can_be_sent_to_a_worker_process(tmp_path):
     folder = _folder(_tar(tmp_path / "images.tar", _write(tmp_path / "images", CLASSES)))
     for source in (folder, _scenes()):
         assert torch.equal(pickle.loads(pickle.dumps(source)).image(3), source.image(3))
@@ -364,6 +364,6 @@ def test_a_torchvision_data_set_of_files_names_the_broken_one(tmp_path):
         ("KMNIST", r"data\.name=KMNIST below data\.root=.*download=True.*data\.download=true"),
     ],
 )
-def test_what_torchvision_can_not_give_is_one_clear_error(tmp_path, name, message):
+def test_data_that_torchvision_can_not_read_is_one_clear_error(tmp_path, name, message):
     with pytest.raises(ValueError, match=message):
         SOURCES.build(TorchvisionConfig(name=name, root=str(tmp_path)), Split.train)

@@ -1,4 +1,4 @@
-"""Shards as a source: the laws of order hold as for a folder, near and far; bad content costs no more than itself."""
+"""Shards as a source: the order is as for a folder, local and remote; bad samples are replaced."""
 
 import http.server
 import json
@@ -81,10 +81,10 @@ def test_uneven_shards_give_every_sample_once_an_epoch(tmp_path, shuffle, num_wo
 
 
 @pytest.mark.parametrize("shuffle", EVERYWHERE)
-def test_a_run_resumed_in_mid_epoch_elsewhere_sees_what_the_whole_run_saw(tmp_path, shuffle):
+def test_a_run_resumed_in_mid_epoch_elsewhere_gets_the_samples_of_the_uninterrupted_run(tmp_path, shuffle):
     folder = _uneven(tmp_path)
     whole = [_data(_source(folder, shuffle=shuffle)).batch(step) for step in range(8)]
-    fresh = _source(folder, shuffle=shuffle)  # another process would open the shards anew
+    fresh = _source(folder, shuffle=shuffle)  # another process would open the shards again
     resumed = [list(_data(fresh, rank=r, world_size=2, num_workers=2 - r).batches(3, 8)) for r in range(2)]
     for position, batch in enumerate(whole[3:]):
         assert torch.equal(batch.index, torch.cat([rank[position].index for rank in resumed]))
@@ -103,7 +103,7 @@ def test_shard_order_goes_through_one_shard_after_the_other_within_the_window():
     assert 15 < moved.max() < 25 and moved.float().mean() > 4
 
 
-def test_shard_order_is_another_one_in_every_epoch_and_for_every_seed(tmp_path):
+def test_shard_order_differs_between_epochs_and_seeds(tmp_path):
     source = _source(_uneven(tmp_path), shuffle=Shuffle.shards, shuffle_window=2)
     orders = [tuple(source.epoch_order(seed, epoch).tolist()) for seed in (0, 1) for epoch in (0, 1, 2)]
     assert len(set(orders)) == 6
@@ -173,29 +173,29 @@ def test_without_a_test_path_the_held_out_part_is_that_of_a_folder(tmp_path):
     assert not names[0] & names[1]
 
 
-def test_train_and_test_with_other_classes_are_one_clear_error(tmp_path):
+def test_train_and_test_with_different_classes_are_one_clear_error(tmp_path):
     for name, names in (("a", NAMES), ("b", NAMES[:20])):
         write_images(tmp_path / name, names)
         make_shards(AllImages(str(tmp_path / name)), tmp_path / f"{name}_shards", name="", shard_bytes=10**6)
-    with pytest.raises(ValueError, match=r"number other classes under 'class'; they differ in cat"):
+    with pytest.raises(ValueError, match=r"have different classes of 'class'; they differ in cat"):
         _source(tmp_path / "a_shards", Split.test, test_path=str(tmp_path / "b_shards"))
 
 
 def test_missing_manifests_and_shards_say_what_to_do(tmp_path):
-    with pytest.raises(ValueError, match=r"get one by python tools/make_shards\.py --index"):
+    with pytest.raises(ValueError, match=r"write one for existing shards with python tools/make_shards\.py --index"):
         _source(tmp_path)
     _uneven(tmp_path)
     (tmp_path / "s-001.tar").write_bytes(b"")
     with pytest.raises(ValueError, match=r"s-001\.tar has 0 bytes, not the \d+ of the manifest"):
         _source(tmp_path)
     (tmp_path / "s-001.tar").unlink()
-    with pytest.raises(ValueError, match=r"s-001\.tar is missing, though the manifest"):
+    with pytest.raises(ValueError, match=r"s-001\.tar is missing, but is listed in the manifest"):
         _source(tmp_path)
     with pytest.raises(ValueError, match=r"needs data\.path=FOLDER with shards"):
         SOURCES.build(WebDatasetConfig(), Split.train)
 
 
-def test_shards_travel_to_processes_that_do_not_share_memory(tmp_path):
+def test_shards_can_be_sent_to_processes_without_shared_memory(tmp_path):
     source = _source(_uneven(tmp_path))
     assert torch.equal(pickle.loads(pickle.dumps(source)).image(9), source.image(9))
 
@@ -254,7 +254,7 @@ def test_remote_shards_are_copied_once_when_first_read(tmp_path):
 
 
 @pytest.mark.parametrize("is_known", [True, False])
-def test_a_connection_that_breaks_is_tried_again_and_not_for_ever(tmp_path, monkeypatch, is_known):
+def test_a_broken_connection_is_retried_a_limited_number_of_times(tmp_path, monkeypatch, is_known):
     monkeypatch.setattr(place, "_PAUSE_S", 0.001)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     local = _source(_uneven(tmp_path / "data"))
@@ -284,7 +284,7 @@ def test_a_remote_shard_with_another_content_is_refused_and_not_kept(tmp_path):
         (tmp_path / "data" / "s-001.tar").write_bytes(content)
         with _served(tmp_path / "data") as server:
             source = _source(server.address, cache=str(tmp_path / "cache"))
-            with pytest.raises(ValueError, match=r"s-001\.tar is not the file that the manifest describes"):
+            with pytest.raises(ValueError, match=r"s-001\.tar is not the file of the manifest"):
                 source.image(7)
     assert not [path for path in (tmp_path / "cache").iterdir() if path.suffix in (".tmp", ".tar")]
 
@@ -310,7 +310,7 @@ def test_shards_at_an_address_get_a_manifest_here(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://127.0.0.1/x", "pipe:touch CANARY"])
-def test_a_redirect_leads_nowhere_but_to_the_web(tmp_path, monkeypatch, target):
+def test_a_redirect_is_only_followed_to_the_web(tmp_path, monkeypatch, target):
     monkeypatch.chdir(tmp_path)
     with _served(tmp_path) as server:
         server.redirects["/manifest.json"] = target
@@ -328,7 +328,7 @@ def test_a_scheme_that_a_plugin_registers_is_read_and_no_other(tmp_path):
             return open(tmp_path / "data" / path.rpartition("/")[2], mode)
 
     _uneven(tmp_path / "data")
-    with pytest.raises(ValueError, match="nothing reads memory-of-test: here"):
+    with pytest.raises(ValueError, match="there is no handler for memory-of-test:"):
         _source("memory-of-test://x")
     PATHS.register_handler(Memory())
     assert len(_source("memory-of-test://x", cache=str(tmp_path / "cache")).image(3)) == 3
@@ -341,7 +341,7 @@ def test_commands_and_unknown_schemes_are_refused_everywhere(tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     scheme = path.partition(":")[0]
     for open_it in (lambda: _source(path), lambda: index_shards([path], tmp_path), lambda: PATHS.is_remote(path)):
-        with pytest.raises(ValueError, match=f"nothing reads {scheme}: here"):
+        with pytest.raises(ValueError, match=f"there is no handler for {scheme}:"):
             open_it()
     assert os.listdir(tmp_path) == []
 
@@ -349,13 +349,13 @@ def test_commands_and_unknown_schemes_are_refused_everywhere(tmp_path, monkeypat
 @pytest.mark.parametrize(
     ("name", "complaint"),
     [
-        ("pipe:touch CANARY", "nothing reads pipe:"),
+        ("pipe:touch CANARY", "there is no handler for pipe:"),
         ("../secret.tar", "is no manifest"),
         ("a/../../secret.tar", "does not lie beside it"),
         ("sub\\\\secret.tar", "does not lie beside it"),
     ],
 )
-def test_a_manifest_can_not_name_what_lies_elsewhere(tmp_path, monkeypatch, name, complaint):
+def test_a_manifest_can_not_refer_to_files_elsewhere(tmp_path, monkeypatch, name, complaint):
     monkeypatch.chdir(tmp_path)
     text = (_uneven(tmp_path / "data") / "manifest.json").read_text()
     (tmp_path / "data" / "manifest.json").write_text(text.replace("s-001.tar", name))
@@ -364,7 +364,7 @@ def test_a_manifest_can_not_name_what_lies_elsewhere(tmp_path, monkeypatch, name
     assert os.listdir(tmp_path) == ["data"]
 
 
-def test_a_manifest_at_an_address_can_not_name_local_files(tmp_path):
+def test_a_remote_manifest_can_not_refer_to_local_files(tmp_path):
     text = (_uneven(tmp_path / "data") / "manifest.json").read_text()
     (tmp_path / "data" / "manifest.json").write_text(text.replace("s-001.tar", "/etc/passwd"))
     with _served(tmp_path / "data") as server, pytest.raises(ValueError, match="does not lie beside it"):
@@ -384,7 +384,7 @@ def hostile(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["data"]
 
 
-def test_bad_images_are_replaced_and_named_and_training_goes_on(hostile):
+def test_bad_images_are_replaced_and_reported_and_training_continues(hostile):
     batches = list(_data(hostile, batch_size=32, num_workers=2).batches(0, 2))
     assert len(hostile) == 63 and [batch.num_images for batch in batches] == [32, 32]
     reasons = {sample.name.partition("/")[2]: sample.reason for batch in batches for sample in batch.corrupt}
@@ -393,7 +393,7 @@ def test_bad_images_are_replaced_and_named_and_training_goes_on(hostile):
         assert expected in reasons[name]
 
 
-def test_unusual_but_whole_images_are_read(hostile):
+def test_unusual_but_complete_images_are_read(hostile):
     numbers = {hostile.sample_name(index).partition("/")[2]: index for index in range(len(hostile))}
     assert all(hostile.image(numbers[name]).shape == (3, 16, 24) for name in ODD_IMAGES)
 
@@ -415,7 +415,10 @@ def test_an_image_of_another_size_than_the_manifest_says_is_replaced(tmp_path):
     make_shards(source, tmp_path / "out", name="", shard_bytes=10**6)
     batch = _data(_source(tmp_path / "out"), batch_size=8).batch(0)
     [corrupt] = batch.corrupt
-    assert corrupt.name == "shard-00000.tar/3.jpg" and "(20, 20) pixels; the manifest says (16, 16)" in corrupt.reason
+    assert (
+        corrupt.name == "shard-00000.tar/3.jpg"
+        and "(20, 20) pixels instead of the manifest's (16, 16)" in corrupt.reason
+    )
     assert batch.index.sort().values.tolist() == [0, 1, 2, 4, 4, 5, 6, 7]
 
 
@@ -435,7 +438,7 @@ def test_an_index_that_points_elsewhere_is_refused(tmp_path, column, value):
 
 
 @pytest.mark.parametrize("content", [b"", b"cos\nsystem\n(S'touch CANARY'\ntR.", b"\xff" * 64])
-def test_what_is_no_index_is_refused(tmp_path, monkeypatch, content):
+def test_a_broken_index_is_refused(tmp_path, monkeypatch, content):
     monkeypatch.chdir(_uneven(tmp_path))
     Path("index.safetensors").write_bytes(content)
     _record_index(tmp_path)

@@ -1,4 +1,4 @@
-"""Official names: what maps to what, and that nothing is loaded in part."""
+"""Official names: the mapping, and loading of all weights or none."""
 
 import pytest
 import torch
@@ -27,12 +27,12 @@ def test_predictor_names_map_both_ways(official, ours):
     assert IJEPA_PREDICTOR.official(ours) == official
 
 
-def test_the_prefix_of_distributed_training_is_dropped():
+def test_the_prefix_of_ddp_is_removed():
     assert IJEPA_PREDICTOR.ours("module.predictor_norm.bias") == "norm.bias"
     assert IJEPA_ENCODER.ours("module.blocks.0.norm1.bias") == "blocks.0.norm1.bias"
 
 
-def test_weights_survive_the_official_names():
+def test_weights_survive_a_round_trip_through_official_names():
     source, copy = predictor(), predictor()
     load_official(copy, to_official(source, IJEPA_PREDICTOR), IJEPA_PREDICTOR)
     assert all(torch.equal(a, b) for a, b in zip(source.parameters(), copy.parameters(), strict=True))
@@ -46,7 +46,7 @@ def test_weights_survive_the_official_names():
         ({"mask_token": torch.ones(1, 1, 4)}, r"mask_token has shape \[1, 1, 4\], needs \[1, 1, 8\]"),
     ],
 )
-def test_a_misfit_is_named_and_nothing_is_loaded(change, message):
+def test_a_mismatch_is_reported_and_nothing_is_loaded(change, message):
     module, weights = predictor(), to_official(predictor(), IJEPA_PREDICTOR)
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     given = {name: tensor for name, tensor in (weights | change).items() if tensor is not None}

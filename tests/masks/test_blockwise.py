@@ -1,4 +1,4 @@
-"""Block masks: BEiT's and CAE's statistics in compat, exact counts by default, and what ragged masks hold."""
+"""Blockwise masks: BEiT's and CAE's statistics in compat, exact counts by default, ragged masks."""
 
 from functools import cache
 from pathlib import Path
@@ -21,9 +21,9 @@ def golden() -> dict[str, torch.Tensor]:
     return load_file(GOLDEN)
 
 
-def build(grid: tuple[int, int], num_hidden: int | None = None, **settings) -> BlockwiseGenerator:
-    if num_hidden is not None:
-        settings["mask_ratio"] = num_hidden / (grid[0] * grid[1])
+def build(grid: tuple[int, int], num_masked: int | None = None, **settings) -> BlockwiseGenerator:
+    if num_masked is not None:
+        settings["mask_ratio"] = num_masked / (grid[0] * grid[1])
     return MASKS.build(BlockwiseConfig(**settings), grid)
 
 
@@ -31,7 +31,7 @@ def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def hidden_of(generator: BlockwiseGenerator) -> torch.Tensor:
+def masked_patches(generator: BlockwiseGenerator) -> torch.Tensor:
     random = seeded(0)
     return torch.cat([generator(1000, random).masked for _ in range(NUM_IMAGES // 1000)])
 
@@ -51,11 +51,11 @@ def assert_golden_frequencies(masked: torch.Tensor, name: str) -> None:
 # The reference codes
 
 
-@pytest.mark.parametrize("num_hidden", [75, 98, 120])
-def test_compat_that_keeps_a_shortfall_is_beits_sampler(num_hidden):
-    masked = hidden_of(build((14, 14), num_hidden, shortfall=Shortfall.keep, compat=True))
-    assert_golden_frequencies(masked, f"beit_{num_hidden}")
-    expected = golden()[f"beit_{num_hidden}.count_hist"].double()
+@pytest.mark.parametrize("num_masked", [75, 98, 120])
+def test_compat_that_keeps_a_shortfall_is_beits_sampler(num_masked):
+    masked = masked_patches(build((14, 14), num_masked, shortfall=Shortfall.keep, compat=True))
+    assert_golden_frequencies(masked, f"beit_{num_masked}")
+    expected = golden()[f"beit_{num_masked}.count_hist"].double()
     share, expected_share = torch.bincount(masked.sum(1), minlength=197) / NUM_IMAGES, expected / expected.sum()
     pooled = (share * NUM_IMAGES + expected) / (NUM_IMAGES + expected.sum())
     error = (pooled * (1 - pooled) * (1 / NUM_IMAGES + 1 / expected.sum())).sqrt()
@@ -65,14 +65,14 @@ def test_compat_that_keeps_a_shortfall_is_beits_sampler(num_hidden):
 
 
 def test_compat_that_retries_is_caes_sampler():
-    masked = hidden_of(build((14, 14), 98, shortfall=Shortfall.retry, compat=True))
+    masked = masked_patches(build((14, 14), 98, shortfall=Shortfall.retry, compat=True))
     assert (masked.sum(1) == 98).all()
     assert_golden_frequencies(masked, "cae_98")
 
 
 def test_block_spans_the_grid_except_in_compat():
     # Only blocks of a full row or column have this area and aspect.
-    settings = {"num_hidden": 8, "min_block_area": 8, "block_aspect": [7.9, 8.0]}
+    settings = {"num_masked": 8, "min_block_area": 8, "block_aspect": [7.9, 8.0]}
     masked = build((8, 8), **settings)(200, seeded(0)).masked.view(-1, 8, 8)
     assert masked.all(1).any(1).all()
     with pytest.raises(ValueError, match=r"^0.0% of the blocks fit the 8x8 grid"):
@@ -83,11 +83,11 @@ def test_block_spans_the_grid_except_in_compat():
 
 
 @pytest.mark.parametrize("shortfall", [Shortfall.fill, Shortfall.retry])
-@pytest.mark.parametrize(("grid", "num_hidden"), [((14, 14), 120), ((14, 14), 75), ((8, 8), 39), ((10, 18), 100)])
-def test_exact_masks_hide_the_same_number_and_split_the_grid(grid, num_hidden, shortfall):
-    masks = build(grid, num_hidden, shortfall=shortfall)(300, seeded(0))
-    assert (masks.masked.sum(1) == num_hidden).all()
-    assert masks.targets.shape == (300, 1, num_hidden)
+@pytest.mark.parametrize(("grid", "num_masked"), [((14, 14), 120), ((14, 14), 75), ((8, 8), 39), ((10, 18), 100)])
+def test_exact_masks_have_equal_counts_and_partition_the_grid(grid, num_masked, shortfall):
+    masks = build(grid, num_masked, shortfall=shortfall)(300, seeded(0))
+    assert (masks.masked.sum(1) == num_masked).all()
+    assert masks.targets.shape == (300, 1, num_masked)
     everything = torch.cat([masks.context, masks.targets], dim=2).sort().values
     assert (everything == torch.arange(grid[0] * grid[1])).all()
     assert torch.zeros_like(masks.masked).scatter_(1, masks.targets[:, 0], True).equal(masks.masked)
@@ -100,7 +100,7 @@ def test_filling_adds_few_single_patches():
     assert 0.2 < missing.double().mean() < 0.8
 
 
-def test_default_hides_data2vecs_120_of_196_patches():
+def test_default_masks_data2vecs_120_of_196_patches():
     assert build((14, 14))(2, seeded(0)).targets.shape[2] == 120
 
 
@@ -121,8 +121,8 @@ def test_ragged_targets_are_cut_at_random_places():
     dropped, present = torch.zeros(2), torch.zeros(2)
     for _ in range(40):
         masks = generator(256, random)
-        left_out = masks.masked.scatter(1, masks.targets[:, 0], False)
-        dropped += left_out.view(-1, 2, 98).sum((0, 2))
+        missing = masks.masked.scatter(1, masks.targets[:, 0], False)
+        dropped += missing.view(-1, 2, 98).sum((0, 2))
         present += masks.masked.view(-1, 2, 98).sum((0, 2))
     top, bottom = (dropped / present).tolist()
     assert top == pytest.approx(bottom, rel=0.1)
@@ -145,7 +145,7 @@ def test_masks_are_a_function_of_the_seed_alone(shortfall):
 
 @pytest.mark.parametrize("grid", [(14, 14), (10, 18)])
 def test_frequencies_are_symmetric_under_flips_and_reach_every_patch(grid):
-    frequency = hidden_of(build(grid)).double().mean(0).view(grid)
+    frequency = masked_patches(build(grid)).double().mean(0).view(grid)
     assert (frequency > 0).all()
     error = (2 * frequency * (1 - frequency) / NUM_IMAGES).sqrt()
     for axis in (0, 1):
@@ -160,7 +160,7 @@ def test_frequencies_are_symmetric_under_flips_and_reach_every_patch(grid):
     [
         ("mask_ratio", 0.0),
         ("min_block_area", 0),
-        ("max_block_patches", 15),
+        ("max_block_area", 15),
         ("block_aspect", [0.5]),
         ("block_aspect", [2.0, 1.0]),
     ],
@@ -170,7 +170,7 @@ def test_value_out_of_range_is_refused_by_its_key(key, value):
         BlockwiseConfig(**{key: value})
 
 
-def test_least_block_above_what_is_hidden_is_refused_with_one_that_works():
+def test_least_block_above_the_masked_number_is_refused_with_one_that_works():
     with pytest.raises(ValueError, match=r"masks.min_block_area=16 exceeds the 9 patches .* use 9 or less"):
         build((4, 4))
     build((4, 4), min_block_area=9)
@@ -193,17 +193,17 @@ def test_blocks_that_fit_no_narrow_grid_are_refused():
     compat=st.booleans(),
 )
 def test_any_geometry_gives_valid_masks_or_is_refused(grid, larger, low, widening, **settings):
-    settings["max_block_patches"] = None if larger is None else settings["min_block_area"] + larger
+    settings["max_block_area"] = None if larger is None else settings["min_block_area"] + larger
     try:
         generator = build(grid, block_aspect=[low, low * widening], **settings)
     except ValueError as error:
         assert "masks." in str(error)
         return
     masks = generator(20, seeded(0))
-    counts, asked = masks.masked.sum(1), int(grid[0] * grid[1] * settings["mask_ratio"] + 1e-9)
-    assert counts.max() <= asked
+    counts, goal = masks.masked.sum(1), int(grid[0] * grid[1] * settings["mask_ratio"] + 1e-9)
+    assert counts.max() <= goal
     assert counts.min() > 0
     if settings["shortfall"] is not Shortfall.keep:
-        assert counts.min() == asked
+        assert counts.min() == goal
     assert masks.masked.gather(1, masks.targets[:, 0]).all()
     assert not masks.masked.gather(1, masks.context[:, 0]).any()

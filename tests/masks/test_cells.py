@@ -1,4 +1,4 @@
-"""Cell masks: SimMIM's counts and frequencies, and that cells are whole."""
+"""Cell masks: SimMIM's counts and frequencies, and complete cells."""
 
 from functools import cache
 from pathlib import Path
@@ -31,11 +31,11 @@ def seeded(seed: int) -> torch.Generator:
 
 @pytest.mark.parametrize("name", GEOMETRY)
 def test_frequencies_counts_and_neighbours_equal_the_golden_ones(name):
-    side, cell, num_hidden = GEOMETRY[name]
+    side, cell, num_masked = GEOMETRY[name]
     generator, random = build((side, side), mask_patch_size=cell), seeded(0)
     num_images = 2000
     masked = torch.cat([generator(500, random).masked for _ in range(num_images // 500)]).view(-1, side, side)
-    assert (masked.flatten(1).sum(1) == num_hidden).all()
+    assert (masked.flatten(1).sum(1) == num_masked).all()
     frequency = masked.double().mean(0)
     error = (golden()[f"{name}.prob_se"] ** 2 + frequency * (1 - frequency) / num_images).sqrt()
     assert ((frequency - golden()[f"{name}.prob"]).abs() < 5 * error).all()
@@ -59,7 +59,7 @@ def test_cells_that_do_not_divide_the_grid_are_refused_with_those_that_do():
 
 
 def test_grid_of_one_cell_is_refused():
-    with pytest.raises(ValueError, match=r"masks.mask_ratio=0.6 hides 1 of 1 cells of 4x4 patches"):
+    with pytest.raises(ValueError, match=r"masks.mask_ratio=0.6 masks 1 of 1 cells of 4x4 patches"):
         build((4, 4), mask_patch_size=4)
 
 
@@ -71,7 +71,7 @@ def test_value_out_of_range_is_refused_by_its_key(key, value):
 
 @settings(max_examples=60, deadline=2000, derandomize=True)
 @given(cells=st.tuples(st.integers(1, 6), st.integers(2, 6)), cell=st.integers(1, 4), mask_ratio=st.floats(0.1, 0.6))
-def test_cells_are_whole_on_any_grid(cells, cell, mask_ratio):
+def test_cells_are_complete_on_any_grid(cells, cell, mask_ratio):
     rows, columns = cells
     try:
         generator = build((rows * cell, columns * cell), mask_patch_size=cell, mask_ratio=mask_ratio)

@@ -13,7 +13,7 @@ from ssl_zoo.masks import MASKS, Pairing
 from ssl_zoo.masks.inverse_block import InverseBlockConfig, InverseBlockGenerator
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "masks_blocks.safetensors"
-GEOMETRY = {  # side, mask_ratio, surplus_fraction, seen patches
+GEOMETRY = {  # side, mask_ratio, surplus_fraction, visible patches
     "inverse_base": (14, 0.8, 0.07, 39),
     "inverse_large": (14, 0.75, 0.1, 49),
     "inverse_huge14": (16, 0.75, 0.1, 64),
@@ -38,8 +38,8 @@ def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def hidden_of(generator: InverseBlockGenerator, batch_size: int, random: torch.Generator) -> torch.Tensor:
-    """True = masked, one row per mask."""
+def masked_patches(generator: InverseBlockGenerator, batch_size: int, random: torch.Generator) -> torch.Tensor:
+    """Return one row per mask, True = masked."""
     masks = generator(batch_size, random)
     targets = masks.targets.flatten(0, 1)
     return torch.zeros(len(targets), generator.num_patches, dtype=torch.bool).scatter_(1, targets, True)
@@ -48,19 +48,19 @@ def hidden_of(generator: InverseBlockGenerator, batch_size: int, random: torch.G
 @pytest.mark.parametrize("name", GEOMETRY)
 @pytest.mark.parametrize("compat", [True, False])
 def test_each_of_16_contexts_has_the_published_count_and_its_own_targets(name, compat):
-    side, _, _, num_seen = GEOMETRY[name]
+    side, _, _, num_visible = GEOMETRY[name]
     masks = reference(name, compat=compat)(4, seeded(0))
     assert masks.pairing is Pairing.zip
     assert masks.masked is None, "16 masks per image have no single set of masked patches"
-    assert masks.context.shape == (4, 16, num_seen)
-    assert masks.targets.shape == (4, 16, side * side - num_seen)
+    assert masks.context.shape == (4, 16, num_visible)
+    assert masks.targets.shape == (4, 16, side * side - num_visible)
     assert (torch.cat([masks.context, masks.targets], dim=2).sort().values == torch.arange(side * side)).all()
 
 
 @pytest.mark.parametrize("name", GEOMETRY)
 def test_compat_frequencies_and_neighbours_equal_the_golden_ones(name):
     side = GEOMETRY[name][0]
-    masked = hidden_of(reference(name, compat=True), 1000, seeded(0)).view(-1, side, side)
+    masked = masked_patches(reference(name, compat=True), 1000, seeded(0)).view(-1, side, side)
     frequency = masked.double().mean(0)
     error = (golden()[f"{name}.prob_se"] ** 2 + frequency * (1 - frequency) / len(masked)).sqrt()
     assert ((frequency - golden()[f"{name}.prob"]).abs() < 5 * error).all()
@@ -74,28 +74,30 @@ def test_compat_frequencies_and_neighbours_equal_the_golden_ones(name):
 
 
 def test_compat_blocks_cover_37_and_a_half_patches_before_the_count_is_made_exact():
-    counts = reference("inverse_base", compat=True).draw_blocks(20000, seeded(0)).sum(1).double()
+    counts = reference("inverse_base", compat=True).sample_blocks(20000, seeded(0)).sum(1).double()
     assert counts.mean().item() == pytest.approx(37.45, abs=0.1)
 
 
 @pytest.mark.parametrize("grid", [(14, 14), (9, 16)])
-def test_every_patch_is_seen_equally_often_except_in_compat(grid):
+def test_every_patch_is_equally_often_visible_except_in_compat(grid):
     def deviation(compat):
-        seen = ~hidden_of(build(grid, compat=compat), 1000, seeded(0))
+        visible = ~masked_patches(build(grid, compat=compat), 1000, seeded(0))
         expected = int(grid[0] * grid[1] * 0.2) / (grid[0] * grid[1])
-        return (seen.double().mean(0) - expected).abs().max().item() / (expected * (1 - expected) / len(seen)) ** 0.5
+        return (visible.double().mean(0) - expected).abs().max().item() / (
+            expected * (1 - expected) / len(visible)
+        ) ** 0.5
 
     assert deviation(compat=False) < 5
     assert deviation(compat=True) > 15
 
 
-def test_seen_patches_hang_together():
-    masked = hidden_of(build((14, 14)), 200, seeded(0)).view(-1, 14, 14)
+def test_visible_patches_are_contiguous():
+    masked = masked_patches(build((14, 14)), 200, seeded(0)).view(-1, 14, 14)
     agreement = (masked[:, 1:] == masked[:, :-1]).double().mean().item()
     assert agreement > 0.84, "independent patches agree with probability 0.68"
 
 
-def test_one_mask_per_image_says_what_is_hidden():
+def test_a_single_mask_per_image_sets_masked():
     masks = build((8, 8), num_masks=1)(6, seeded(0))
     assert torch.equal(masks.masked.nonzero()[:, 1].view(6, 1, -1), masks.targets)
 
@@ -122,8 +124,8 @@ def test_blocks_larger_than_the_grid_are_refused():
         build((2, 9))
 
 
-def test_blocks_of_which_none_fits_the_seen_fraction_are_refused():
-    with pytest.raises(ValueError, match=r"masks.block_side=3: not one block of 3x3 .* seen 3 of 16 patches"):
+def test_blocks_of_which_none_fits_the_visible_fraction_are_refused():
+    with pytest.raises(ValueError, match=r"masks.block_side=3: not one block of 3x3 .* 3 visible of 16 patches"):
         build((4, 4))
 
 

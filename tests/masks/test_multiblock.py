@@ -13,13 +13,13 @@ from safetensors.torch import load_file
 
 from ssl_zoo.masks import MASKS, Masks
 from ssl_zoo.masks.blocks import BlockSize, independent_sizes, reference_block_size, reference_sizes
-from ssl_zoo.masks.multiblock import ContextTokens, MultiblockConfig, MultiblockGenerator
+from ssl_zoo.masks.multiblock import ContextLength, MultiblockConfig, MultiblockGenerator
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "masks_ijepa.safetensors"
 SCALE, ASPECT, CONTEXT_SCALE = [0.15, 0.2], [0.75, 1.5], [0.85, 1.0]
 GRIDS = {"ijepa_224_16": (14, 14), "ijepa_224_14": (16, 16), "ijepa_32_4": (8, 8)}
-MODES = list(ContextTokens)
-UNBIASED = [ContextTokens.fixed, ContextTokens.batch_min]
+MODES = list(ContextLength)
+UNBIASED = [ContextLength.fixed, ContextLength.batch_min]
 
 
 @cache
@@ -27,8 +27,8 @@ def golden() -> dict[str, torch.Tensor]:
     return load_file(GOLDEN)
 
 
-def build(grid: tuple[int, int], mode: ContextTokens = ContextTokens.fixed, **settings) -> MultiblockGenerator:
-    return MASKS.build(MultiblockConfig(context_tokens=mode, **settings), grid)
+def build(grid: tuple[int, int], mode: ContextLength = ContextLength.fixed, **settings) -> MultiblockGenerator:
+    return MASKS.build(MultiblockConfig(context_length=mode, **settings), grid)
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -36,7 +36,7 @@ def seeded(seed: int) -> torch.Generator:
 
 
 def frequencies(generator: MultiblockGenerator, batch_size: int, num_batches: int) -> dict[str, torch.Tensor]:
-    """Per batch, how often each patch is in the context, in one target, and in any target: (batches, N) each."""
+    """Return the frequency of each patch in the context, in one target and in any target, (batches, N) each."""
     random = seeded(0)
     per_batch: dict[str, list[torch.Tensor]] = {"context": [], "target": [], "target_union": []}
     for _ in range(num_batches):
@@ -67,7 +67,7 @@ def check_valid(masks: Masks, generator: MultiblockGenerator, batch_size: int) -
 
 
 def assert_blocks(indices: torch.Tensor, grid: tuple[int, int]) -> None:
-    """Every last-dimension row is a full rectangle."""
+    """Check that every block is a full rectangle."""
     rows, columns = indices // grid[1], indices % grid[1]
     heights = rows.amax(-1) - rows.amin(-1) + 1
     widths = columns.amax(-1) - columns.amin(-1) + 1
@@ -107,17 +107,17 @@ def test_reference_sizes_of_400_batches_equal_the_golden_ones(name):
 
 
 @pytest.mark.parametrize("name", GRIDS)
-def test_enumerated_reference_sizes_and_probabilities_agree_with_draws(name):
-    drawn = golden()[f"{name}.block_sizes"][:, :2].tolist()
+def test_enumerated_reference_sizes_and_probabilities_agree_with_samples(name):
+    sampled = golden()[f"{name}.block_sizes"][:, :2].tolist()
     sizes = reference_sizes(GRIDS[name], SCALE, ASPECT).sizes
-    assert {BlockSize(*size) for size in drawn} <= sizes.keys()
+    assert {BlockSize(*size) for size in sampled} <= sizes.keys()
     for size, probability in sizes.items():
-        error = (probability * (1 - probability) / len(drawn)) ** 0.5
-        assert drawn.count(list(size)) / len(drawn) == pytest.approx(probability, abs=4 * error + 1e-9)
+        error = (probability * (1 - probability) / len(sampled)) ** 0.5
+        assert sampled.count(list(size)) / len(sampled) == pytest.approx(probability, abs=4 * error + 1e-9)
 
 
 @pytest.mark.parametrize("grid", [(14, 14), (8, 20), (4, 4)])
-def test_independent_sizes_follow_separate_draws_of_scale_and_aspect(grid):
+def test_independent_sizes_follow_separate_samples_of_scale_and_aspect(grid):
     distribution = independent_sizes(grid, SCALE, ASPECT)
     assert sum(distribution.sizes.values()) == pytest.approx(1)
     scale, aspect = torch.rand(2, 40000, dtype=torch.float64, generator=seeded(0))
@@ -142,7 +142,7 @@ def test_scale_and_aspect_are_coupled_in_compat_only():
     assert abs(tall - wide) < 5
 
 
-def test_block_may_span_the_whole_grid_and_keeps_its_area_on_a_narrow_one():
+def test_block_may_span_the_full_grid_and_keeps_its_area_on_a_narrow_one():
     assert list(independent_sizes((5, 7), [1.0, 1.0], [5 / 7, 5 / 7]).sizes) == [(5, 7)]
     assert list(independent_sizes((2, 40), [0.25, 0.25], [1.0, 1.0]).sizes) == [(2, 10)]
 
@@ -187,12 +187,12 @@ def test_allow_overlap_lets_contexts_contain_targets(mode):
     check_valid(masks, generator, 64)
     masked = torch.zeros(64, 256, dtype=torch.bool).scatter_(1, masks.targets.flatten(1), True)
     assert masked.gather(1, masks.context[:, 0]).any()
-    if mode is ContextTokens.compat:
+    if mode is ContextLength.compat:
         assert masks.context.shape[2] == 225  # the 15x15 block that the published code gives at 224 pixels, patch 14
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_statistics_agree_with_drawn_masks_and_repeat(mode):
+def test_statistics_agree_with_sampled_masks_and_are_deterministic(mode):
     generator = build((16, 16), mode)
     statistics = generator.statistics(num_images=640, batch_size=64)
     assert statistics == generator.statistics(num_images=640, batch_size=64)
@@ -210,12 +210,12 @@ def test_statistics_agree_with_drawn_masks_and_repeat(mode):
 def test_last_row_and_column_are_reached_except_in_compat(mode):
     frequency = frequencies(build((16, 16), mode), 128, 60)
     for key in ("context", "target"):
-        seen = frequency[key].mean(0).view(16, 16)
-        if mode is ContextTokens.compat:
-            assert seen[-1].sum() == 0
-            assert seen[:, -1].sum() == 0
+        reached = frequency[key].mean(0).view(16, 16)
+        if mode is ContextLength.compat:
+            assert reached[-1].sum() == 0
+            assert reached[:, -1].sum() == 0
         else:
-            assert (seen > 0).all(), "the whole grid is reachable"
+            assert (reached > 0).all()
 
 
 @pytest.mark.parametrize("mode", UNBIASED)
@@ -229,34 +229,34 @@ def test_unbiased_frequencies_are_symmetric_under_flips(mode, grid):
             assert (difference.mean(0).abs() <= 5 * error + 1e-9).all(), (key, axis)
 
 
-def test_context_tokens_lie_in_the_top_half_in_compat_only():
+def test_context_patches_lie_in_the_top_half_in_compat_only():
     def top_share(mode):
         frequency = frequencies(build((16, 16), mode), 128, 40)["context"].mean(0)
         return (frequency[:128].sum() / frequency.sum()).item()
 
-    assert top_share(ContextTokens.compat) == pytest.approx(0.778, abs=0.03)
-    assert top_share(ContextTokens.batch_min) == pytest.approx(0.5, abs=0.01)
-    assert top_share(ContextTokens.fixed) == pytest.approx(0.5, abs=0.01)
+    assert top_share(ContextLength.compat) == pytest.approx(0.778, abs=0.03)
+    assert top_share(ContextLength.batch_min) == pytest.approx(0.5, abs=0.01)
+    assert top_share(ContextLength.fixed) == pytest.approx(0.5, abs=0.01)
 
 
 def test_context_count_falls_with_the_batch_size_except_when_fixed():
     def counts(mode):
-        # The generator draws block sizes first: equal seeds compare batches of equal sizes.
+        # The generator samples block sizes first: equal seeds compare batches of equal sizes.
         generator = build((16, 16), mode)
         return [
             sum(generator(size, seeded(seed)).context.shape[2] for seed in range(40)) / 40 for size in (1, 32, 128, 256)
         ]
 
-    assert counts(ContextTokens.fixed) == [64, 64, 64, 64]
-    compat = counts(ContextTokens.compat)
+    assert counts(ContextLength.fixed) == [64, 64, 64, 64]
+    compat = counts(ContextLength.compat)
     assert compat == pytest.approx([110.1, 76.6, 68.5, 64], abs=10)  # golden means for 1, 32, 128
-    for count in (compat, counts(ContextTokens.batch_min)):
+    for count in (compat, counts(ContextLength.batch_min)):
         assert all(larger - smaller > 1 for larger, smaller in itertools.pairwise(count))
 
 
 def test_fixed_frequencies_do_not_depend_on_the_batch_size():
     generator = build((14, 14), context_fraction=0.35)
-    assert generator.statistics().redrawn > 100, "the geometry is tight enough to need redraws"
+    assert generator.statistics().rejected > 100, "the geometry is tight enough for rejections"
     small, large = frequencies(generator, 4, 500), frequencies(generator, 128, 60)
     for key in small:
         difference = small[key].mean(0) - large[key].mean(0)
@@ -266,14 +266,14 @@ def test_fixed_frequencies_do_not_depend_on_the_batch_size():
 
 def test_fixed_context_is_a_random_subset_of_its_candidates():
     generator = build((6, 6), context_scale=[1.0, 1.0], allow_overlap=True, min_patches=3)  # all patches are candidates
-    kept = frequencies(generator, 1000, 40)["context"].mean(0)
-    assert (kept - 0.25).abs().max() < 5 * (0.25 * 0.75 / 40000) ** 0.5
+    frequency = frequencies(generator, 1000, 40)["context"].mean(0)
+    assert (frequency - 0.25).abs().max() < 5 * (0.25 * 0.75 / 40000) ** 0.5
 
 
 @pytest.mark.parametrize("name", GRIDS)
 @pytest.mark.parametrize(("batch_size", "num_batches"), [(1, 600), (32, 100), (128, 60)])
 def test_compat_frequencies_equal_the_golden_ones(name, batch_size, num_batches):
-    generator = build(GRIDS[name], ContextTokens.compat, min_patches=4)
+    generator = build(GRIDS[name], ContextLength.compat, min_patches=4)
     for key, per_batch in frequencies(generator, batch_size, num_batches).items():
         expected, expected_error = (
             golden()[f"{name}.batch_{batch_size}.{key}_{part}"].flatten() for part in ("prob", "prob_se")
@@ -284,7 +284,7 @@ def test_compat_frequencies_equal_the_golden_ones(name, batch_size, num_batches)
 
 
 def test_compat_without_room_lets_contexts_overlap_and_counts_them(caplog):
-    generator = build((8, 8), ContextTokens.compat, num_targets=8, target_scale=[0.4, 0.5], min_patches=12)
+    generator = build((8, 8), ContextLength.compat, num_targets=8, target_scale=[0.4, 0.5], min_patches=12)
     masks = generator(256, seeded(0))
     check_valid(masks, generator, 256)
     assert generator.num_relaxed > 0
@@ -294,7 +294,7 @@ def test_compat_without_room_lets_contexts_overlap_and_counts_them(caplog):
 # Impossible geometry
 
 
-def refused(grid: tuple[int, int], mode: ContextTokens = ContextTokens.fixed, **settings) -> str:
+def refused(grid: tuple[int, int], mode: ContextLength = ContextLength.fixed, **settings) -> str:
     start = time.perf_counter()
     with pytest.raises(ValueError) as error:
         build(grid, mode, **settings)
@@ -302,7 +302,7 @@ def refused(grid: tuple[int, int], mode: ContextTokens = ContextTokens.fixed, **
     return str(error.value)
 
 
-@pytest.mark.parametrize(("mode", "least"), [(ContextTokens.fixed, 8), (ContextTokens.compat, 9)])
+@pytest.mark.parametrize(("mode", "least"), [(ContextLength.fixed, 8), (ContextLength.compat, 9)])
 def test_8x8_grid_with_the_references_min_patches_is_refused(mode, least):
     message = refused((8, 8), mode)  # the published code never returns from some batches
     for part in ("masks.target_scale=[0.15, 0.2]", "8x8", f"{least}..12", "masks.min_patches=10", "16x16"):
@@ -326,7 +326,7 @@ def test_targets_that_leave_no_context_are_refused(mode):
 
 def test_context_fraction_that_placements_rarely_leave_is_refused_with_one_that_works():
     message = refused((14, 14), context_fraction=0.7)
-    assert "masks.context_fraction=0.7 asks for contexts of 137 patches" in message
+    assert "masks.context_fraction=0.7 requires contexts of 137 patches" in message
     remedy = float(message.split("Use masks.context_fraction=")[1].split(",")[0])
     build((14, 14), context_fraction=remedy)
 

@@ -1,4 +1,4 @@
-"""Pictures of masks show exactly what is seen and what is predicted."""
+"""Plots of masks show exactly the visible and the predicted patches."""
 
 import torch
 
@@ -6,7 +6,7 @@ from ssl_zoo.masks import Masks, plot_masks
 
 
 def on_two_by_two(patch: int) -> torch.Tensor:
-    """Pixels of one patch of a 2x2 grid, of 96x96."""
+    """Return True at the pixels of one patch of a 2x2 grid of 96x96 pixels."""
     cells = torch.zeros(4, dtype=torch.bool)
     cells[patch] = True
     return cells.reshape(2, 2).repeat_interleave(48, 0).repeat_interleave(48, 1)
@@ -14,17 +14,17 @@ def on_two_by_two(patch: int) -> torch.Tensor:
 
 def test_panels_are_image_contexts_and_targets_on_grey() -> None:
     image = torch.full((1, 3, 96, 96), 0.25)
-    picture = plot_masks(image, Masks(torch.tensor([[[0]]]), torch.tensor([[[3], [1]]])), grid=(2, 2))
-    assert picture.shape == (3, 100, 4 * 98 + 2)
-    panels = [picture[0, 2:98, 2 + 98 * i : 98 + 98 * i] for i in range(4)]
+    plot = plot_masks(image, Masks(torch.tensor([[[0]]]), torch.tensor([[[3], [1]]])), grid=(2, 2))
+    assert plot.shape == (3, 100, 4 * 98 + 2)
+    panels = [plot[0, 2:98, 2 + 98 * i : 98 + 98 * i] for i in range(4)]
     assert torch.equal(panels[0], image[0, 0])
     for panel, patch in zip(panels[1:], (0, 3, 1), strict=True):
         assert torch.equal(panel, torch.where(on_two_by_two(patch), 0.25, 0.5))
 
 
-def test_hidden_patches_are_what_the_encoder_does_not_see() -> None:
+def test_masked_patches_are_grey_in_the_context_panel() -> None:
     image = torch.full((1, 3, 96, 96), 0.25)
     masked = torch.tensor([[True, True, False, True]])
-    picture = plot_masks(image, Masks(torch.tensor([[[0]]]), torch.tensor([[[1]]]), masked=masked), grid=(2, 2))
-    seen = picture[0, 2:98, 100:196]
-    assert torch.equal(seen, torch.where(on_two_by_two(2), 0.25, 0.5))
+    plot = plot_masks(image, Masks(torch.tensor([[[0]]]), torch.tensor([[[1]]]), masked=masked), grid=(2, 2))
+    visible = plot[0, 2:98, 100:196]
+    assert torch.equal(visible, torch.where(on_two_by_two(2), 0.25, 0.5))

@@ -1,4 +1,4 @@
-"""iBOT's masks: the reference's statistics, and what the masks hold."""
+"""iBOT's masks: the reference's statistics, and the largest ratio."""
 
 import re
 from functools import cache
@@ -45,7 +45,7 @@ def test_frequencies_numbers_and_shapes_are_the_references(name: str, settings: 
     assert torch.allclose(agreement, golden()[f"{name}.neighbour_agreement"].double(), atol=0.004)
 
 
-def test_no_image_hides_more_than_it_may() -> None:
+def test_no_image_exceeds_the_largest_ratio() -> None:
     generator = build((8, 8), mask_ratio=[0.2, 0.4], unmasked=0.25)
     masks = generator(2000, torch.Generator().manual_seed(0))
     counts = masks.masked.sum(1)
@@ -70,6 +70,6 @@ def test_masks_are_a_function_of_the_generators_seed() -> None:
         ({"min_block_area": 150}, "of the blocks fit the 14x14 grid"),
     ],
 )
-def test_settings_that_make_no_sense_name_their_keys(settings: dict, message: str) -> None:
+def test_invalid_settings_name_their_keys(settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         build(**settings)

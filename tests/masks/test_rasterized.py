@@ -1,4 +1,4 @@
-"""Quadrant masks: which patches make a quadrant, and that each is the context equally often."""
+"""Quadrant masks: the patches of each quadrant, and each quadrant is the context equally often."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def test_quadrants_of_a_4x6_grid_are_those_drawn_by_hand():
+def test_quadrants_of_a_4x6_grid_are_those_written_by_hand():
     quadrants = [[0, 1, 2, 6, 7, 8], [3, 4, 5, 9, 10, 11], [12, 13, 14, 18, 19, 20], [15, 16, 17, 21, 22, 23]]
     masks = MASKS.build(RasterizedConfig(), (4, 6))(32, seeded(0))
     assert masks.pairing is Pairing.product
@@ -24,8 +24,8 @@ def test_quadrants_of_a_4x6_grid_are_those_drawn_by_hand():
 
 
 def test_every_quadrant_is_the_context_equally_often():
-    seen = MASKS.build(RasterizedConfig(), (4, 4))(8000, seeded(0)).context[:, 0, 0]
-    counts = torch.bincount(seen, minlength=16)[[0, 2, 8, 10]]
+    first = MASKS.build(RasterizedConfig(), (4, 4))(8000, seeded(0)).context[:, 0, 0]
+    counts = torch.bincount(first, minlength=16)[[0, 2, 8, 10]]
     assert ((counts - 2000).abs() < 5 * (8000 * 0.25 * 0.75) ** 0.5).all()
 
 

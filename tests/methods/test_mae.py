@@ -16,7 +16,7 @@ from ssl_zoo.targets import PixelsConfig, TargetConfig, TeacherConfig
 
 def mae(target: TargetConfig | None = None, **backbone: object) -> Method:
     config = METHODS.config_of("mae")(decoder_dim=32, decoder_depth=1, decoder_heads=4)
-    backbone = {"initialization": Initialization.xavier, **backbone}
+    backbone = {"initialization": Initialization.xavier_uniform, **backbone}
     return build_method(config, dataclasses.replace(TINY_BACKBONE, **backbone), target or PixelsConfig(), seed=0)
 
 

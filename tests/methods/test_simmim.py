@@ -15,7 +15,7 @@ PATCH = 4
 
 
 def simmim() -> Method:
-    backbone = dataclasses.replace(TINY_BACKBONE, initialization=Initialization.beit, class_token=True)
+    backbone = dataclasses.replace(TINY_BACKBONE, initialization=Initialization.trunc_normal_scaled, class_token=True)
     return build_method(METHODS.config_of("simmim")(), backbone, PixelsConfig(normalize=False), seed=0)
 
 

@@ -36,13 +36,13 @@ def test_bias_depends_on_the_offset_and_the_class_token_has_rows_of_its_own(clas
         assert (index[0, 1:] == 49).all() and (index[1:, 0] == 50).all() and index[0, 0] == 51
 
 
-def test_bias_of_kept_patches_is_cut_from_the_whole() -> None:
+def test_bias_of_visible_patches_is_a_submatrix_of_the_full_bias() -> None:
     bias = vit(relative_position_bias=True, class_token=True).rel_pos_bias
     keep = torch.tensor([[3, 0, 9], [15, 7, 8]])
-    whole, kept = bias(), bias(keep)
+    full, visible = bias(), bias(keep)
     for image in range(2):
         tokens = torch.cat([torch.tensor([0]), keep[image] + 1])
-        assert torch.equal(kept[image], whole[0][:, tokens][:, :, tokens])
+        assert torch.equal(visible[image], full[0][:, tokens][:, :, tokens])
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ class TestEveryOption:
             results.append(encoder(IMAGES))
         torch.testing.assert_close(*results, atol=1e-5, rtol=1e-5)
 
-    def test_the_block_tap_of_the_last_block_is_what_the_final_norm_gets(self, options: dict) -> None:
+    def test_the_output_of_the_last_block_is_the_input_of_the_final_norm(self, options: dict) -> None:
         encoder = vit(**options)
         [last] = encoder(IMAGES, layers=[-1])
         assert torch.equal(encoder.norm(last), encoder(IMAGES))
@@ -82,7 +82,7 @@ class TestEveryOption:
         assert [n for n, p in encoder.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
-def test_ffn_tap_is_the_branch_that_a_pre_norm_block_adds_last() -> None:
+def test_ffn_output_of_a_pre_norm_block_is_its_mlp_branch() -> None:
     encoder = vit()
     before, after = encoder(IMAGES, layers=[0, 1])
     [branch] = encoder(IMAGES, layers=[1], layer_output=LayerOutput.ffn)
@@ -91,7 +91,7 @@ def test_ffn_tap_is_the_branch_that_a_pre_norm_block_adds_last() -> None:
     torch.testing.assert_close(middle + branch, after, atol=1e-6, rtol=1e-6)
 
 
-def test_ffn_tap_of_a_post_norm_block_is_its_mlp_before_the_sum() -> None:
+def test_ffn_output_of_a_post_norm_block_is_its_mlp_before_the_sum() -> None:
     encoder = vit(norm_position=NormPosition.post)
     before, after = encoder(IMAGES, layers=[0, 1])
     [branch] = encoder(IMAGES, layers=[1], layer_output=LayerOutput.ffn)
@@ -101,21 +101,32 @@ def test_ffn_tap_of_a_post_norm_block_is_its_mlp_before_the_sum() -> None:
     torch.testing.assert_close(block.norm2(middle + branch), after, atol=1e-6, rtol=1e-6)
 
 
-def test_beit_weights_are_cut_at_one_deviation_and_shrink_with_depth() -> None:
+def test_scaled_truncated_normal_weights_end_at_one_std_and_shrink_with_depth() -> None:
     torch.manual_seed(0)
-    encoder = ViT(ViTConfig(embed_dim=192, depth=3, num_heads=3, initialization=Initialization.beit))
+    encoder = ViT(ViTConfig(embed_dim=192, depth=3, num_heads=3, initialization=Initialization.trunc_normal_scaled))
     weight = encoder.blocks[0].attn.qkv.weight
     assert weight.abs().max() <= 0.02 and weight.std().item() == pytest.approx(0.0108, abs=2e-4)
     for number, block in enumerate(encoder.blocks, start=1):
         assert block.mlp.fc2.weight.std().item() == pytest.approx(0.0108 / math.sqrt(2 * number), rel=0.03)
 
 
-def test_dinos_patch_embedding_is_drawn_as_torch_does() -> None:
+def test_default_patch_embedding_keeps_torchs_initialization() -> None:
     torch.manual_seed(0)
-    encoder = ViT(ViTConfig(embed_dim=192, depth=1, num_heads=3, initialization=Initialization.dino))
+    scheme = Initialization.normal_default_patch_embed
+    encoder = ViT(ViTConfig(embed_dim=192, depth=1, num_heads=3, initialization=scheme))
     bound = 1 / math.sqrt(3 * 16 * 16)
     assert encoder.patch_embed.proj.weight.abs().max().item() == pytest.approx(bound, rel=1e-3)
     assert encoder.patch_embed.proj.bias.any()
+    assert encoder.blocks[0].mlp.fc1.weight.std().item() == pytest.approx(0.02, rel=0.02)
+
+
+def test_xavier_patch_embedding_comes_with_a_class_token_of_unit_std() -> None:
+    torch.manual_seed(0)
+    scheme = Initialization.normal_xavier_patch_embed
+    encoder = ViT(ViTConfig(embed_dim=192, depth=1, num_heads=3, class_token=True, initialization=scheme))
+    bound = math.sqrt(6 / (192 + 3 * 16 * 16))
+    assert encoder.patch_embed.proj.weight.abs().max().item() == pytest.approx(bound, rel=1e-3)
+    assert encoder.cls_token.std().item() == pytest.approx(1, rel=0.2)
     assert encoder.blocks[0].mlp.fc1.weight.std().item() == pytest.approx(0.02, rel=0.02)
 
 

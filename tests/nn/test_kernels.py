@@ -26,7 +26,7 @@ def error(result: Tensor, truth: Tensor) -> float:
 
 
 def with_gradients(function: Callable[..., Tensor], *inputs: Tensor, bf16: bool) -> list[Tensor]:
-    """The function's value and its gradients by all inputs."""
+    """Return the function's value and its gradients with respect to all inputs."""
     inputs = tuple(tensor.detach().requires_grad_() for tensor in inputs)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
         value = function(*inputs)
@@ -59,18 +59,18 @@ def test_attention_in_bf16_errs_no_more_than_torch(length: int) -> None:
 
 @pytest.mark.parametrize("count", [1, 3, 7])
 @pytest.mark.parametrize("bf16", [False, True])
-def test_attention_of_the_last_queries_alone_is_the_end_of_the_whole(count: int, bf16: bool) -> None:
+def test_attention_of_the_last_queries_is_the_end_of_full_attention(count: int, bf16: bool) -> None:
     qkv = torch.randn(3, 7, 3 * 24)
     qkv = qkv.bfloat16() if bf16 else qkv
 
-    def whole(x: Tensor) -> Tensor:
+    def full(x: Tensor) -> Tensor:
         return kernels.attention(x, 4)[:, -count:]
 
     def last(x: Tensor) -> Tensor:
         return kernels.cross_attention(x[:, -count:, :24], x[..., 24:], 4)
 
     tolerance = {"rtol": 0.02, "atol": 0.02} if bf16 else {"rtol": 0, "atol": 1e-6}
-    for wanted, result in zip(*(with_gradients(f, qkv, bf16=bf16) for f in (whole, last)), strict=True):
+    for wanted, result in zip(*(with_gradients(f, qkv, bf16=bf16) for f in (full, last)), strict=True):
         torch.testing.assert_close(result, wanted, **tolerance)
 
 
@@ -91,7 +91,7 @@ def test_float32_is_exact(fused: bool | None) -> None:
     torch.testing.assert_close(kernels.attention(qkv, 4, fused=fused), attend(qkv, 4), **tolerance)
 
 
-def test_biased_logits_and_their_gradient_are_those_of_the_plain_product() -> None:
+def test_biased_logits_and_their_gradient_equal_those_of_plain_matmuls() -> None:
     qkv, bias = torch.randn(3, 7, 72), torch.randn(1, 4, 7, 7)
     expected = with_gradients(lambda x, b: kernels.attention(x, 4, b, fused=False), qkv, bias, bf16=False)
     result = with_gradients(lambda x, b: kernels.attention(x, 4, b), qkv, bias, bf16=True)
@@ -113,7 +113,7 @@ def kernels_of(function: Callable[[], Tensor]) -> set[str]:
     return {event.key for event in profile.key_averages()}
 
 
-def test_bf16_on_a_cpu_fuses_attention_only_where_nothing_is_differentiated() -> None:
+def test_bf16_on_a_cpu_fuses_attention_only_without_gradients() -> None:
     qkv = torch.randn(2, 16, 72)
     fused = "aten::scaled_dot_product_attention"
 

@@ -3,7 +3,7 @@ import torch
 from ssl_zoo.nn.patch_embed import PatchEmbedding
 
 
-def test_matrix_product_equals_the_convolution_on_non_square_images() -> None:
+def test_matmul_equals_the_convolution_on_non_square_images() -> None:
     torch.manual_seed(0)
     embed, images = PatchEmbedding(None, 4, 3, 8), torch.randn(2, 3, 8, 12)
     expected = embed.proj(images).flatten(2).transpose(1, 2)

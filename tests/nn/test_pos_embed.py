@@ -37,7 +37,7 @@ def test_layouts_differ_by_a_swap_of_the_halves() -> None:
     assert not torch.equal(by_col, by_row)
 
 
-def test_prefix_slots_are_zero_rows_in_front() -> None:
+def test_rows_of_prefix_tokens_are_zero_and_come_first() -> None:
     table = sincos_positions((2, 3), 8, num_prefix=2)
     assert table.shape == (1, 8, 8)
     assert table[0, :2].abs().max() == 0
@@ -54,7 +54,7 @@ def test_interpolation_at_the_native_grid_changes_nothing() -> None:
     assert torch.equal(interpolate_positions(table, (3, 4), (3, 4), num_prefix=1), table)
 
 
-def test_interpolation_keeps_prefix_slots_and_row_major_order() -> None:
+def test_interpolation_keeps_prefix_rows_and_row_major_order() -> None:
     rows, cols = torch.meshgrid(torch.arange(8.0), torch.arange(6.0), indexing="ij")
     patches = torch.stack([rows, cols], dim=-1).flatten(0, 1)
     table = torch.cat([torch.tensor([[7.0, -7.0]]), patches])[None]
@@ -70,14 +70,14 @@ def test_interpolation_keeps_prefix_slots_and_row_major_order() -> None:
     assert grid[..., 1].std(dim=0).max() < 1e-5
 
 
-def test_interpolation_to_a_grid_with_as_many_patches_still_resamples() -> None:
+def test_interpolation_to_a_grid_with_equally_many_patches_still_interpolates() -> None:
     table = torch.randn(1, 12, 4)
     resized = interpolate_positions(table, (3, 4), (4, 3))
     assert resized.shape == table.shape
     assert not torch.allclose(resized, table)
 
 
-def test_an_offset_moves_where_the_table_is_read() -> None:
+def test_an_offset_shifts_the_sampling_points() -> None:
     rows = torch.arange(8.0)[:, None, None].expand(8, 8, 1).reshape(1, 64, 1)
     plain, shifted = (interpolate_positions(rows, (8, 8), (4, 4), offset=offset)[0, ::4, 0] for offset in (0.0, 0.1))
     assert plain[1].item() == pytest.approx(2.5) and plain[2].item() == pytest.approx(4.5)

@@ -11,7 +11,7 @@ def test_take_equals_indexing_image_by_image(shape: tuple[int, ...]) -> None:
     assert torch.equal(take(tokens, index), expected)
 
 
-def test_take_sends_gradients_back_to_the_tokens_taken_as_often_as_they_were_taken() -> None:
+def test_take_adds_the_gradients_of_a_token_that_is_taken_twice() -> None:
     tokens = torch.randn(1, 4, 2, requires_grad=True)
     take(tokens, torch.tensor([[3, 1, 3]])).sum().backward()
     assert tokens.grad[0, :, 0].tolist() == [0, 1, 0, 2]
@@ -22,7 +22,7 @@ def test_take_accepts_tokens_that_are_not_contiguous() -> None:
     assert torch.equal(take(tokens, index), take(tokens.contiguous(), index))
 
 
-def test_scatter_back_puts_tokens_at_their_places_and_the_fill_elsewhere() -> None:
+def test_scatter_back_puts_tokens_at_their_patches_and_the_fill_elsewhere() -> None:
     tokens, index = torch.randn(2, 2, 3), torch.tensor([[4, 1], [0, 2]])
     full = scatter_back(tokens, index, torch.full((1, 5, 3), 9.0))
     assert torch.equal(take(full, index), tokens)
@@ -52,6 +52,6 @@ def test_unpatchify_undoes_patchify_on_non_square_images(channels: int) -> None:
     assert torch.equal(unpatchify(patchify(images, 4), (2, 3), 4), images)
 
 
-def test_the_mean_per_patch_counts_every_mention_of_a_patch() -> None:
+def test_the_mean_per_patch_counts_every_occurrence_of_a_patch() -> None:
     tokens = torch.tensor([[[1.0], [3.0], [5.0]]])
     assert mean_per_patch(tokens, torch.tensor([[2, 2, 0]]), 4).flatten().tolist() == [5.0, 0.0, 2.0, 0.0]

@@ -39,7 +39,7 @@ def test_predictions_equal_a_written_out_pass_per_target_block(num_prefix: int) 
             torch.testing.assert_close(predictions[image, block], expected, rtol=0, atol=1e-5)
 
 
-def test_target_blocks_do_not_see_each_other() -> None:
+def test_target_blocks_do_not_attend_to_each_other() -> None:
     narrow, tokens = build(), torch.randn(2, 6, 48)
     context, targets = patches(2, 6), patches(2, 2, 5)
     moved = targets.clone()
@@ -71,13 +71,13 @@ def test_names_are_those_that_official_weights_map_to() -> None:
     assert {"blocks.0.attn.qkv.weight", "blocks.0.mlp.fc2.bias"} <= names
 
 
-def test_prefix_slots_of_the_position_table_are_zero() -> None:
+def test_position_embeddings_of_prefix_tokens_are_zero() -> None:
     table = build(num_prefix_tokens=1).pos_embed
     assert table.shape == (1, 21, 24)
     assert table[0, 0].abs().max() == 0
 
 
-def test_initialization_is_drawn_as_named_and_the_mask_token_is_not_zero() -> None:
+def test_initialization_has_the_named_distribution_and_the_mask_token_is_not_zero() -> None:
     torch.manual_seed(0)
     sizes = {"dim_in": 192, "dim": 96, "dim_out": 192, "depth": 3, "num_heads": 3, "grid": (4, 4)}
     normal = NarrowViT(**sizes)
@@ -85,11 +85,11 @@ def test_initialization_is_drawn_as_named_and_the_mask_token_is_not_zero() -> No
         if parameter.ndim == 2:
             assert parameter.std().item() == pytest.approx(0.02, rel=0.03), name
     assert normal.mask_token.std().item() == pytest.approx(0.02, rel=0.25)
-    xavier = NarrowViT(**sizes, initialization=Initialization.xavier)
+    xavier = NarrowViT(**sizes, initialization=Initialization.xavier_uniform)
     bound = (6 / (192 + 96)) ** 0.5
     assert 0.99 * bound < xavier.embed_in.weight.abs().max() <= bound
 
 
 def test_width_that_heads_do_not_divide_is_refused() -> None:
-    with pytest.raises(ValueError, match="width 24 can't be split into 5"):
+    with pytest.raises(ValueError, match="width 24 of a predictor or decoder is no multiple of its 5 heads"):
         build(num_heads=5)

@@ -28,7 +28,7 @@ VARIANTS = {
 
 
 def build(config: ViTConfig, seed: int = 0) -> ViT:
-    """A network with nothing neutral: fresh biases, norms and tokens would hide mistakes."""
+    """Build a network with perturbed biases, norms and tokens, whose neutral initial values would hide mistakes."""
     torch.manual_seed(seed)
     vit = BACKBONES.build(config)
     with torch.no_grad():
@@ -42,7 +42,7 @@ def images(config: ViTConfig, batch: int = 3) -> torch.Tensor:
     return torch.randn(batch, 3, *config.image_shape, generator=torch.Generator().manual_seed(1))
 
 
-def draw_patches(batch: int, count: int, num_patches: int, seed: int = 2) -> torch.Tensor:
+def sample_patches(batch: int, count: int, num_patches: int, seed: int = 2) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.stack([torch.randperm(num_patches, generator=generator)[:count] for _ in range(batch)])
 
@@ -56,7 +56,7 @@ def vit(request: pytest.FixtureRequest) -> ViT:
     return build(request.param)
 
 
-# What goes in: kept, replaced, prefix
+# Inputs: visible and masked patches, prefix tokens
 
 
 def test_output_has_prefix_tokens_then_all_patches(vit: ViT) -> None:
@@ -86,14 +86,14 @@ def test_keeping_all_patches_equals_no_keep(vit: ViT) -> None:
     close(vit(x, everything), vit(x))
 
 
-def test_kept_patches_equal_the_gathered_embedding_whether_or_not_the_rest_is_embedded(vit: ViT) -> None:
-    x, keep = images(vit.config), draw_patches(3, 5, vit.num_patches)
+def test_visible_patches_equal_the_gathered_embedding_whether_or_not_the_rest_is_embedded(vit: ViT) -> None:
+    x, keep = images(vit.config), sample_patches(3, 5, vit.num_patches)
     expected = vit.encode(take(vit.embed(x), keep))
     close(vit(x, keep), expected)
     close(vit.encode(vit.embed(x), keep), expected)
 
 
-def test_kept_patches_do_not_see_the_others() -> None:
+def test_visible_patches_do_not_attend_to_the_others() -> None:
     vit = build(TINY)
     x, keep = images(TINY), torch.tensor([[0, 1, 4]]).expand(3, -1)
     changed = x.clone()
@@ -102,8 +102,8 @@ def test_kept_patches_do_not_see_the_others() -> None:
     assert (vit(changed) - vit(x))[:, 0].abs().max() > 1e-3
 
 
-def test_permuting_kept_patches_permutes_the_output(vit: ViT) -> None:
-    x, keep, order = images(vit.config), draw_patches(3, 6, vit.num_patches), torch.tensor([3, 0, 5, 1, 4, 2])
+def test_permuting_visible_patches_permutes_the_output(vit: ViT) -> None:
+    x, keep, order = images(vit.config), sample_patches(3, 6, vit.num_patches), torch.tensor([3, 0, 5, 1, 4, 2])
     prefix = vit.num_prefix_tokens
     close(vit(x, keep[:, order])[:, prefix:], vit(x, keep)[:, prefix:][:, order])
 
@@ -111,7 +111,7 @@ def test_permuting_kept_patches_permutes_the_output(vit: ViT) -> None:
 @pytest.mark.parametrize("count", [3, 9], ids=["fewer patches than the image", "more patches than the image"])
 def test_several_contexts_equal_a_loop_over_them(vit: ViT, count: int) -> None:
     x = images(vit.config)
-    keep = torch.stack([draw_patches(3, count, vit.num_patches, seed) for seed in range(4)], dim=1)
+    keep = torch.stack([sample_patches(3, count, vit.num_patches, seed) for seed in range(4)], dim=1)
     expected = torch.stack([vit(x, keep[:, context]) for context in range(4)], dim=1)
     assert expected.shape == (3, 4, vit.num_prefix_tokens + count, 48)
     close(vit(x, keep), expected)
@@ -121,7 +121,7 @@ def test_several_contexts_equal_a_loop_over_them(vit: ViT, count: int) -> None:
 
 def test_gradient_is_the_same_whether_or_not_the_rest_is_embedded() -> None:
     vit = build(replace(TINY, positions=Positions.learned))
-    x, keep = images(TINY), draw_patches(3, 5, 16)
+    x, keep = images(TINY), sample_patches(3, 5, 16)
     names = [name for name, p in vit.named_parameters() if p.requires_grad]
     params = [p for p in vit.parameters() if p.requires_grad]
     weight = torch.randn(3, 5, 48)
@@ -131,7 +131,7 @@ def test_gradient_is_the_same_whether_or_not_the_rest_is_embedded() -> None:
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4, msg=name)
 
 
-def test_hidden_patches_are_replaced_before_positions_are_added(vit: ViT) -> None:
+def test_masked_patches_are_replaced_before_positions_are_added(vit: ViT) -> None:
     x, mask_token = images(vit.config), torch.randn(1, 1, 48)
     masked = torch.rand(3, vit.num_patches) < 0.5
     patches = vit.patch_embed(x)
@@ -141,7 +141,7 @@ def test_hidden_patches_are_replaced_before_positions_are_added(vit: ViT) -> Non
     close(vit(x, masked=masked, mask_token=mask_token), vit.encode(expected))
 
 
-def test_pixels_of_hidden_patches_do_not_matter_and_the_mask_token_gets_a_gradient() -> None:
+def test_pixels_of_masked_patches_do_not_matter_and_the_mask_token_gets_a_gradient() -> None:
     vit, mask_token = build(TINY), torch.randn(1, 1, 48, requires_grad=True)
     x, masked = images(TINY), torch.zeros(3, 16, dtype=torch.bool)
     masked[:, 8:] = True
@@ -155,24 +155,24 @@ def test_pixels_of_hidden_patches_do_not_matter_and_the_mask_token_gets_a_gradie
 
 def test_class_token_has_its_own_position_and_registers_have_none() -> None:
     vit = build(replace(TINY, positions=Positions.learned, class_token=True, num_registers=2))
-    seen = []
-    vit.blocks[0].register_forward_pre_hook(lambda block, args: seen.append(args[0]))
+    inputs = []
+    vit.blocks[0].register_forward_pre_hook(lambda block, args: inputs.append(args[0]))
     vit(images(TINY))
-    close(seen[0][0, :1], vit.cls_token[0] + vit.pos_embed[0, :1], tolerance=0)
-    close(seen[0][0, 1:3], vit.reg_token[0], tolerance=0)
+    close(inputs[0][0, :1], vit.cls_token[0] + vit.pos_embed[0, :1], tolerance=0)
+    close(inputs[0][0, 1:3], vit.reg_token[0], tolerance=0)
     assert vit.pos_embed.shape == (1, 1 + 16, 48)
 
 
-def test_sincos_slot_of_the_class_token_is_zero() -> None:
+def test_sincos_position_of_the_class_token_is_zero() -> None:
     vit = ViT(replace(TINY, class_token=True))
     assert vit.pos_embed[0, 0].abs().max() == 0
     close(vit.pos_embed[:, 1:], sincos_positions((4, 4), 48), tolerance=0)
 
 
-# What comes out: inner layers
+# Outputs: inner layers
 
 
-def test_layers_are_the_block_outputs_of_a_manual_loop_in_the_order_asked_for(vit: ViT) -> None:
+def test_layers_are_the_block_outputs_of_a_manual_loop_in_the_requested_order(vit: ViT) -> None:
     x = images(vit.config)
     outputs = []
     hooks = [block.register_forward_hook(lambda block, args, out: outputs.append(out)) for block in vit.blocks]
@@ -185,7 +185,7 @@ def test_layers_are_the_block_outputs_of_a_manual_loop_in_the_order_asked_for(vi
     close(vit.norm(last), final, tolerance=0)
 
 
-def test_no_block_deeper_than_the_last_layer_asked_for_is_run() -> None:
+def test_no_block_after_the_last_requested_layer_runs() -> None:
     vit = build(TINY)
     vit.blocks[1] = nn.Linear(1, 1)  # fails on these tokens
     (tokens,) = vit(images(TINY), layers=[-2])
@@ -238,7 +238,7 @@ def test_learned_positions_get_a_gradient_at_another_resolution() -> None:
         ({"num_heads": 5}, "backbone.embed_dim=768 is no multiple of backbone.num_heads=5"),
         ({"embed_dim": 50, "num_heads": 5}, "backbone.embed_dim=50 must be a multiple of 4"),
         ({"depth": 0}, "backbone.depth=0 must be at least 1"),
-        ({"drop_path": 1.0}, r"backbone.drop_path=1.0 must lie in \[0, 1\)"),
+        ({"drop_path": 1.0}, "backbone.drop_path=1.0 must be at least 0 and below 1"),
     ],
 )
 def test_impossible_config_names_the_key(changes: dict, message: str) -> None:
@@ -257,7 +257,7 @@ def test_images_that_patches_do_not_tile_are_refused() -> None:
 @pytest.mark.parametrize("count", [5, 16])
 def test_fused_and_plain_attention_agree(count: int) -> None:
     vit = build(TINY)
-    x, keep = images(TINY), draw_patches(3, count, 16)
+    x, keep = images(TINY), sample_patches(3, count, 16)
     set_fused_attention(vit, True)
     fused = vit(x, keep)
     set_fused_attention(vit, False)
@@ -307,9 +307,9 @@ def test_normal_initialization_is_that_of_ijepa_without_a_depth_rescale() -> Non
             assert parameter.numel() < 1000 or parameter.abs().max() > 2.5 * 0.02, name  # not truncated
 
 
-def test_xavier_initialization_is_that_of_mae() -> None:
+def test_xavier_uniform_initialization_is_that_of_mae() -> None:
     torch.manual_seed(0)
-    vit = ViT(replace(TINY, embed_dim=192, class_token=True, initialization=Initialization.xavier))
+    vit = ViT(replace(TINY, embed_dim=192, class_token=True, initialization=Initialization.xavier_uniform))
     fc1, conv = vit.blocks[1].mlp.fc1, vit.patch_embed.proj
     for weight, fan in ((fc1.weight, 192 + 768), (conv.weight, 192 + 3 * 4 * 4)):
         bound = (6 / fan) ** 0.5

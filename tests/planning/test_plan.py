@@ -7,7 +7,7 @@ from torch import nn
 
 from ssl_zoo.engine.build import build_generators, build_views
 from ssl_zoo.masks import MASKS
-from ssl_zoo.masks.multiblock import ContextTokens
+from ssl_zoo.masks.multiblock import ContextLength
 from ssl_zoo.method import METHODS, build_method
 from ssl_zoo.nn import ViTConfig
 from ssl_zoo.planning.plan import count_flops, count_parameters
@@ -46,7 +46,7 @@ def test_flops_of_contexts_of_the_smallest_size_fall_with_the_batch() -> None:
     config = METHODS.config_of("ijepa")(predictor_dim=24, predictor_depth=1)
     method = build_method(config, backbone, TeacherConfig(), seed=0, device="meta")
     views = build_views(config, backbone)
-    masks = MASKS.config_of("multiblock")(min_patches=3, context_tokens=ContextTokens.batch_min)
+    masks = MASKS.config_of("multiblock")(min_patches=3, context_length=ContextLength.batch_min)
     generators = build_generators(views, masks, backbone)
     few, many = (count_flops(method, views, generators, batch_size=count)["step"] for count in (2, 256))
     assert many < 0.9 * few

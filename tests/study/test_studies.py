@@ -8,7 +8,7 @@ import pytest
 
 from ssl_zoo.config import compose, load_config
 from ssl_zoo.masks import MASKS
-from ssl_zoo.masks.multiblock import ContextTokens
+from ssl_zoo.masks.multiblock import ContextLength
 from ssl_zoo.study.file import read_study
 from ssl_zoo.study.plan import identity, plan_runs
 
@@ -68,8 +68,8 @@ def test_tables_of_masks_share_the_run_of_the_papers_choice():
 
 def test_the_reference_recipe_has_the_values_of_the_reference_but_for_sizes():
     config, full = load_config(ROOT / "ijepa" / "cifar10_reference.yaml"), load_config(ROOT / "ijepa" / "vith14.yaml")
-    assert config.masks == replace(full.masks, min_patches=4, context_tokens=ContextTokens.compat)
-    assert config.targets == full.targets and config.views == full.method.view
+    assert config.masks == replace(full.masks, min_patches=4, context_length=ContextLength.compat)
+    assert config.targets == full.targets and config.views == full.views
     assert config.method.loss == full.method.loss and config.backbone.initialization == full.backbone.initialization
     warmup = config.optim.warmup_epochs / config.trainer.epochs
     assert warmup == pytest.approx(full.optim.warmup_epochs / full.trainer.epochs, rel=1e-3)

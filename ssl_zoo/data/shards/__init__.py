@@ -1,1 +1,1 @@
-"""Shards: tar archives of samples, in the convention of webdataset, with a manifest that says what is in them."""
+"""Shards: tar archives of samples in webdataset's convention, with a manifest of their content."""

@@ -1,4 +1,4 @@
-"""A manifest for shards that somebody else wrote; they themselves stay where and as they are."""
+"""Manifests for existing shards, which are neither moved nor changed."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ def index_shards(
     folder: Path,
     *,
     label_keys: Sequence[str] = (),
-    tell: Callable[[str], None] = lambda line: None,
+    report: Callable[[str], None] = lambda line: None,
 ) -> Manifest:
     """Write manifest and index of shards into a folder, theirs or another one.
 
@@ -25,11 +25,11 @@ def index_shards(
         label_keys: integers in the samples' ``.json`` that are labels.
 
     Raises:
-        ValueError: the folder has a manifest already; a shard is missing, damaged or holds what is refused; there is no
-            usable sample; only some samples have labels.
+        ValueError: the folder already has a manifest; a shard is missing, damaged or refused; there is no usable
+            sample; only some samples have labels.
     """
     if (folder / MANIFEST_NAME).exists():
-        raise ValueError(f"{folder} has a {MANIFEST_NAME} already; delete it first if it is to be made anew")
+        raise ValueError(f"{folder} has a {MANIFEST_NAME} already; delete it first to write it again")
     shards: list[ShardInfo] = []
     entries: list[tuple[int, Entry]] = []
     for number, place in enumerate(place for pattern in patterns for place in expand(pattern)):
@@ -42,10 +42,10 @@ def index_shards(
         shards.append(ShardInfo.of(replace(file, name=name), len(found), left_out))
         entries += [(number, entry) for entry in found]
         first = f", e.g. {left_out[0].name}: {left_out[0].reason}" if left_out else ""
-        tell(f"{place}: {len(found)} samples, {len(left_out)} left out{first}")
+        report(f"{place}: {len(found)} samples, {len(left_out)} left out{first}")
     if not entries:
         raise ValueError(f"{' '.join(patterns)}: no usable sample in {len(shards)} shards")
-    manifest = replace(_describe(entries, folder), shards=tuple(shards), source=f"{len(shards)} shards from elsewhere")
+    manifest = replace(_describe(entries, folder), shards=tuple(shards), source=f"{len(shards)} existing shards")
     write_atomic(folder / MANIFEST_NAME, manifest.text())
     return manifest
 
@@ -54,7 +54,7 @@ def _describe(entries: Sequence[tuple[int, Entry]], folder: Path) -> Manifest:
     label_sets = list(dict.fromkeys(name for _, entry in entries for name in entry.labels))
     unlabelled = sum(len(entry.labels) < len(label_sets) for _, entry in entries)
     if unlabelled:
-        raise ValueError(f"{unlabelled} of {len(entries)} samples have no label {' or '.join(label_sets)}, others have")
+        raise ValueError(f"{unlabelled} of {len(entries)} samples have no label {' or '.join(label_sets)}, others do")
     index = Index.of(entries, label_sets)
     write_atomic(folder / INDEX_NAME, index.to_bytes())
     return Manifest(

@@ -1,4 +1,4 @@
-"""Whether shards are still what their manifest says."""
+"""Verification of shards against their manifest."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,7 @@ _SHARD = re.compile(r"shard-\d+\.tar|\.shard-\d+\.tar\.partial")
 
 
 def check_shards(path: str) -> list[str]:
-    """Everything that is wrong with a set of shards, one line each: sizes, hashes, numbers of samples, their places.
+    """Check sizes, hashes, numbers of samples and their offsets; return one line per problem.
 
     Raises:
         ValueError: there is no readable manifest.
@@ -33,7 +33,7 @@ def check_shards(path: str) -> list[str]:
     names = {shard.name for shard in manifest.shards}
     if Path(shards.base).is_dir():
         strangers = sorted(file.name for file in Path(shards.base).iterdir() if _SHARD.fullmatch(file.name))
-        problems += [f"{name}: the manifest does not name it" for name in strangers if name not in names]
+        problems += [f"{name}: it is not in the manifest" for name in strangers if name not in names]
     return problems
 
 
@@ -59,6 +59,6 @@ def _content_problems(shards: Shards, number: int, index: Index | None) -> list[
     indexed = {(index.name(row), int(index.offset[row]), int(index.size[row])) for row in rows}
     stored = {(entry.image.name, entry.image.offset, entry.image.size) for entry in entries}
     if len(rows) != shard.samples or not indexed <= stored:
-        placed = len(indexed & stored)
-        return [f"{shard.name}: {len(stored)} samples, {placed} of them where the index says; it has {shard.samples}"]
+        matching = len(indexed & stored)
+        return [f"{shard.name}: {len(stored)} samples, {matching} of them as in the index, which has {shard.samples}"]
     return []

@@ -1,4 +1,4 @@
-"""Where every sample lies: found once in the headers of the shards, kept beside the manifest."""
+"""The index of shards: location and labels of every sample, read once from the tar headers and stored as a file."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from ssl_zoo.data.shards.manifest import LeftOut
 from ssl_zoo.data.shards.tar import Member, RefusedArchive, members, readable
 
 IMAGE_TYPES = ("jpg", "jpeg", "png", "webp", "bmp")
-MEMBER_TYPES = (*IMAGE_TYPES, "cls", "json", "txt")  # nothing that could hold code or unpack to more than it is
+MEMBER_TYPES = (*IMAGE_TYPES, "cls", "json", "txt")  # nothing that could contain code or a decompression bomb
 _MAX_CLS_BYTES, _MAX_JSON_BYTES = 32, 1 << 20
 _MAX_LABEL = 1 << 24
 _LABELS = "labels."  # prefix of label sets among the tensors
@@ -25,7 +25,7 @@ _LABELS = "labels."  # prefix of label sets among the tensors
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A sample of a shard: the member with its image, and its labels."""
+    """A sample of a shard: its image member and its labels."""
 
     key: bytes
     image: Member
@@ -34,18 +34,18 @@ class Entry:
 
 @dataclass(frozen=True)
 class Index:
-    """Samples under ids 0..n-1 as columns, so that a million of them take some dozen bytes each."""
+    """The samples under ids 0..n-1 as columns, which take a few dozen bytes per sample."""
 
     shard: Int[Tensor, "n"]
     offset: Int[Tensor, "n"]  # of the image, in bytes
     size: Int[Tensor, "n"]  # of the image, in bytes
-    name_stop: Int[Tensor, "n"]  # where names end in ``names``; each begins where the one before it ends
-    names: UInt8[Tensor, "bytes"]  # of the members, one after the other
+    name_stop: Int[Tensor, "n"]  # end of each name in ``names``, which is the start of the next one
+    names: UInt8[Tensor, "bytes"]  # concatenated names of the members
     labels: Mapping[str, Int[Tensor, "n"]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, entries: Sequence[tuple[int, Entry]], label_sets: Iterable[str]) -> "Index":
-        """Columns from pairs of a shard's number and an entry of it."""
+        """Build the columns from pairs of a shard's number and an entry of it."""
         names = [entry.image.name for _, entry in entries]
         return cls(
             shard=torch.tensor([number for number, _ in entries], dtype=torch.int64),
@@ -63,12 +63,12 @@ class Index:
         return len(self.shard)
 
     def name(self, sample: int) -> bytes:
-        """The image's name in its shard."""
+        """Return the image's name in its shard."""
         start = int(self.name_stop[sample - 1]) if sample else 0
         return self.names[start : int(self.name_stop[sample])].numpy().tobytes()
 
     def all_names(self) -> list[bytes]:
-        """``name`` of every sample."""
+        """Return ``name`` of every sample."""
         names, stops = self.names.numpy().tobytes(), self.name_stop.tolist()
         return [names[start:stop] for start, stop in zip([0, *stops], stops, strict=False)]
 
@@ -78,10 +78,10 @@ class Index:
 
     @classmethod
     def from_bytes(cls, data: bytes, shard_bytes: Sequence[int]) -> "Index":
-        """The index with every place checked against the sizes of the shards.
+        """Parse an index and check every location against the sizes of the shards.
 
         Raises:
-            ValueError: it is damaged or is that of other shards.
+            ValueError: the index is damaged or belongs to other shards.
         """
         try:
             columns = load(data)
@@ -91,7 +91,7 @@ class Index:
             raise ValueError(f"it is no index of shards: {error}") from error
         columns = [index.shard, index.offset, index.size, index.name_stop, *labels.values()]
         if any(column.dtype != torch.int64 or column.shape != index.shard.shape for column in columns):
-            raise ValueError("its columns have other types or lengths than an index has")
+            raise ValueError("its columns don't have the types and lengths of an index")
         lengths = torch.tensor(shard_bytes, dtype=torch.int64)
         if len(index) and not (
             index.names.dtype == torch.uint8
@@ -107,23 +107,23 @@ class Index:
 
 
 def scan(path: Path, label_keys: Sequence[str] = ()) -> tuple[list[Entry], list[LeftOut]]:
-    """The samples of a shard, and those that can't be used.
+    """Return the samples of a shard, and those that are skipped.
 
-    As in webdataset, members that follow each other and share their name up to the first dot of the file's name make a
-    sample. ``<key>.cls`` is its label ``class``, a whole number as text.
+    As in webdataset, consecutive members whose names are equal up to the first dot of the file name are a sample.
+    ``<key>.cls`` is its label ``class``, an integer as text.
 
     Args:
         label_keys: integers in ``<key>.json`` that are labels as well.
 
     Raises:
-        RefusedArchive: damaged, or with a member that no shard of images needs, which is named.
+        RefusedArchive: the shard is damaged, or contains a member that no shard of images needs.
     """
-    entries, left_out, seen = [], [], set()
+    entries, left_out, keys = [], [], set()
     with open(path, "rb", buffering=0) as file:
         for key, group in groupby(members(path), key=lambda member: _split(member.name, path)[0]):
             files: dict[str, Member] = {}
-            reason = "its key is in the shard twice" if key in seen else None
-            seen.add(key)
+            reason = "its key is in the shard twice" if key in keys else None
+            keys.add(key)
             for member in group:
                 kind = _split(member.name, path)[1]
                 reason = reason or (f"it has two members .{kind}" if kind in files else None)
@@ -147,20 +147,20 @@ def _entry(key: bytes, files: Mapping[str, Member], label_keys: Sequence[str], f
 
 
 def _split(name: bytes, path: Path) -> tuple[bytes, str]:
-    """Key and type of a member; the type may have several parts, as in ``a/7.left.jpg``."""
+    """Split a member's name into key and type; the type may have several parts, as in ``a/7.left.jpg``."""
     folder, _, base = name.rpartition(b"/")
     stem, _, kind = base.partition(b".")
     kind = kind.decode("ascii", "replace").lower()
     if kind.rpartition(".")[2] not in MEMBER_TYPES:
         raise RefusedArchive(
-            f"{path}: {readable(name)} is of a type that is not read here. Shards may hold ."
+            f"{path}: {readable(name)} is of a type that is not supported. Shards may contain ."
             f"{', .'.join(MEMBER_TYPES)}; pickles and compressed members are never opened: write shards without them"
         )
     return (folder + b"/" if folder else b"") + stem, kind
 
 
 def _is_hidden(key: bytes) -> bool:
-    """Whether only file systems put it there, as macOS does with ``._name.jpg``."""
+    """Return whether a file system created the member, as macOS does with ``._name.jpg``."""
     return key.rpartition(b"/")[2] == b"" or key.startswith(b"__MACOSX/")
 
 
@@ -171,14 +171,14 @@ def _labels(files: Mapping[str, Member], label_keys: Sequence[str], file: int) -
             raise ValueError(f"its .cls has {files['cls'].size} bytes, more than {_MAX_CLS_BYTES}")
         text = os.pread(file, files["cls"].size, files["cls"].offset).strip()
         if not text.isdigit():
-            raise ValueError(f"its .cls is no whole number: {readable(text)!r}")
+            raise ValueError(f"its .cls is no integer: {readable(text)!r}")
         found["class"] = int(text)
     if label_keys:
         document = _document(files, file)
         found |= {key: document.get(key) for key in label_keys}
     for key, value in found.items():
         if type(value) is not int or not 0 <= value < _MAX_LABEL:
-            raise ValueError(f"its label {key} is {str(value)[:40]!r}, no whole number from 0 to {_MAX_LABEL - 1}")
+            raise ValueError(f"its label {key} is {str(value)[:40]!r}, no integer from 0 to {_MAX_LABEL - 1}")
     return found
 
 

@@ -1,4 +1,4 @@
-"""What shards are made from: the samples of any source, as the files that a shard holds."""
+"""The input of shards: samples of any source, converted to the members of a shard."""
 
 import io
 import json
@@ -20,7 +20,7 @@ _JPEG_QUALITY = 95  # of resized photographs, without subsampling of colours
 
 
 class AllImages(FilesSource):
-    """Every image of a folder or archive, undivided; where all lie in folders, the topmost folder is the class."""
+    """Every image of a folder or archive in one split; if all lie in folders, the topmost folder is the class."""
 
     def __init__(self, path: str) -> None:
         config = ImageFolderConfig(path=path)
@@ -38,10 +38,10 @@ class AllImages(FilesSource):
 
 
 def unique_keys(names: Iterable[str]) -> list[str]:
-    """A key for every sample: its name without the ending, as webdataset's convention wants it.
+    """Make a key for every sample: its name without the extension, as in webdataset's convention.
 
-    A dot in the name of a file would end the key there, folders like ``__x__`` are skipped by webdataset, and a name
-    from an archive may point anywhere.
+    A dot in the file name would end the key, webdataset skips folders like ``__x__``, and a name from an archive may be
+    absolute or contain ``..``.
     """
     keys: dict[str, None] = {}
     for number, name in enumerate(names):
@@ -58,10 +58,10 @@ def unique_keys(names: Iterable[str]) -> list[str]:
 def members_of(
     source: Source, sample: int, label_sets: Mapping[str, Int[Tensor, "n"]], resize_short: int | None
 ) -> dict[str, bytes]:
-    """The files of a sample by their endings: the image, ``cls`` with the default label, ``json`` with several.
+    """Return a sample's members by extension: the image, ``cls`` with the default label, ``json`` with several labels.
 
     Raises:
-        CorruptImage: there is no usable image.
+        CorruptImage: the image can't be decoded.
     """
     members = dict([_image(source, sample, resize_short)])
     labels = {name: int(values[sample]) for name, values in label_sets.items()}
@@ -73,7 +73,7 @@ def members_of(
 
 
 def _image(source: Source, sample: int, resize_short: int | None) -> tuple[str, bytes]:
-    """The stored file where it can be kept, otherwise the pixels: JPEG where the original was lossy, else PNG."""
+    """Keep the stored file if possible; otherwise encode the pixels: as JPEG if the original was lossy, else as PNG."""
     data = source.encoded(sample)
     kind = None if data is None else _kind(data)
     if kind is not None and resize_short is None:
@@ -88,7 +88,7 @@ def _image(source: Source, sample: int, resize_short: int | None) -> tuple[str, 
 
 
 def _kind(data: bytes) -> str | None:
-    """The ending of an image that shards may hold, by its first bytes; None for any other."""
+    """Return the extension of an image by its first bytes; None for formats that shards may not contain."""
     if data[:3] == b"\xff\xd8\xff":
         return "jpg"
     if data[:8] == b"\x89PNG\r\n\x1a\n":

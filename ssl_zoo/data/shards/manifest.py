@@ -1,4 +1,4 @@
-"""What a set of shards says about itself: ``manifest.json`` and, beside it, the place of every sample."""
+"""The manifest of a set of shards, ``manifest.json``."""
 
 import hashlib
 import http.client
@@ -14,13 +14,13 @@ from ssl_zoo.io import PATHS
 MANIFEST_NAME, INDEX_NAME = "manifest.json", "index.safetensors"
 FORMAT = "ssl_zoo shards 1"
 MAX_MANIFEST_BYTES = 256 << 20
-_NAMED_LEFT_OUT = 20  # per shard
+_MAX_LEFT_OUT_NAMES = 20  # per shard
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A sample that is not in the shards, and why."""
+    """A sample that is not in the shards, and the reason."""
 
     name: str
     reason: str
@@ -28,7 +28,7 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class FileInfo:
-    """A file beside the manifest, by its name, or elsewhere, by its whole path."""
+    """Size and hash of a file; ``name`` is a file name beside the manifest, or a full path elsewhere."""
 
     name: str
     bytes: int
@@ -39,12 +39,12 @@ class FileInfo:
             raise ValueError(f"{self.name!r} is no name of a file")
         if not isinstance(self.sha256, str) or not _SHA256.fullmatch(self.sha256):
             raise ValueError(f"{self.name} has no sha256 of 64 hexadecimal digits")
-        _whole(f"the bytes of {self.name}", self.bytes)
+        _count(f"the bytes of {self.name}", self.bytes)
 
 
 @dataclass(frozen=True)
 class ShardInfo(FileInfo):
-    """A shard, the number of usable samples in it, and those that were left out, of which only some are named."""
+    """A shard, the number of its usable samples, and the samples left out, of which only the first are named."""
 
     samples: int
     num_left_out: int = 0
@@ -52,17 +52,17 @@ class ShardInfo(FileInfo):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _whole(f"the samples of {self.name}", self.samples)
-        _whole(f"the samples left out of {self.name}", self.num_left_out)
+        _count(f"the samples of {self.name}", self.samples)
+        _count(f"the samples left out of {self.name}", self.num_left_out)
 
     @classmethod
     def of(cls, file: FileInfo, samples: int, left_out: Sequence[LeftOut]) -> "ShardInfo":
-        return cls(file.name, file.bytes, file.sha256, samples, len(left_out), tuple(left_out[:_NAMED_LEFT_OUT]))
+        return cls(file.name, file.bytes, file.sha256, samples, len(left_out), tuple(left_out[:_MAX_LEFT_OUT_NAMES]))
 
 
 @dataclass(frozen=True)
 class LabelSet:
-    """A labelling of the samples; ``classes`` are empty where nobody knows their names."""
+    """A label set; ``classes`` is empty if their names are unknown."""
 
     num_classes: int
     classes: tuple[str, ...] = ()
@@ -73,9 +73,9 @@ class Manifest:
     """A set of shards.
 
     Attributes:
-        source: what the shards were made from, in words.
-        plan: digest of everything that decides their content; shards are only kept where it is the same.
-        image_size: height and width where all images share them.
+        source: description of the shards' input.
+        plan: digest of all inputs and options; a later run keeps shards only if it is the same.
+        image_size: height and width if all images share them.
         label_sets: the first is the default.
     """
 
@@ -91,24 +91,24 @@ class Manifest:
         return sum(shard.samples for shard in self.shards)
 
     def text(self) -> str:
-        """The content of ``manifest.json``."""
+        """Return the content of ``manifest.json``."""
         totals = {"samples": self.num_samples, "bytes": sum(shard.bytes for shard in self.shards)}
         return json.dumps({"format": FORMAT, **totals, **asdict(self)}, indent=1) + "\n"
 
 
 def read_manifest(path: str) -> Manifest:
-    """The manifest at a local path or an address.
+    """Read the manifest at a local path or an address.
 
     Raises:
-        ValueError: none is there, or it is damaged or of another format.
+        ValueError: there is no manifest, or it is damaged or of another format.
     """
     try:
         with PATHS.open(path, "rb") as file:
             data = file.read(MAX_MANIFEST_BYTES + 1)
     except (OSError, http.client.HTTPException) as error:
         raise ValueError(
-            f"{path} can't be read ({type(error).__name__}: {error}). Shards need a manifest; shards from elsewhere "
-            "get one by python tools/make_shards.py --index SHARDS... FOLDER"
+            f"{path} can't be read ({type(error).__name__}: {error}). Shards need a manifest; write one for existing "
+            "shards with python tools/make_shards.py --index SHARDS... FOLDER"
         ) from error
     if len(data) > MAX_MANIFEST_BYTES:
         raise ValueError(f"{path} has more than {MAX_MANIFEST_BYTES} bytes, so it is no manifest of shards")
@@ -119,7 +119,7 @@ def read_manifest(path: str) -> Manifest:
 
 
 def file_info(path: Path) -> FileInfo:
-    """Size and hash of a file as they are now."""
+    """Measure size and hash of a file."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while part := file.read(1 << 20):
@@ -139,27 +139,27 @@ def _parse(given: Any) -> Manifest:
         image_size=None if image_size is None else (int(image_size[0]), int(image_size[1])),
         label_sets={
             str(name): LabelSet(
-                _whole(f"num_classes of {name}", labels["num_classes"]), tuple(map(str, labels["classes"]))
+                _count(f"num_classes of {name}", labels["num_classes"]), tuple(map(str, labels["classes"]))
             )
             for name, labels in given["label_sets"].items()
         },
     )
     names = [shard.name for shard in manifest.shards]
     if not names or len(set(names)) < len(names):
-        raise ValueError("it names no shard, or one twice")
+        raise ValueError("it lists no shard, or one twice")
     return manifest
 
 
 def shard_info(given: Mapping[str, Any]) -> ShardInfo:
-    """A shard from its JSON.
+    """Parse a shard's JSON.
 
     Raises:
-        ValueError, TypeError, KeyError: it is no shard's.
+        ValueError, TypeError, KeyError: a field is missing, unknown or invalid.
     """
     return ShardInfo(**{**given, "left_out": tuple(LeftOut(**sample) for sample in given["left_out"])})
 
 
-def _whole(what: str, value: Any) -> int:
+def _count(what: str, value: Any) -> int:
     if type(value) is not int or not 0 <= value < 1 << 62:
-        raise ValueError(f"{what} are {value!r}, not a whole number")
+        raise ValueError(f"{what} are {value!r}, no integer of at least 0")
     return value

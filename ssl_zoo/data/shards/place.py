@@ -1,4 +1,4 @@
-"""Where shards are: in a folder, or at an address, from which they are copied into a cache when they are first read."""
+"""Local and remote shards; remote ones are copied into a cache on first access."""
 
 import hashlib
 import http.client
@@ -23,17 +23,17 @@ _MAX_SHARDS = 1_000_000
 _ATTEMPTS = 3  # to copy a shard; a server may be busy, a connection may break
 _PAUSE_S = 2.0  # after the first attempt, and twice as long after each further one
 _CHUNK_BYTES = 1 << 20
-MAX_SHARD_BYTES = 1 << 40  # of a shard that no manifest describes
+MAX_SHARD_BYTES = 1 << 40  # of a shard without a manifest
 
 
 @dataclass(frozen=True)
 class Shards:
-    """A manifest and the place it was read from; the same in every process.
+    """A manifest, its location, and the shards of it that are used; the same in every process.
 
     Attributes:
         base: folder or address of the manifest.
-        cache: folder for copies of what is remote.
-        numbers: which shards of the manifest are used.
+        cache: folder for copies of remote files.
+        numbers: positions of the used shards in the manifest.
     """
 
     manifest: Manifest
@@ -42,7 +42,7 @@ class Shards:
     numbers: Sequence[int]
 
     def place(self, file: FileInfo) -> str:
-        """Path or address of a file of the manifest."""
+        """Return path or address of a file of the manifest."""
         if PATHS.is_remote(file.name):
             return file.name
         if os.path.isabs(file.name) and not PATHS.is_remote(self.base):
@@ -52,15 +52,15 @@ class Shards:
         return f"{self.base}/{file.name}"
 
     def local(self, file: FileInfo) -> Path:
-        """The file on this machine, of the size that the manifest says; copied first where it is remote.
+        """Return a local path of the file, which is copied first if it is remote, and check its size.
 
         Raises:
-            ValueError: it is missing, has another size, or has not the recorded hash.
+            ValueError: the file is missing, or its size or hash differs from the manifest's.
         """
         place = self.place(file)
         path = self._cached(place, file) if PATHS.is_remote(place) else Path(place)
         if not path.is_file():
-            raise ValueError(f"{path} is missing, though the manifest in {self.base} names it")
+            raise ValueError(f"{path} is missing, but is listed in the manifest in {self.base}")
         if path.stat().st_size != file.bytes:
             raise ValueError(
                 f"{path} has {path.stat().st_size} bytes, not the {file.bytes} of the manifest in {self.base}; copy or "
@@ -71,17 +71,17 @@ class Shards:
     def _cached(self, place: str, file: FileInfo) -> Path:
         path = self.cache / _cached_name(place, file.sha256)
         if not path.is_file():
-            with file_lock(str(path)):  # processes of all ranks may want it at once
+            with file_lock(str(path)):  # processes of all ranks may request it at the same time
                 if not path.is_file():
                     _download(place, self.cache, partial(_compare, file), file.bytes, file.bytes)
         return path
 
 
 def open_shards(path: str, cache: Path) -> Shards:
-    """The shards at a path or address: a folder with a manifest, a manifest, or ``folder/name-{000..123}.tar``.
+    """Open shards at a path or address: a folder with a manifest, a manifest, or ``folder/name-{000..123}.tar``.
 
     Raises:
-        ValueError: no manifest is there, the pattern names shards that it does not have, a scheme that nothing reads.
+        ValueError: there is no manifest, the pattern has shards that are not in it, or the URL scheme has no handler.
     """
     remote = PATHS.is_remote(path)
     path = path.rstrip("/") if remote else str(Path(path).expanduser())
@@ -106,10 +106,10 @@ def open_shards(path: str, cache: Path) -> Shards:
 
 
 def expand(pattern: str) -> list[str]:
-    """Paths of a pattern with braces: ``{000..123}`` counts, ``{a,b}`` lists.
+    """Expand the braces of a pattern: ``{000..123}`` is a range, ``{a,b}`` a list.
 
     Raises:
-        ValueError: braces without a partner, or millions of paths.
+        ValueError: a brace is unbalanced, or there are more than a million paths.
     """
     count = 1
     for low, high in _RANGE.findall(pattern):
@@ -123,10 +123,10 @@ def expand(pattern: str) -> list[str]:
 
 
 def fetch(place: str, cache: Path) -> tuple[Path, FileInfo]:
-    """A shard that no manifest describes yet, on this machine, with its size and hash.
+    """Return a local path, size and hash of a shard without a manifest.
 
     Raises:
-        ValueError: it is missing or can't be copied.
+        ValueError: the shard is missing or can't be copied.
     """
     if not PATHS.is_remote(place):
         path = Path(place).expanduser()
@@ -139,7 +139,7 @@ def fetch(place: str, cache: Path) -> tuple[Path, FileInfo]:
 
 
 def default_cache() -> Path:
-    """Where copies of remote shards are kept unless the configuration says otherwise."""
+    """Return the default folder for copies of remote shards."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ssl_zoo" / "shards"
 
 
@@ -151,22 +151,22 @@ def _compare(expected: FileInfo, found: FileInfo) -> None:
     if (found.bytes, found.sha256) != (expected.bytes, expected.sha256):
         size = f"at least {found.bytes}" if found.bytes > expected.bytes else str(found.bytes)
         raise ValueError(
-            f"{_without_query(found.name)} is not the file that the manifest describes: {size} of {expected.bytes} "
+            f"{_without_query(found.name)} is not the file of the manifest: {size} of {expected.bytes} "
             f"bytes, sha256 {found.sha256[:12]}... instead of {expected.sha256[:12]}..."
         )
 
 
 def _cached_name(place: str, sha256: str) -> str:
-    # The hash in the name: shards that were made anew under an old address are other files.
+    # The hash distinguishes shards that were written again under the same address.
     return f"{sha256[:16]}-{Path(_without_query(place)).name}"
 
 
 def _download(place: str, folder: Path, check: Callable[[FileInfo], None], min_bytes: int, max_bytes: int) -> Path:
-    """Copy a remote file into the cache; it appears there only when it is whole and passes the check."""
+    """Copy a remote file into the cache, where it appears only once it is complete and passes the check."""
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".{uuid.uuid4().hex}.tmp"
     try:
-        file = _patiently(place, temporary, min_bytes, max_bytes)
+        file = _receive_with_retries(place, temporary, min_bytes, max_bytes)
         check(file)
         path = folder / _cached_name(place, file.sha256)
         os.replace(temporary, path)
@@ -176,7 +176,7 @@ def _download(place: str, folder: Path, check: Callable[[FileInfo], None], min_b
         temporary.unlink(missing_ok=True)
 
 
-def _patiently(place: str, target: Path, min_bytes: int, max_bytes: int) -> FileInfo:
+def _receive_with_retries(place: str, target: Path, min_bytes: int, max_bytes: int) -> FileInfo:
     for attempt in range(1, _ATTEMPTS + 1):
         try:
             return _receive(place, target, min_bytes, max_bytes)
@@ -189,7 +189,7 @@ def _patiently(place: str, target: Path, min_bytes: int, max_bytes: int) -> File
 
 
 def _receive(place: str, target: Path, min_bytes: int, max_bytes: int) -> FileInfo:
-    """One attempt; reads at most one byte more than ``max_bytes``, by which a longer file is noticed."""
+    """Try once; reads at most one byte more than ``max_bytes``, which detects a longer file."""
     digest, received = hashlib.sha256(), 0
     with PATHS.open(place, "rb") as remote, open(target, "wb") as local:
         while chunk := remote.read(min(_CHUNK_BYTES, max_bytes + 1 - received)):
@@ -198,7 +198,7 @@ def _receive(place: str, target: Path, min_bytes: int, max_bytes: int) -> FileIn
             local.write(chunk)
         local.flush()
         os.fsync(local.fileno())
-        missing = max(min_bytes - received, getattr(remote, "length", None) or 0)  # http counts down what is to come
+        missing = max(min_bytes - received, getattr(remote, "length", None) or 0)  # http counts the remaining bytes
         if missing > 0 and received <= max_bytes:
             raise OSError(f"the connection ended {missing} bytes early")
     return FileInfo(place, received, digest.hexdigest())

@@ -1,4 +1,4 @@
-"""An order of shards that a disk likes: one shard after the other, mixed within a window."""
+"""An order for slow disks: one shard after the other, shuffled within a window."""
 
 import torch
 from jaxtyping import Int
@@ -8,14 +8,14 @@ from torch import Tensor
 def windowed(
     shard: Int[Tensor, "n"], offset: Int[Tensor, "n"], window: int, generator: torch.Generator
 ) -> Int[Tensor, "n"]:
-    """All samples, shards in random order, each fewer than ``window`` places from where plain reading would find it.
+    """Order all samples by shards in random order, then move each by fewer than ``window`` positions.
 
-    Every place p of that stream gets the key p + U(0, window), and the keys are sorted: no sample moves before one that
-    stood ``window`` places ahead of it. What a shuffle buffer does one by one is one sort here, and nothing has to be
-    kept in memory or replayed.
+    Position p of the sequential stream gets the key p + U(0, window), and the keys are sorted: no sample moves before
+    one that was ``window`` positions ahead of it. This replaces a shuffle buffer by one sort, and nothing must be kept
+    in memory or replayed.
 
     Args:
-        shard, offset: the number of each sample's shard and the place in it.
+        shard, offset: the number of each sample's shard and the offset in it.
         window: in samples; 1 only shuffles the shards.
     """
     rank = torch.randperm(int(shard.max()) + 1, generator=generator)

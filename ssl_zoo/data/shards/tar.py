@@ -1,8 +1,8 @@
-"""The headers of a tar archive from somebody else, read without trust.
+"""A strict reader of tar headers for untrusted archives.
 
-Only regular files under plain relative names are accepted. tarfile reads extended headers of any size, follows chains
-of them by recursion, and knows sparse files, links and devices; here each of these is an error that names the member.
-Nothing is extracted: a member is a name and a place in the archive.
+Only regular files under relative names are accepted. tarfile reads extended headers of any size, follows chains of them
+recursively, and supports sparse files, links and devices; here each of these is an error with the member's name.
+Nothing is extracted: a member is a name and an offset in the archive.
 """
 
 import os
@@ -24,12 +24,12 @@ _OCTAL = re.compile(rb"[0-7]{1,12}")
 
 
 class RefusedArchive(ValueError):
-    """An archive that is damaged or holds what no shard of images needs."""
+    """An archive is damaged, or contains a member that no shard of images needs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A regular file: its name and where its bytes lie."""
+    """A regular file: its name, and the location of its bytes in the archive."""
 
     name: bytes
     offset: int
@@ -37,7 +37,7 @@ class Member:
 
 
 def readable(name: bytes) -> str:
-    """A name from an archive as text for messages and logs, on one line whatever it holds."""
+    """Convert a name from an archive to printable text on one line, for messages and logs."""
     text = name.decode("utf-8", "backslashreplace")
     if text.isprintable():
         return text
@@ -45,11 +45,11 @@ def readable(name: bytes) -> str:
 
 
 def members(path: Path) -> Iterator[Member]:
-    """The regular files of an uncompressed archive, in their order.
+    """Yield the regular files of an uncompressed archive in order.
 
     Raises:
-        RefusedArchive: truncated, damaged, no tar; links, devices, sparse files, absolute names, ``..``, endless
-            extended headers, more than ``MAX_MEMBERS`` members.
+        RefusedArchive: the archive is truncated, damaged or no tar; it has links, devices, sparse files, absolute
+            names, ``..``, endless extended headers or more than ``MAX_MEMBERS`` members.
     """
     with open(path, "rb", buffering=0) as file:
         archive_size = os.fstat(file.fileno()).st_size
@@ -62,7 +62,7 @@ def members(path: Path) -> Iterator[Member]:
                 return
             count += 1
             if count > MAX_MEMBERS:
-                raise RefusedArchive(f"{path} has more than {MAX_MEMBERS} members; divide it into several shards")
+                raise RefusedArchive(f"{path} has more than {MAX_MEMBERS} members; split it into several shards")
             name, size, kind = _parse(header, path, position)
             is_extended = kind in (_LONG_NAME, _PAX, _PAX_GLOBAL)
             if not is_extended:
@@ -88,10 +88,10 @@ def members(path: Path) -> Iterator[Member]:
 
 
 def _parse(header: bytes, path: Path, position: int) -> tuple[bytes, int, bytes]:
-    """Name, size and type of a header block (POSIX.1-1988, and GNU's numbers of base 256)."""
-    recorded = _number(header[148:156], path, position)
-    # The sum counts its own field as eight spaces.
-    if recorded != sum(header) - sum(header[148:156]) + 8 * ord(" "):
+    """Parse name, size and type from a header block (POSIX.1-1988, and GNU's numbers of base 256)."""
+    checksum = _number(header[148:156], path, position)
+    # The checksum counts its own field as eight spaces.
+    if checksum != sum(header) - sum(header[148:156]) + 8 * ord(" "):
         raise RefusedArchive(
             f"{path} is no tar archive or is damaged: the header at byte {position} has a wrong checksum"
         )
@@ -111,7 +111,7 @@ def _number(field: bytes, path: Path, position: int) -> int:
 
 
 def _extended(data: bytes, kind: bytes, path: Path) -> dict[str, bytes | int]:
-    """Name and size from an extended header; what else pax may say changes nothing here."""
+    """Parse name and size from an extended header; all other pax records are ignored."""
     if kind == _LONG_NAME:
         return {"path": data.split(b"\0", 1)[0]}
     found: dict[str, bytes | int] = {}
@@ -122,7 +122,7 @@ def _extended(data: bytes, kind: bytes, path: Path) -> dict[str, bytes | int]:
         key, _, value = data[len(length) + 1 : int(length) - 1].partition(b"=")
         data = data[int(length) :]
         if key.startswith(b"GNU.sparse"):
-            raise RefusedArchive(f"{path} holds a sparse file; shards hold regular files only")
+            raise RefusedArchive(f"{path} contains a sparse file; shards may only contain regular files")
         if key == b"path":
             found["path"] = value
         elif key == b"size":
@@ -135,7 +135,7 @@ def _extended(data: bytes, kind: bytes, path: Path) -> dict[str, bytes | int]:
 def _check(name: bytes, kind: bytes, path: Path) -> None:
     if kind not in _REGULAR:
         what = _KINDS.get(kind, f"a member of type {kind!r}")
-        raise RefusedArchive(f"{path}: {readable(name)} is {what}; shards hold regular files only")
+        raise RefusedArchive(f"{path}: {readable(name)} is {what}; shards may only contain regular files")
     parts = name.split(b"/")
     if not name or name.startswith(b"/") or b".." in parts or b"\0" in name or len(name) > _MAX_NAME_BYTES:
         raise RefusedArchive(

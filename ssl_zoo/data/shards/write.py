@@ -1,4 +1,4 @@
-"""Making shards: parallel, restartable, and the same bytes whatever the number of processes."""
+"""Parallel and restartable writing of shards, with the same bytes for any number of processes."""
 
 import fcntl
 import hashlib
@@ -37,20 +37,20 @@ from ssl_zoo.data.sources.base import Source
 from ssl_zoo.io import fsync_path, write_atomic
 from ssl_zoo.seeding import generator_for
 
-_PROBED = 64  # samples whose files tell how many fit into a shard
+_PROBED = 64  # samples whose sizes estimate how many fit into a shard
 _LEFTOVER = re.compile(r"\.shard-\d+\.tar\.partial")
 
 
 @dataclass(frozen=True)
 class Job:
-    """All that decides the content of a folder of shards.
+    """The inputs and options that determine the content of a folder of shards.
 
     Attributes:
         keys: one per sample of the source.
-        placement: the samples in the order in which they are stored: a fixed shuffle, so that every shard is a fair
-            sample of the data and reading them one after the other still mixes classes.
-        bounds: shard k holds rows bounds[k] .. bounds[k+1] of the placement.
-        plan: digest of the above, by which a later run knows whether shards that it finds are its own.
+        placement: the samples in storage order: a fixed shuffle, so that every shard is a random sample of the data and
+            sequential reading still mixes classes.
+        bounds: shard k contains rows bounds[k] .. bounds[k+1] of the placement.
+        plan: digest of the above, by which a later run recognises its own shards.
     """
 
     source: Source
@@ -64,7 +64,7 @@ class Job:
 
     @classmethod
     def of(cls, source: Source, folder: Path, *, shard_bytes: int, resize_short: int | None) -> "Job":
-        """A plan for shards of equal numbers of samples and about ``shard_bytes`` each."""
+        """Plan shards with equal numbers of samples and about ``shard_bytes`` each."""
         num_samples, label_sets = len(source), dict(source.label_sets)
         probed = torch.linspace(0, num_samples - 1, min(num_samples, _PROBED)).round().long().tolist()
         mean_bytes = sum(_stored_bytes(source, sample, label_sets, resize_short) for sample in probed) / len(probed)
@@ -92,21 +92,21 @@ def make_shards(
     shard_bytes: int,
     resize_short: int | None = None,
     num_workers: int = 0,
-    tell: Callable[[str], None] = lambda line: None,
+    report: Callable[[str], None] = lambda line: None,
 ) -> Manifest:
-    """Write a source's samples as shards with manifest and index, or finish what an earlier call began.
+    """Write a source's samples as shards with manifest and index, or complete those of an interrupted call.
 
-    Files are copied as they are unless they have to be resized; pixels without a file become PNGs. Shards that are
-    already there with the right hash are kept.
+    Image files are copied unchanged unless they must be resized; pixels without a file become PNGs. Existing shards
+    with the right hash are kept.
 
     Args:
-        name: the source in words, for the manifest.
-        shard_bytes: about how large a shard is to be.
-        resize_short: pixels of the shorter side beyond which images are made smaller.
-        tell: gets a line of progress per shard.
+        name: description of the source for the manifest.
+        shard_bytes: approximate size of a shard.
+        resize_short: images with a longer shorter side are resized to this many pixels.
+        report: receives a line of progress per shard.
 
     Raises:
-        ValueError: the folder holds shards of something else, another process writes there, a worker process died.
+        ValueError: the folder contains other shards, another process writes to it, or a worker process died.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with _only_writer(folder):
@@ -119,7 +119,7 @@ def make_shards(
         for number, info in enumerate(_write_all(job, kept, num_workers)):
             state = "kept" if number in kept else "written"
             left_out = f", {info.num_left_out} left out" if info.num_left_out else ""
-            tell(f"{folder / info.name}: {info.samples} samples, {info.bytes / 1e6:.1f} MB, {state}{left_out}")
+            report(f"{folder / info.name}: {info.samples} samples, {info.bytes / 1e6:.1f} MB, {state}{left_out}")
             shards.append(info)
         manifest = _manifest(job, name, shards)
         write_atomic(folder / MANIFEST_NAME, manifest.text())
@@ -139,7 +139,7 @@ def _only_writer(folder: Path) -> Iterator[None]:
 
 
 def _finished(job: Job) -> dict[int, ShardInfo]:
-    """Shards of this job that an earlier call left whole."""
+    """Find intact shards of this job that an earlier call wrote."""
     known: dict[int, tuple[str, ShardInfo]] = {}
     if (job.folder / MANIFEST_NAME).exists():
         manifest = read_manifest(str(job.folder / MANIFEST_NAME))
@@ -160,14 +160,14 @@ def _is_intact(path: Path, shard: ShardInfo) -> bool:
 
 
 def _note(job: Job, number: int) -> Path:
-    """What is known of a finished shard until there is a manifest."""
+    """Return the file that describes a finished shard until there is a manifest."""
     return job.folder / f".{job.name(number)}.json"
 
 
 class _Shards(Dataset):
-    """Writes shard k when item k is asked for, which may be in a worker process.
+    """A dataset whose item k writes shard k, so that a DataLoader writes shards in parallel.
 
-    Errors that a user can cause travel as values: raised in a worker they would come wrapped in its traceback.
+    Errors that a user can cause are returned as values: raised in a worker they would be wrapped in its traceback.
     """
 
     def __init__(self, job: Job, kept: Mapping[int, ShardInfo]) -> None:
@@ -186,7 +186,7 @@ class _Shards(Dataset):
 
 
 def _write_all(job: Job, kept: Mapping[int, ShardInfo], num_workers: int) -> Iterator[ShardInfo]:
-    # A generator of ours: the loader would draw a base seed from torch's global one.
+    # Without its own generator the loader would sample a base seed from torch's global one.
     written = DataLoader(_Shards(job, kept), batch_size=None, num_workers=num_workers, generator=torch.Generator())
     try:
         for info in written:
@@ -201,7 +201,7 @@ def _write_all(job: Job, kept: Mapping[int, ShardInfo], num_workers: int) -> Ite
 
 
 def _write(job: Job, number: int) -> ShardInfo:
-    """Write one shard; it appears under its name when it is whole."""
+    """Write one shard, which appears under its name only once it is complete."""
     final = job.folder / job.name(number)
     temporary = final.with_name(f".{final.name}.partial")
     left_out = []
@@ -227,7 +227,7 @@ def _write(job: Job, number: int) -> ShardInfo:
 
 
 class _Hashing:
-    """A file to write to that knows the hash of what was written."""
+    """A file wrapper that hashes the written bytes."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.digest = file, hashlib.sha256()
@@ -238,14 +238,14 @@ class _Hashing:
 
 
 def _manifest(job: Job, name: str, shards: Sequence[ShardInfo]) -> Manifest:
-    """Index and manifest of the finished shards, from their headers alone: what others would find in them."""
+    """Write the index of the finished shards and build their manifest, both from the tar headers alone."""
     sample_of = {key.encode("utf-8", "surrogateescape"): sample for sample, key in enumerate(job.keys)}
     found: list[tuple[int, int, Entry]] = []  # sample, shard, entry
     for number, shard in enumerate(shards):
         entries, left_out = scan(job.folder / shard.name)
-        assert not left_out and len(entries) == shard.samples, "a shard of ours holds what was written to it"
+        assert not left_out and len(entries) == shard.samples, "a shard contains the samples written to it"
         found += [(sample_of[entry.key], number, entry) for entry in entries]
-    found.sort(key=lambda row: row[0])  # ids follow the source's, whatever shard a sample lies in
+    found.sort(key=lambda row: row[0])  # ids follow the source's, not the order of shards
     samples = torch.tensor([sample for sample, _, _ in found], dtype=torch.int64)
     labels = {label_set: values[samples] for label_set, values in job.label_sets.items()}
     index = replace(Index.of([(number, entry) for _, number, entry in found], ()), labels=labels)
@@ -267,7 +267,7 @@ def _manifest(job: Job, name: str, shards: Sequence[ShardInfo]) -> Manifest:
 
 
 def _stored_bytes(source: Source, sample: int, label_sets: Mapping[str, Tensor], resize_short: int | None) -> int:
-    """What a sample takes in a shard, with headers and padding."""
+    """Return the size of a sample in a shard, with headers and padding."""
     try:
         members = members_of(source, sample, label_sets, resize_short)
     except CorruptImage:

@@ -1,4 +1,4 @@
-"""Where images come from; importing this package registers every source."""
+"""Data sources; importing this package registers them."""
 
 from ssl_zoo.data.sources import (  # noqa: F401  (they register)
     cifar10,

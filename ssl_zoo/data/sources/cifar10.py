@@ -31,22 +31,21 @@ log = logging.getLogger(__name__)
 class Cifar10Config(SourceConfig):
     root: str | None = setting(None, "folder with the data; null takes the environment variable SSL_ZOO_DATA")
     validation: int = setting(
-        0, "training images that are held out and take the place of the test split, for choosing settings"
+        0,
+        "training images that are held out and replace the test split, for choosing settings",
+        at_least=0,
+        below=_NUM_TRAIN,
     )
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.validation < _NUM_TRAIN:
-            raise ValueError(f"data.validation={self.validation} must lie in 0..{_NUM_TRAIN - 1}")
 
 
 @SOURCES.register("cifar10", Cifar10Config)
 class Cifar10(Source):
-    """CIFAR-10: 50,000 + 10,000 pictures of ten classes at 32 pixels.
+    """CIFAR-10: 50,000 + 10,000 images of ten classes at 32 pixels.
 
-    Accepted below ``data.root``, the first that is found: ``cifar10-train.tar.gz`` and ``cifar10-test.tar.gz`` with
-    members ``train/<class>/<number>.jpg``; folders ``train/`` and ``test/`` of that layout (or ``cifar10/train`` ...);
-    ``cifar-10-batches-bin/`` as distributed by the authors. Their pickled Python version is refused: unpickling a
-    downloaded file executes whatever it contains.
+    Reads the first that exists below ``data.root``: ``cifar10-train.tar.gz`` and ``cifar10-test.tar.gz`` with members
+    ``train/<class>/<number>.jpg``; folders ``train/`` and ``test/`` of that layout (or ``cifar10/train`` ...);
+    ``cifar-10-batches-bin/`` as distributed by the authors. Their pickled Python version is refused, since unpickling a
+    downloaded file can execute code.
     """
 
     image_size = (_SIZE, _SIZE)
@@ -63,9 +62,9 @@ class Cifar10(Source):
         self._images, self._labels, self._names = _load(root, self._stored)
         self._rows = torch.arange(len(self._labels))  # of the stored split
         if config.validation:
-            self._rows = _part(len(self._labels), config.validation, split)
+            self._rows = _validation_rows(len(self._labels), config.validation, split)
             self._images, self._labels = self._images[self._rows], self._labels[self._rows]
-        # Worker processes map this memory instead of copying it.
+        # Worker processes map this memory and don't copy it.
         self._images.share_memory_()
         log.info("cifar10 %s: %d images in %.1f s", split.value, len(self), time.perf_counter() - started)
 
@@ -91,11 +90,11 @@ class Cifar10(Source):
         return {"class": self._labels}
 
 
-def _part(num_images: int, held_out: int, split: Split) -> Int[Tensor, "n"]:
-    """Rows of the training images that are held out, or of the others; which ones is the same in every run.
+def _validation_rows(num_images: int, held_out: int, split: Split) -> Int[Tensor, "n"]:
+    """Return the rows of the held-out training images, or of the others; they are the same in every run.
 
     Raises:
-        ValueError: so many can't be held out.
+        ValueError: there are not enough training images.
     """
     if held_out >= num_images:
         raise ValueError(f"data.validation={held_out}: there are only {num_images} training images")
@@ -104,7 +103,7 @@ def _part(num_images: int, held_out: int, split: Split) -> Int[Tensor, "n"]:
 
 
 def _load(root: Path, split: Split) -> tuple[Tensor, Tensor, list[str]]:
-    """Images (n, 3, 32, 32), labels (n,), and names, which are empty for the binary files."""
+    """Return images (n, 3, 32, 32), labels (n,), and names, which are empty for the binary files."""
     candidates = [root / f"cifar10-{split.value}.tar.gz", root / split.value, root / "cifar10" / split.value]
     for path in candidates:
         if path.exists():
@@ -114,8 +113,8 @@ def _load(root: Path, split: Split) -> tuple[Tensor, Tensor, list[str]]:
             return _load_binary(folder, split)
     if (root / "cifar-10-batches-py").is_dir():
         raise ValueError(
-            f"{root / 'cifar-10-batches-py'} holds pickles, and unpickling executes what a file contains; download the "
-            "binary version of CIFAR-10 (cifar-10-batches-bin) instead"
+            f"{root / 'cifar-10-batches-py'} contains pickles, and unpickling executes code; download the binary "
+            "version of CIFAR-10 (cifar-10-batches-bin) instead"
         )
     raise ValueError(
         f"no CIFAR-10 {split.value} split below data.root={root}; looked for {', '.join(map(str, candidates))} and "
@@ -134,19 +133,21 @@ def _load_files(path: Path) -> tuple[Tensor, Tensor, list[str]]:
         try:
             images[position] = decode(files.read(position), name, _LIMITS)
         except CorruptImage as error:
-            # Nothing of this data set may be missing: numbers on it are compared between papers.
+            # Results on this data set are compared between papers, so no image may be missing.
             raise ValueError(f"{path} is damaged: {error}") from error
         labels[position] = CLASSES.index(folder)
     return images, labels, files.names
 
 
 def _load_binary(folder: Path, split: Split) -> tuple[Tensor, Tensor, list[str]]:
-    """Records of one label byte and 3072 bytes, channel by channel (the data set's own description)."""
+    """Read records of one label byte and 3072 pixel bytes, channel by channel, as the data set documents them."""
     parts = ["test_batch.bin"] if split is Split.test else [f"data_batch_{part}.bin" for part in range(1, 6)]
     records = []
     for part in parts:
         if not (folder / part).is_file() or (folder / part).stat().st_size % _RECORD_BYTES:
-            raise ValueError(f"{folder / part} is missing or not a whole number of {_RECORD_BYTES}-byte records")
+            raise ValueError(
+                f"{folder / part} is missing or its size is no multiple of {_RECORD_BYTES} bytes, the size of a record"
+            )
         records.append(numpy.fromfile(folder / part, dtype=numpy.uint8).reshape(-1, _RECORD_BYTES))
     table = torch.from_numpy(numpy.concatenate(records))
     return table[:, 1:].reshape(-1, 3, _SIZE, _SIZE).contiguous(), table[:, 0].long(), []

@@ -1,4 +1,4 @@
-"""CLEVR (arXiv 1612.06890) as in table 4 of the I-JEPA paper: count the objects, tell how far the nearest one is."""
+"""CLEVR (arXiv 1612.06890) as in table 4 of the I-JEPA paper: object counts and the nearest object's distance."""
 
 import json
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from ssl_zoo.settings import setting
 
 # Upper edges of the distance classes but the last, in CLEVR's units (VTAB, arXiv 1910.04867: clevr_closest_distance).
 DISTANCE_EDGES = (8.0, 8.5, 9.0, 9.5, 10.0)
-MIN_OBJECTS = 3  # of every scene of CLEVR
+MIN_OBJECTS = 3  # per scene of CLEVR
 
 
 @dataclass
@@ -26,7 +26,7 @@ class ClevrConfig(FilesConfig):
 
 @SOURCES.register("clevr", ClevrConfig)
 class Clevr(FilesSource):
-    """CLEVR v1.0: labels count (number of objects) and distance (of the nearest object, in six classes)."""
+    """CLEVR v1.0: label sets count (number of objects) and distance (of the nearest object, in six classes)."""
 
     num_classes = 8
 
@@ -43,7 +43,7 @@ class Clevr(FilesSource):
         depths = _depths(scenes)
         lost = [name for name in files.names if name not in depths]
         if lost:
-            raise ValueError(f"{scenes} describes no scene for {len(lost)} images of {images}, such as {lost[0]}")
+            raise ValueError(f"{scenes} has no scene for {len(lost)} images of {images}, such as {lost[0]}")
         of_image = [depths[name] for name in files.names]
         nearest = torch.tensor([min(depth) for depth in of_image], dtype=torch.float64)
         edges = torch.tensor(DISTANCE_EDGES, dtype=torch.float64)
@@ -58,7 +58,7 @@ class Clevr(FilesSource):
 
 
 def _depths(scenes: Path) -> dict[str, list[float]]:
-    """Distance from the camera of every object of every image, the third of its pixel coordinates."""
+    """Read the distance of every object from the camera, the third of its pixel coordinates."""
     try:
         described = json.loads(scenes.read_text())["scenes"]
         return {scene["image_filename"]: [o["pixel_coords"][2] for o in scene["objects"]] for scene in described}

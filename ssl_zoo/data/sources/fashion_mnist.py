@@ -29,10 +29,10 @@ class FashionMnistConfig(SourceConfig):
 
 @SOURCES.register("fashion_mnist", FashionMnistConfig)
 class FashionMnist(Source):
-    """Fashion-MNIST: 60,000 + 10,000 grey pictures of ten kinds of clothes at 28 pixels.
+    """Fashion-MNIST: 60,000 + 10,000 grey images of ten kinds of clothes at 28 pixels.
 
-    Reads ``train-images-idx3-ubyte`` and its siblings, with or without ``.gz``, in the folder itself or where
-    torchvision puts them (``FashionMNIST/raw``).
+    Reads ``train-images-idx3-ubyte`` and its siblings, with or without ``.gz``, in the folder itself or in
+    torchvision's ``FashionMNIST/raw``.
     """
 
     image_size = (_SIZE, _SIZE)
@@ -86,15 +86,15 @@ def _find(roots: list[str | None], name: str) -> Path:
 
 
 def _read_idx(path: Path, magic: int, shape: tuple[int, ...]) -> numpy.ndarray:
-    """Array (n, *shape) of an idx file: big-endian magic number, sizes, then bytes."""
+    """Read an array (n, *shape) from an idx file: big-endian magic number, sizes, then bytes."""
     header_bytes = 4 * (2 + len(shape))
     record_bytes = int(numpy.prod(shape, dtype=int))
     with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
         header = numpy.frombuffer(file.read(header_bytes), dtype=">u4")
         if len(header) != 2 + len(shape) or header[0] != magic or tuple(header[2:]) != shape or header[1] > 1_000_000:
-            raise ValueError(f"{path} has not the header of a Fashion-MNIST file")
-        wanted = int(header[1]) * record_bytes
-        content = file.read(wanted)
-    if len(content) != wanted:
-        raise ValueError(f"{path} is truncated: {len(content)} of {wanted} bytes")
+            raise ValueError(f"{path} does not have the header of a Fashion-MNIST file")
+        num_bytes = int(header[1]) * record_bytes
+        content = file.read(num_bytes)
+    if len(content) != num_bytes:
+        raise ValueError(f"{path} is truncated: {len(content)} of {num_bytes} bytes")
     return numpy.frombuffer(content, dtype=numpy.uint8).reshape(-1, *shape).copy()

@@ -1,4 +1,4 @@
-"""Any folder, or tar archive, of images."""
+"""Folders and tar archives of images."""
 
 import hashlib
 from collections.abc import Mapping
@@ -18,16 +18,13 @@ _TEST_FOLDERS = ("test", "val", "valid", "validation")  # the first one that exi
 
 @dataclass
 class LimitedConfig(SourceConfig):
-    """Limits on image files, checked before anything is decoded."""
+    """Limits on image files, checked before decoding."""
 
-    max_image_bytes: int = setting(64 << 20, "larger image files count as corrupt")
-    max_image_pixels: int = setting(64_000_000, "images with more pixels count as corrupt; checked before decoding")
-    min_image_side: int = setting(8, "images with a shorter side of fewer pixels count as corrupt")
-
-    def __post_init__(self) -> None:
-        for key in ("max_image_bytes", "max_image_pixels", "min_image_side"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"data.{key}={getattr(self, key)} must be at least 1")
+    max_image_bytes: int = setting(64 << 20, "larger image files count as corrupt", at_least=1)
+    max_image_pixels: int = setting(
+        64_000_000, "images with more pixels count as corrupt; checked before decoding", at_least=1
+    )
+    min_image_side: int = setting(8, "images with a shorter side of fewer pixels count as corrupt", at_least=1)
 
     @property
     def limits(self) -> DecodeLimits:
@@ -38,27 +35,21 @@ class LimitedConfig(SourceConfig):
 class FilesConfig(LimitedConfig):
     """Limits on image files and on archives of them."""
 
-    max_unpacked_bytes: int = setting(MAX_UNPACKED_BYTES, "largest content of a .tar.gz, which is unpacked into memory")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.max_unpacked_bytes < 1:
-            raise ValueError(f"data.max_unpacked_bytes={self.max_unpacked_bytes} must be at least 1")
+    max_unpacked_bytes: int = setting(
+        MAX_UNPACKED_BYTES, "largest content of a .tar.gz, which is unpacked into memory", at_least=1
+    )
 
 
 @dataclass
 class ImageFolderConfig(FilesConfig):
     path: str = setting("", "folder, .tar or .tar.gz with images, in class folders or not")
-    test_fraction: float = setting(0.1, "part held out as the test split where there is no folder test or val")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.test_fraction < 1:
-            raise ValueError(f"data.test_fraction={self.test_fraction} must lie between 0 and 1")
+    test_fraction: float = setting(
+        0.1, "fraction held out as the test split where there is no folder test or val", above=0, below=1
+    )
 
 
 class FilesSource(Source):
-    """Images in files, decoded when they are asked for."""
+    """Images in files, decoded on access."""
 
     def __init__(self, config: FilesConfig, split: Split, files: Files) -> None:
         super().__init__(config, split)
@@ -81,9 +72,9 @@ class FilesSource(Source):
 class ImageFolder(FilesSource):
     """Any folder or tar archive of images; class folders and train/test folders are used where they exist.
 
-    Folders ``train`` and ``test`` (or ``val``) at the top are the splits. Otherwise a fixed part of the images, chosen
-    by a hash of their names, is held out as the test split. If every image lies in a folder, the topmost folder is its
-    class; classes are numbered in sorted order over both splits.
+    Folders ``train`` and ``test`` (or ``val``) at the top are the splits. Otherwise a hash of its name decides whether
+    an image is held out for the test split. If every image lies in a folder, the topmost folder is its class; classes
+    are numbered in sorted order over both splits.
     """
 
     def __init__(self, config: ImageFolderConfig, split: Split) -> None:
@@ -111,7 +102,7 @@ class ImageFolder(FilesSource):
 
 
 def without_wrapper(names: list[str]) -> list[str]:
-    """The names without folders that hold nothing but one folder, as archives often have at their top."""
+    """Remove top folders that contain only one folder, which archives often have."""
     names = [name.removeprefix("./") for name in names]
     while True:
         tops = {name.partition("/")[0] for name in names}
@@ -121,7 +112,7 @@ def without_wrapper(names: list[str]) -> list[str]:
 
 
 def _split(names: list[str], test_fraction: float) -> tuple[list[Split | None], list[str]]:
-    """The split that each file belongs to, None for neither, and its name within the split."""
+    """Return the split of each file, None for neither, and its name within the split."""
     tops = {name.partition("/")[0] for name in names if "/" in name}
     test = next((folder for folder in _TEST_FOLDERS if folder in tops), None)
     if "train" not in tops or test is None:
@@ -132,6 +123,6 @@ def _split(names: list[str], test_fraction: float) -> tuple[list[Split | None], 
 
 
 def held_out(name: str, test_fraction: float) -> Split:
-    """The split of a sample where nobody divided the data: a hash of its name decides."""
+    """Assign a sample of data without splits to one, by a hash of its name."""
     digest = hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=8).digest()
     return Split.test if int.from_bytes(digest, "little") / 2**64 < test_fraction else Split.train

@@ -59,8 +59,8 @@ def _wnid(name: str, path: Path) -> str:
     parts = name.split("/")
     if len(parts) < 2:
         raise ValueError(
-            f"{path} holds {name} outside of a class folder; expected <wnid>/*.JPEG, e.g. n01440764/{name}. The "
-            "validation images come flat: sort them into folders by the wnid of their label first"
+            f"{path} contains {name} outside of a class folder; expected <wnid>/*.JPEG, e.g. n01440764/{name}. The "
+            "validation images are distributed without folders: sort them into folders by the wnid of their label first"
         )
     return parts[-2]
 

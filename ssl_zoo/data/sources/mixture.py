@@ -1,4 +1,4 @@
-"""Several sources as one."""
+"""Mixtures of data sources."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,10 +26,10 @@ class PartConfig:
     settings: dict[str, Any] = setting({}, "keys of that source")
 
     def config(self) -> SourceConfig:
-        """The source's own config.
+        """Build the source's own config.
 
         Raises:
-            LookupError, ValueError: no such source, or a key or value that it does not take.
+            LookupError, ValueError: an unknown source, key or value.
         """
         schema = OmegaConf.structured(SOURCES.config_of(self.source))
         for key, value in self.settings.items():
@@ -49,6 +49,7 @@ class MixtureConfig(SourceConfig):
     parts: list[PartConfig] = setting([], "[{source: NAME, weight: 2, settings: {path: ...}}, ...]")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for part in self.parts:
             part.config()
         weights = [part.weight for part in self.parts if part.weight is not None]
@@ -58,11 +59,11 @@ class MixtureConfig(SourceConfig):
 
 @SOURCES.register("mixture", MixtureConfig)
 class Mixture(Source):
-    """Several sources as one, in proportion to their sizes or to given weights.
+    """Several sources as one, in proportion to their sizes or to weights.
 
     Ids number the samples of the first part, then those of the second, and so on. Without weights an epoch has every
-    sample once. With weights it has as many samples, divided among the parts by weight; each part goes through its own
-    epochs without a gap, in its own order, so that over time each of its samples comes equally often.
+    sample once. With weights it has equally many samples, distributed over the parts by weight; each part iterates
+    through its own epochs in its own order, so that in the long run its samples are equally frequent.
     """
 
     def __init__(self, config: MixtureConfig, split: Split) -> None:
@@ -75,7 +76,7 @@ class Mixture(Source):
         self._quotas = _quotas([part.weight for part in config.parts], self._sizes)
         image_sizes = {part.image_size for part in self.parts}
         self.image_size = image_sizes.pop() if len(image_sizes) == 1 else None
-        # Numbers of classes mean the same in all parts only if the names do.
+        # Labels mean the same in all parts only if the class names are equal.
         first, *others = self.parts
         self._is_labelled = bool(first.classes) and all(tuple(part.classes) == tuple(first.classes) for part in others)
         self.classes = tuple(first.classes) if self._is_labelled else tuple(part.source for part in config.parts)
@@ -111,7 +112,7 @@ class Mixture(Source):
 
     @property
     def label_sets(self) -> Mapping[str, Int[Tensor, "n"]]:
-        """The labels of the parts where they name the same classes; otherwise which part a sample is from."""
+        """Return the labels of the parts if all have the same classes; otherwise label each sample by its part."""
         if self._is_labelled:
             return {"class": torch.cat([part.labels for part in self.parts])}
         return {"source": torch.arange(len(self.parts)).repeat_interleave(self._sizes)}
@@ -134,7 +135,7 @@ class Mixture(Source):
 
 
 def _quotas(weights: list[float | None], sizes: Int[Tensor, "parts"]) -> Int[Tensor, "parts"]:
-    """How many samples of an epoch each part gives; at least one, and as many as there are samples together."""
+    """Return the number of samples per epoch and part, at least one each; the sum is the number of all samples."""
     total = int(sizes.sum())
     if weights[0] is None:
         return sizes
@@ -142,5 +143,5 @@ def _quotas(weights: list[float | None], sizes: Int[Tensor, "parts"]) -> Int[Ten
     stops = (share.cumsum(0) / share.sum() * total).round().long()
     quotas = stops.diff(prepend=torch.zeros(1, dtype=torch.int64))
     if int(quotas.min()) < 1:
-        raise ValueError(f"data.parts: with the weights {weights} a part gives none of the {total} samples of an epoch")
+        raise ValueError(f"data.parts: with the weights {weights} a part has none of the {total} samples of an epoch")
     return quotas

@@ -1,7 +1,7 @@
-"""Pictures of simple objects, rendered on demand: a data set for machines without data.
+"""Images of simple objects, rendered on demand: a data set for machines without data.
 
-In the manner of CLEVR (Johnson et al., arXiv 1612.06890), whose counts and distances are common probes of what a
-representation knows beyond classes (VTAB, arXiv 1910.04867).
+The scenes resemble CLEVR (Johnson et al., arXiv 1612.06890), whose counts and distances are common probes of
+representations beyond classes (VTAB, arXiv 1910.04867).
 """
 
 import math
@@ -21,7 +21,7 @@ MAX_OBJECTS = 10
 DISTANCE_EDGES = (5.25, 5.9, 6.65, 7.65, 8.9)  # scene units; about a sixth of the scenes in each bin
 _NEAREST, _FARTHEST = 4.4, 12.0  # z of objects
 _NUM_GLOBAL, _NUM_PER_OBJECT = 21, 9  # uniform numbers that describe a scene and each of its objects
-_CHUNK = 256  # scenes rendered at once: fewer pay more for the calls than for the arithmetic, more gain little
+_CHUNK = 256  # scenes rendered at once; with fewer the overhead of calls dominates, more gain little
 _COLORS = torch.tensor(
     [
         [0.80, 0.16, 0.14],
@@ -38,24 +38,18 @@ _COLORS = torch.tensor(
 
 @dataclass
 class ScenesConfig(SourceConfig):
-    image_size: int = setting(64, "height and width of the pictures in pixels")
-    num_train: int = setting(50_000, "pictures of the train split")
-    num_test: int = setting(5_000, "pictures of the test split")
-    seed: int = setting(0, "another seed gives other pictures; independent of the run's seed")
-
-    def __post_init__(self) -> None:
-        if self.image_size < 16:
-            raise ValueError(f"data.image_size={self.image_size}: scenes need at least 16 pixels to show anything")
-        if self.num_train < 1 or self.num_test < 1:
-            raise ValueError(f"data.num_train={self.num_train} and data.num_test={self.num_test} must be at least 1")
+    image_size: int = setting(64, "height and width of the images in pixels", at_least=16)
+    num_train: int = setting(50_000, "images of the train split", at_least=1)
+    num_test: int = setting(5_000, "images of the test split", at_least=1)
+    seed: int = setting(0, "another seed gives other images; independent of the run's seed")
 
 
 @SOURCES.register("scenes", ScenesConfig)
 class RenderedScenes(Source):
-    """Built-in: 1 to 10 shaded objects on a ground plane; labels distance, count, shape.
+    """Built-in: 1 to 10 shaded objects on a ground plane; label sets distance, count, shape.
 
-    A picture is a function of (seed, split, index). ``distance`` is the bin of the nearest object's depth, ``count``
-    the number of objects less one, ``shape`` the most frequent shape, the one with larger silhouettes among equals.
+    An image is a function of (seed, split, index). ``distance`` is the bin of the nearest object's depth, ``count``
+    the number of objects minus one, ``shape`` the most frequent shape; larger silhouettes break ties.
     """
 
     num_classes = len(DISTANCE_EDGES) + 1
@@ -65,7 +59,7 @@ class RenderedScenes(Source):
         self.image_size = (config.image_size, config.image_size)
         self._num_images = config.num_train if split is Split.train else config.num_test
         generator = generator_for(config.seed, "scenes", split.value)
-        # 444 bytes per picture are kept instead of the picture (12 kB at 64 pixels).
+        # 444 bytes per image are stored instead of the image (12 kB at 64 pixels).
         self._uniform = torch.rand(self._num_images, _NUM_GLOBAL + _NUM_PER_OBJECT * MAX_OBJECTS, generator=generator)
         self._uniform.share_memory_()
         self._label_sets: dict[str, Tensor] | None = None
@@ -78,7 +72,7 @@ class RenderedScenes(Source):
         return self._num_images
 
     def scenes(self, indices: Int[Tensor, "B"]) -> Scenes:
-        """What the pictures show."""
+        """Return the scenes that the images show."""
         return _describe(self._uniform[indices])
 
     def image(self, index: int) -> UInt8[Tensor, "3 H W"]:
@@ -99,24 +93,24 @@ class RenderedScenes(Source):
 
 
 def _describe(uniform: Float[Tensor, "B numbers"]) -> Scenes:
-    """Scenes from numbers in [0, 1)."""
-    whole, each = uniform[:, :_NUM_GLOBAL], uniform[:, _NUM_GLOBAL:].view(len(uniform), MAX_OBJECTS, _NUM_PER_OBJECT)
-    count = (whole[:, 0] * MAX_OBJECTS).long() + 1
+    """Build scenes from numbers in [0, 1)."""
+    scene, each = uniform[:, :_NUM_GLOBAL], uniform[:, _NUM_GLOBAL:].view(len(uniform), MAX_OBJECTS, _NUM_PER_OBJECT)
+    count = (scene[:, 0] * MAX_OBJECTS).long() + 1
     size = 0.55 + 0.35 * each[..., 2]
-    nearest = _NEAREST + 4.5 * whole[:, 1:2] ** 2
+    nearest = _NEAREST + 4.5 * scene[:, 1:2] ** 2
     z = nearest + (_FARTHEST - nearest) * each[..., 1]
     ground = _spread(torch.stack([(2 * each[..., 0] - 1) * _half_width(z), z], dim=-1), size, count, nearest)
-    favourite = (whole[:, 2:3] * len(SHAPES)).long().expand(-1, MAX_OBJECTS)
+    favourite = (scene[:, 2:3] * len(SHAPES)).long().expand(-1, MAX_OBJECTS)
     shape = torch.where(each[..., 3] < 0.45, favourite, (each[..., 4] * len(SHAPES)).long())
-    # Jittered palette, so that colour alone does not name an object.
+    # The palette is jittered, so that colour alone does not identify an object.
     color = _COLORS[(each[..., 5] * len(_COLORS)).long()] * (0.75 + 0.5 * each[..., 6:7])
-    light = torch.stack([2 * whole[:, 3] - 1, 0.9 + 0.9 * whole[:, 4], 0.9 * whole[:, 5] - 0.8], dim=-1)
-    warmth = 0.12 * (whole[:, 6] - 0.5)
-    brightness = 0.8 + 0.4 * whole[:, 7:8]
+    light = torch.stack([2 * scene[:, 3] - 1, 0.9 + 0.9 * scene[:, 4], 0.9 * scene[:, 5] - 0.8], dim=-1)
+    warmth = 0.12 * (scene[:, 6] - 0.5)
+    brightness = 0.8 + 0.4 * scene[:, 7:8]
     turn = each[..., 7]  # tangent of half the angle: 0 to 90 degrees without a cosine, whose last bit may vary
-    tints = 0.5 + 0.2 * (whole[:, 8:14] - 0.5)
-    values = (0.55 + 0.9 * whole[:, 14:16]) * brightness
-    waves, pools = 0.12 * (whole[:, 16:18] - 0.5), 0.3 * whole[:, 18:21]
+    tints = 0.5 + 0.2 * (scene[:, 8:14] - 0.5)
+    values = (0.55 + 0.9 * scene[:, 14:16]) * brightness
+    waves, pools = 0.12 * (scene[:, 16:18] - 0.5), 0.3 * scene[:, 18:21]
     return Scenes(
         count=count,
         ground=ground,
@@ -140,7 +134,7 @@ def _half_width(z: Tensor) -> Tensor:
 def _spread(
     ground: Float[Tensor, "B O 2"], size: Float[Tensor, "B O"], count: Int[Tensor, "B"], nearest: Float[Tensor, "B 1"]
 ) -> Float[Tensor, "B O 2"]:
-    """The positions after pushing overlapping objects apart; a little overlap may remain in crowded scenes."""
+    """Push overlapping objects apart; a little overlap may remain in crowded scenes."""
     present = torch.arange(MAX_OBJECTS) < count[:, None]
     apart = (size[:, :, None] + size[:, None, :]) * (present[:, :, None] & present[:, None, :])
     x, z = ground.unbind(-1)

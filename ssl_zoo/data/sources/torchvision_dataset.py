@@ -1,4 +1,4 @@
-"""Data sets that torchvision reads, of those that keep no pickles."""
+"""Data sets of torchvision whose files are not pickles."""
 
 import os
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from ssl_zoo.settings import setting
 
 @dataclass(frozen=True)
 class _Interface:
-    """How a class of torchvision is asked for a split, and where it keeps its labels."""
+    """Constructor arguments of a torchvision class for each split, and its attribute with the labels."""
 
     train: Mapping[str, Any]
     test: Mapping[str, Any]
@@ -51,15 +51,13 @@ _DATASETS: Mapping[str, _Interface] = {
 @dataclass
 class TorchvisionConfig(SourceConfig):
     name: str = setting("", f"class of torchvision.datasets: {', '.join(_DATASETS)}")
-    root: str | None = setting(
-        None, "folder that torchvision looks in; null takes the environment variable SSL_ZOO_DATA"
-    )
+    root: str | None = setting(None, "torchvision's root folder; null takes the environment variable SSL_ZOO_DATA")
     download: bool = setting(False, "let torchvision download what is missing")
 
 
 @SOURCES.register("torchvision", TorchvisionConfig)
 class TorchvisionDataset(Source):
-    """A data set of ``torchvision.datasets``: MNIST, STL10, Food101 and others, where torchvision looks for them."""
+    """A data set of ``torchvision.datasets``: MNIST, STL10, Food101 and others, in torchvision's folder layout."""
 
     def __init__(self, config: TorchvisionConfig, split: Split) -> None:
         super().__init__(config, split)
@@ -71,9 +69,9 @@ class TorchvisionDataset(Source):
         if not root:
             raise ValueError("data=torchvision needs data.root=FOLDER or the environment variable SSL_ZOO_DATA")
         interface = _DATASETS[config.name]
-        asked = interface.train if split is Split.train else interface.test
+        options = interface.train if split is Split.train else interface.test
         try:
-            self._dataset = getattr(torchvision.datasets, config.name)(root, download=config.download, **asked)
+            self._dataset = getattr(torchvision.datasets, config.name)(root, download=config.download, **options)
         except (RuntimeError, OSError) as error:
             hint = "" if config.download else "; here that is data.download=true"
             raise ValueError(f"data.name={config.name} below data.root={root}: {error}{hint}") from error

@@ -1,4 +1,4 @@
-"""Shards of images in webdataset's format, read by place: any sample at any time, from a folder or an address."""
+"""Shards of images in webdataset's format, local or remote, with random access to every sample."""
 
 import os
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ from ssl_zoo.settings import setting
 
 
 class Shuffle(Enum):
-    """Which order an epoch has."""
+    """The order of the samples of an epoch."""
 
     full = "full"
     shards = "shards"
@@ -36,27 +36,26 @@ class WebDatasetConfig(LimitedConfig):
     path: str = setting(
         "", "folder or address with manifest.json, the manifest, or shards: FOLDER/shard-{000..123}.tar"
     )
-    test_path: str | None = setting(None, "the same for the test split; null holds out a part of path")
-    test_fraction: float = setting(0.1, "part held out as the test split where there is no test_path")
-    shuffle: Shuffle = setting(Shuffle.full, "full: any order; shards: shard by shard, which slow disks like better")
-    shuffle_window: int = setting(10_000, "samples over which shuffle=shards mixes neighbours; costs no memory")
+    test_path: str | None = setting(None, "the same for the test split; null holds out a fraction of path")
+    test_fraction: float = setting(
+        0.1, "fraction held out as the test split where there is no test_path", above=0, below=1
+    )
+    shuffle: Shuffle = setting(
+        Shuffle.full, "full: uniformly over all samples; shards: shard by shard, faster on slow disks"
+    )
+    shuffle_window: int = setting(
+        10_000, "samples over which shuffle=shards mixes neighbours; needs no memory", at_least=1
+    )
     cache: str | None = setting(None, "folder for copies of remote shards; null: ssl_zoo/shards in the user's cache")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.test_fraction < 1:
-            raise ValueError(f"data.test_fraction={self.test_fraction} must lie between 0 and 1")
-        if self.shuffle_window < 1:
-            raise ValueError(f"data.shuffle_window={self.shuffle_window} must be at least 1 sample")
 
 
 @SOURCES.register("webdataset", WebDatasetConfig)
 class WebDataset(Source):
-    """Shards of images in webdataset's format with a manifest, local or remote (tools/make_shards.py makes them).
+    """Shards of images in webdataset's format with a manifest, local or remote; tools/make_shards.py writes them.
 
-    The index beside the manifest says where every sample lies, so that shards are read like a folder: order, resume and
-    the division among ranks and workers are those of every other source. Remote shards are copied into a cache when
-    they are first read, and checked there. Tar headers are not read in training, and nothing is ever unpickled or run.
+    The index beside the manifest has the offset of every sample, so that shards are read like a folder: order, resume
+    and the distribution over ranks and workers are those of every other source. Remote shards are copied into a cache
+    on first access and verified there. Training reads no tar headers, and nothing is ever unpickled or executed.
     """
 
     def __init__(self, config: WebDatasetConfig, split: Split) -> None:
@@ -66,23 +65,23 @@ class WebDataset(Source):
                 "data=webdataset needs data.path=FOLDER with shards, see python tools/make_shards.py --help"
             )
         cache = Path(config.cache).expanduser() if config.cache else default_cache()
-        is_divided = config.test_path is not None
-        self._shards = open_shards(config.test_path if is_divided and split is Split.test else config.path, cache)
+        has_test_path = config.test_path is not None
+        self._shards = open_shards(config.test_path if has_test_path and split is Split.test else config.path, cache)
         self.manifest = self._shards.manifest
         self._index = _read_index(self._shards)
-        self._rows = _rows(self._index, self._shards, None if is_divided else (split, config.test_fraction))
+        self._rows = _rows(self._index, self._shards, None if has_test_path else (split, config.test_fraction))
         if len(self._rows) == 0:
             raise ValueError(f"data.path={config.path} leaves no image for the {split.value} split")
-        if is_divided and split is Split.test:
+        if has_test_path and split is Split.test:
             _check_classes(self.manifest, open_shards(config.path, cache).manifest)
-        # As arrays, an element of which costs a tenth of a tensor's.
+        # Arrays, since reading an element takes a tenth of the time of a tensor's.
         shard, offset, size = (getattr(self._index, column)[self._rows] for column in ("shard", "offset", "size"))
         self._shard, self._offset, self._size = shard.numpy(), offset.numpy(), size.numpy()
         self.image_size = self.manifest.image_size
         default = next(iter(self.manifest.label_sets.values()), None)
         self.num_classes, self.classes = (default.num_classes, default.classes) if default else (0, ())
         self._paths: dict[int, Path] = {}
-        for number in self._shards.numbers:  # all that a missing or truncated file can be told by without reading it
+        for number in self._shards.numbers:  # find missing and truncated files without reading them
             if not PATHS.is_remote(self._shards.place(self.manifest.shards[number])):
                 self._path(number)
 
@@ -96,13 +95,13 @@ class WebDataset(Source):
             raise CorruptImage(name, f"{size} bytes are more than data.max_image_bytes={limits.max_bytes}")
         image = decode(self.encoded(index), name, limits)
         if self.image_size is not None and image.shape[1:] != self.image_size:
-            raise CorruptImage(name, f"{tuple(image.shape[1:])} pixels; the manifest says {self.image_size}")
+            raise CorruptImage(name, f"{tuple(image.shape[1:])} pixels instead of the manifest's {self.image_size}")
         return image
 
     def encoded(self, index: int) -> bytes:
         path = self._path(int(self._shard[index]))
         try:
-            with open(path, "rb", buffering=0) as file:  # opened per read, so that thousands of shards need no handles
+            with open(path, "rb", buffering=0) as file:  # opened per read, so that thousands of shards keep no handles
                 return os.pread(file.fileno(), int(self._size[index]), int(self._offset[index]))
         except OSError as error:
             raise ValueError(f"{path} can't be read: {error}") from error
@@ -136,7 +135,7 @@ def _read_index(shards: Shards) -> Index:
         raise ValueError(f"{path}: {error}") from error
     counts = index.shard.bincount(minlength=len(manifest.shards)).tolist()
     if counts != [shard.samples for shard in manifest.shards] or set(index.labels) != set(manifest.label_sets):
-        raise ValueError(f"{path} has other samples or labels than the manifest in {shards.base}")
+        raise ValueError(f"{path} has different samples or labels than the manifest in {shards.base}")
     for name, labels in index.labels.items():
         if len(labels) and int(labels.max()) >= manifest.label_sets[name].num_classes:
             raise ValueError(f"{path}: a label of {name} is not below the manifest's number of classes")
@@ -144,14 +143,14 @@ def _read_index(shards: Shards) -> Index:
 
 
 def _rows(index: Index, shards: Shards, share: tuple[Split, float] | None) -> Int[Tensor, "n"]:
-    """Rows of the index that belong to the chosen shards and to the split, where it has a share of all samples."""
+    """Return the rows of the index that belong to the used shards and, if there is no test_path, to the split."""
     used = torch.zeros(len(shards.manifest.shards), dtype=torch.bool)
     used[list(shards.numbers)] = True
     rows = used[index.shard].nonzero()[:, 0]
     if share is None:
         return rows
     split, test_fraction = share
-    # Named without the shard, so that the same images in other shards are held out.
+    # The names exclude the shard, so that other shards of the same images hold out the same samples.
     names = index.all_names()
     owners = (held_out(names[row].decode("utf-8", "surrogateescape"), test_fraction) for row in rows.tolist())
     return rows[torch.tensor([owner is split for owner in owners], dtype=torch.bool)]
@@ -162,4 +161,4 @@ def _check_classes(test: Manifest, train: Manifest) -> None:
         ours, theirs = test.label_sets[name].classes, train.label_sets[name].classes
         if ours and theirs and ours != theirs:
             odd = ", ".join(sorted(set(ours) ^ set(theirs))[:3]) or "their order"
-            raise ValueError(f"data.path and data.test_path number other classes under {name!r}; they differ in {odd}")
+            raise ValueError(f"data.path and data.test_path have different classes of {name!r}; they differ in {odd}")

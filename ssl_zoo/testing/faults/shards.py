@@ -29,7 +29,7 @@ def archives(laboratory: Laboratory, report: Report) -> None:
             _expect_refused(report, place, ["--index", str(archive), str(place / "out")], complaint)
     for path in _PATHS:
         with report.fault(path):
-            _expect_refused(report, place, ["--index", path, str(place / "out")], "nothing reads")
+            _expect_refused(report, place, ["--index", path, str(place / "out")], "there is no handler for")
 
 
 def images(laboratory: Laboratory, report: Report) -> None:
