@@ -21,9 +21,7 @@ class EmaConfig(Settings):
 
     momentum: float = setting(0.996, "EMA momentum at the start of the run", at_least=0, at_most=1)
     final_momentum: float = setting(1.0, "EMA momentum at its end", at_least=0, at_most=1)
-    schedule: ScheduleShape = setting(
-        ScheduleShape.linear, "from momentum to final_momentum: constant, linear or cosine"
-    )
+    schedule: ScheduleShape = setting(ScheduleShape.linear, "how the momentum changes: constant, linear or cosine")
     anneal_fraction: float = setting(
         1.0, "fraction of the run after which the momentum keeps its final value", above=0, at_most=1
     )

@@ -219,7 +219,7 @@ def test_other_settings_do_not_pass(tmp_path: Path, config: dict) -> None:
         ({"init.student.lm_head.bias": None}, {}, "missing bias"),
         ({"init.student.mask_token": None}, {}, "init.student.mask_token"),
         ({"init.student.norm.bias": None}, {}, "missing norm.bias"),
-        ({}, {"target_layers": [0, 2]}, "config.target_layers"),
+        ({}, {"target_layers": [0, 4]}, "config.target_layers"),
         ({}, {"heads": 5}, "backbone.num_heads=5"),
     ],
 )
