@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from ssl_zoo.tools.verify_golden import main
 
-PUBLISHED = Path(__file__).resolve().parents[1] / "golden" / "data2vec_a.safetensors"
+PUBLISHED = Path(__file__).resolve().parents[2] / "golden" / "data2vec_a.safetensors"
 
 # Everything differs from the published file. The momentum grows over three steps and stays what it is there until the
 # second epoch ends; with most of these values the reference's index table is truncated.

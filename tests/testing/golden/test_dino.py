@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from ssl_zoo.tools.verify_golden import main
 
-GOLDEN = Path(__file__).resolve().parents[1] / "golden"
+GOLDEN = Path(__file__).resolve().parents[2] / "golden"
 PUBLISHED, IBOT = GOLDEN / "dino_a.safetensors", GOLDEN / "ibot_a.safetensors"
 
 

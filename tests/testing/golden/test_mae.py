@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from ssl_zoo.testing.golden import Fixture
 from ssl_zoo.tools.verify_golden import main
 
-GOLDEN = Path(__file__).resolve().parents[1] / "golden"
+GOLDEN = Path(__file__).resolve().parents[2] / "golden"
 PUBLISHED = [GOLDEN / "mae_normpix.safetensors", GOLDEN / "mae_pixels.safetensors"]
 
 # Everything differs from the published files.

@@ -12,7 +12,7 @@ from ssl_zoo.interop.official import from_pixel_shuffle, to_pixel_shuffle
 from ssl_zoo.nn import unpatchify
 from ssl_zoo.tools.verify_golden import main
 
-PUBLISHED = Path(__file__).resolve().parents[1] / "golden" / "simmim_a.safetensors"
+PUBLISHED = Path(__file__).resolve().parents[2] / "golden" / "simmim_a.safetensors"
 
 
 def test_the_published_file_is_reproduced(capsys: pytest.CaptureFixture) -> None:
