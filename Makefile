@@ -1,5 +1,5 @@
-# make demo: train I-JEPA on generated pictures. make test: style and the whole test suite. make lint: style alone.
-# PYTHON picks the interpreter of the environment, CONSTRAINTS= (empty) lets pip choose the versions of dependencies.
+# make demo: train I-JEPA on rendered scenes. make test: style checks and all tests. make lint: style checks only.
+# PYTHON is the interpreter of the environment. CONSTRAINTS= (empty) lets pip choose the versions of dependencies.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -30,7 +30,7 @@ format: $(VENV)/.installed-for-tests
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache
 
-# Stamps: a second call installs nothing unless the dependencies changed.
+# Stamp files: a second call reinstalls only if the dependencies have changed.
 $(VENV)/.installed: $(VENV)/.created setup.py pyproject.toml $(CONSTRAINTS)
 	$(PIP_INSTALL) -e .
 	@touch $@

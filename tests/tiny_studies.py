@@ -1,4 +1,4 @@
-"""A study of trainings that take seconds: scenes of 16 pixels, a network of width 48."""
+"""A study whose trainings take seconds: scenes of 16 pixels, a network of width 48."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ from ssl_zoo.study.file import Study, read_study
 
 TEXT = """
 title: Features or pixels
-question: Which of both?
+question: Which of the two?
 source: a paper
 published_as: something else
 recipe: ijepa/demo
@@ -47,7 +47,7 @@ entries:
 
 
 def write_study(path: Path, more: str = "") -> Path:
-    """A study file with the entries ``features`` and ``pixels``; ``more`` are lines after them."""
+    """Write a study file with the entries ``features`` and ``pixels``, followed by the lines ``more``."""
     path.write_text(TEXT.format(more=more))
     return path
 
@@ -57,6 +57,6 @@ def tiny_study(folder: Path, more: str = "") -> Study:
 
 
 def last_score(run: Path, name: str) -> float:
-    """The last value of a score in a run's ``metrics.jsonl``."""
+    """Return the last value of a score in a run's ``metrics.jsonl``."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [line[name] for line in lines if name in line][-1]

@@ -1,7 +1,7 @@
 """Recompute golden fixtures and compare: ``python tools/verify_golden.py FILE...``.
 
-Prints, for every quantity that a file stores, the largest error beside its tolerance. Exit code 0: all within their
-tolerances; 1: some are not; 2: a file can't be read or is of an unknown kind.
+Prints the largest error and the tolerance of every quantity in a file. Exit code 0: all quantities are within their
+tolerances; 1: some are not; 2: a file is unreadable or of an unknown kind.
 """
 
 import argparse
@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-if __package__ in (None, ""):  # run as a file: the checkout's packages are one folder up
+if __package__ in (None, ""):  # run as a file of a checkout, whose packages are one folder up
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from ssl_zoo.testing.golden import FixtureError, table, verify_file
@@ -18,7 +18,7 @@ from ssl_zoo.testing.golden import FixtureError, table, verify_file
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="verify_golden",
-        description="Recompute golden fixtures of published implementations and compare.",
+        description="Recompute golden fixtures of published implementations and compare the results.",
         epilog="Exit code: 0 all within tolerance, 1 some are not, 2 a file is unreadable or of an unknown kind.",
     )
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="a .safetensors fixture")

@@ -1,9 +1,9 @@
-"""What a trained method predicts: ``python tools/visualize.py --run DIR [--images PATH...]`` writes PNG files.
+"""Visualize what a trained method predicts: ``python tools/visualize.py --run DIR [--images PATH...]``.
 
-Rows are images. ``masks``: the context and the target blocks. ``reconstructions`` (pixel targets): image, context,
-predicted patches. ``features`` (teacher targets): image, context, the teacher's features in the colours of their
-principal components, the predicted ones, and the cosine similarity of both. ``crops``: the views of methods that
-compare them, rendered as in training.
+Writes PNG files with one row per image. ``masks``: context and target blocks. ``reconstructions`` (pixel targets):
+image, context, predicted patches. ``features`` (teacher targets): image, context, the teacher's features coloured by
+principal components, the predicted features, and the cosine similarity of both. ``crops`` (multi-crop methods): the
+views, rendered as in training.
 """
 
 import argparse
@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-if __package__ in (None, ""):  # run as a file: the checkout's packages are one folder up
+if __package__ in (None, ""):  # run as a file of a checkout, whose packages are one folder up
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from torch import Tensor
@@ -28,12 +28,12 @@ from ssl_zoo.registry import discover
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", required=True, type=Path, metavar="DIR", help="directory of a run")
-    parser.add_argument("--checkpoint", default="last", help="last (default), best or the number of a step")
+    parser.add_argument("--run", required=True, type=Path, metavar="DIR", help="run directory")
+    parser.add_argument("--checkpoint", default="last", help="last (default), best, or a step number")
     parser.add_argument("--images", nargs="+", metavar="PATH", help="files or folders; default: the run's test split")
-    parser.add_argument("--num-images", type=int, default=8, help="at most so many images (default: 8)")
-    parser.add_argument("--seed", type=int, default=0, help="of the masks (default: 0)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="default: the run's folder figures/visualize")
+    parser.add_argument("--num-images", type=int, default=8, help="maximum number of images (default: 8)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the masks (default: 0)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default: figures/visualize in the run directory")
     parser.add_argument("--plugin", action="append", default=[], help="module or file that registers parts; repeatable")
     arguments = parser.parse_args(argv)
     if arguments.num_images < 1:

@@ -124,54 +124,54 @@ def read_study(path: Path) -> Study:
     """
     path = path.absolute()
     document = read_document(path, "study", "settings, e.g. `title: Features or pixels`")
-    place = Recipe(path, {}, document)  # finds the lines of keys
-    entries = _named(document, "entries", place, "pixels: {overrides: []}")
-    evaluations = _named(document, "evaluations", place, "scenes: {overrides: [data=scenes]}")
-    values = _values(Study, document, place, "")
+    lines = Recipe(path, {}, document)  # finds the lines of keys
+    entries = _named(document, "entries", lines, "pixels: {overrides: []}")
+    evaluations = _named(document, "evaluations", lines, "scenes: {overrides: [data=scenes]}")
+    values = _values(Study, document, lines, "")
     if values["title"] == MISSING:
         raise ConfigError(f"{path}: title has no value. Meaning: heading of the report: what is compared")
     roots = config_roots(path)
     values["recipe"] = _resolved(values["recipe"], path, roots, "recipe")
-    values["entries"] = {name: _entry(name, given, place, roots) for name, given in entries.items()}
-    values["evaluations"] = {name: _evaluation(name, given, place) for name, given in evaluations.items()}
+    values["entries"] = {name: _entry(name, given, lines, roots) for name, given in entries.items()}
+    values["evaluations"] = {name: _evaluation(name, given, lines) for name, given in evaluations.items()}
     try:
         return Study(**values)
     except ValueError as error:  # of __post_init__
         raise ConfigError(f"{path}: {error}") from error
 
 
-def _named(document: dict[str, Any], key: str, place: Recipe, example: str) -> dict[str, Mapping[Any, Any]]:
+def _named(document: dict[str, Any], key: str, lines: Recipe, example: str) -> dict[str, Mapping[Any, Any]]:
     """Remove a mapping of names to settings from the document and return it."""
     named = document.pop(key, None) or {}
     if not isinstance(named, Mapping):
-        raise ConfigError(f"{place.where(key)}: {key} must map names to settings, e.g. `{example}`")
+        raise ConfigError(f"{lines.where(key)}: {key} must map names to settings, e.g. `{example}`")
     for name, given in named.items():
         if not isinstance(given or {}, Mapping):
-            raise ConfigError(f"{place.where(f'{key}.{name}')}: {key}.{name}: expected settings, e.g. `overrides: []`")
+            raise ConfigError(f"{lines.where(f'{key}.{name}')}: {key}.{name}: expected settings, e.g. `overrides: []`")
     return {str(name): given or {} for name, given in named.items()}
 
 
-def _entry(name: str, given: Mapping[Any, Any], place: Recipe, roots: list[Path]) -> Entry:
-    values = _values(Entry, given, place, f"entries.{name}.")
-    values["recipe"] = _resolved(values["recipe"], place.path, roots, f"entries.{name}.recipe")
+def _entry(name: str, given: Mapping[Any, Any], lines: Recipe, roots: list[Path]) -> Entry:
+    values = _values(Entry, given, lines, f"entries.{name}.")
+    values["recipe"] = _resolved(values["recipe"], lines.path, roots, f"entries.{name}.recipe")
     return Entry(**values)
 
 
-def _evaluation(name: str, given: Mapping[Any, Any], place: Recipe) -> Evaluation:
-    values = _values(Evaluation, given, place, f"evaluations.{name}.")
+def _evaluation(name: str, given: Mapping[Any, Any], lines: Recipe) -> Evaluation:
+    values = _values(Evaluation, given, lines, f"evaluations.{name}.")
     try:
         return Evaluation(**values)
     except ValueError as error:  # of __post_init__
-        raise ConfigError(f"{place.where(f'evaluations.{name}')}: evaluations.{name}: {error}") from error
+        raise ConfigError(f"{lines.where(f'evaluations.{name}')}: evaluations.{name}: {error}") from error
 
 
-def _values(config: type, given: Mapping[Any, Any], place: Recipe, prefix: str) -> dict[str, Any]:
+def _values(config: type, given: Mapping[Any, Any], lines: Recipe, prefix: str) -> dict[str, Any]:
     """Merge ``given`` into the defaults of a dataclass and check the type of every value."""
     node = OmegaConf.structured(config)
     defaults = node.copy()
     keys = {key.name: key for key in keys_of(config)}
     for name, value in given.items():
-        where = f"{place.where(f'{prefix}{name}')}: {prefix}"
+        where = f"{lines.where(f'{prefix}{name}')}: {prefix}"
         if name not in keys:
             near = nearest(str(name), keys)
             hint = f"; did you mean {near}?" if near else "."

@@ -1,4 +1,4 @@
-"""A comparison told for readers who do not know the project: table, plots, differences, and what made the numbers."""
+"""The report of a comparison: tables, plots, differing config keys, code version and machine."""
 
 import os
 import re
@@ -8,7 +8,7 @@ from pathlib import Path
 from ssl_zoo.config.keys import flat, written
 from ssl_zoo.study.comparison import Attempt, Comparison, Row, Summary
 from ssl_zoo.study.document import Block, Command, Document, Figure, Heading, Items, Paragraph, Table
-from ssl_zoo.study.evaluation import question_of
+from ssl_zoo.study.evaluation import label_and_score
 from ssl_zoo.study.figures import accuracy_against_compute, learning_curve, unit_of
 from ssl_zoo.study.record import RunRecord
 from ssl_zoo.study.training import LOG
@@ -17,51 +17,51 @@ _NOTHING = "\N{EN DASH}"
 _NEIGHBOURS = re.compile(r"knn(\d+)")
 
 _GLOSSARY = (
-    "*Score*: a network is trained on pictures without labels and then frozen; its features of a picture are the input "
-    "of a simple classifier, and the score is the share of held-out test pictures that the classifier names rightly.",
-    "*k-NN*: the classifier is a vote of the k most similar labelled training pictures. *Logistic regression*: it is "
-    "one linear layer.",
-    "*Random init*: the same network before its first training step. What a method learned is the distance from there.",
-    "*Compute*: floating-point operations of forward and backward passes, counted from the networks' shapes (a product "
-    "and a sum are two); G, T and P are 10⁹, 10¹² and 10¹⁵. *Time*: of training alone, at the run's median speed.",
-    "*Seed*: decides starting weights, order of the pictures, crops and masks.",
+    "*Score*: the encoder is pretrained without labels and then frozen. The score is the accuracy of a simple "
+    "classifier of its features on held-out test images.",
+    "*k-NN*: a weighted vote of the k most similar labelled training images. *Logistic regression*: one linear layer, "
+    "trained on the labelled training images.",
+    "*Random init*: the same network before its first training step. What a method has learned is the gain over it.",
+    "*Compute*: FLOPs of forward and backward passes, counted from the networks' shapes (a multiply-add counts as "
+    "two); G, T and P are 10⁹, 10¹² and 10¹⁵. *Time*: training time without probes, at the run's median speed.",
+    "*Seed*: determines initial weights, data order, crops and masks.",
 )
 
 
 def report(comparison: Comparison, folder: Path) -> Document:
-    """The report as it will lie in ``folder``, from where its links lead to the runs."""
+    """Build the report for ``folder``, relative to which it links the runs."""
     blocks = [
         *_opening(comparison),
         Heading("Results"),
         _results(comparison),
-        *_further(comparison),
+        *_evaluations(comparison),
         *_problems(comparison),
-        Heading("How to read it"),
+        Heading("How to read the table"),
         *_reading(comparison),
         *_plots(comparison),
-        Heading("How the configurations differ"),
+        Heading("Configuration differences"),
         *_differences(comparison.rows),
         Heading("Runs"),
         _runs(comparison, folder),
-        *_origins(comparison),
-        Heading("How to repeat it"),
-        Paragraph("Finished runs are reused, interrupted ones go on:"),
+        *_provenance(comparison),
+        Heading("Reproduce"),
+        Paragraph("Finished runs are reused and interrupted runs are resumed:"),
         Command(comparison.command),
     ]
     return Document(comparison.title, blocks)
 
 
 def label_of(column: str) -> str:
-    """A score's name for readers: ``20-NN``, ``logistic regression``, ``count: 20-NN`` of an evaluation."""
+    """Return a score's display name: ``20-NN``, ``logistic regression``, ``count: 20-NN`` of an evaluation."""
     if "/" in column:
-        label, score = question_of(column)
+        label, score = label_and_score(column)
         return f"{label}: {label_of(score)}" if label else label_of(score)
     neighbours = _NEIGHBOURS.fullmatch(column)
     return f"{neighbours[1]}-NN" if neighbours else {"logistic": "logistic regression"}.get(column, column)
 
 
 def quantity(count: float | None) -> str:
-    """Operations with a unit: ``1.23 PFLOP``."""
+    """Format FLOPs with a unit: ``1.23 PFLOP``."""
     if count is None:
         return "unknown"
     unit = unit_of(count)
@@ -69,7 +69,7 @@ def quantity(count: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Whole seconds below two minutes, minutes below two hours, else hours and minutes."""
+    """Format seconds: as seconds below two minutes, minutes below two hours, else hours and minutes."""
     if seconds is None:
         return _NOTHING
     if seconds < 120:
@@ -94,26 +94,26 @@ def _opening(comparison: Comparison) -> Iterator[Block]:
     failed = sum(attempt.failure is not None for attempt in states)
     yield Paragraph(
         f"{len(comparison.rows)} configurations, {'seeds' if len(seeds) > 1 else 'seed'} {', '.join(map(str, seeds))}: "
-        f"{finished} of {len(states)} runs are finished{f', {failed} failed' if failed else ''}."
+        f"{finished} of {len(states)} runs finished{f', {failed} failed' if failed else ''}."
     )
     yield Items(list(_setting(comparison.rows)))
 
 
 def _setting(rows: Sequence[Row]) -> Iterator[str]:
-    """What all rows have in common, for readers who don't know the recipes."""
+    """List the settings that readers need to understand the numbers, with "different" where rows differ."""
     choices = [row.composed.choices for row in rows]
     values = [flat(row.composed.resolved) for row in rows]
 
     def shared(key: str) -> str:
-        told = {written(own.get(key)) for own in (choices if key in choices[0] else values)}
-        return told.pop() if len(told) == 1 else "different"
+        texts = {written(own.get(key)) for own in (choices if key in choices[0] else values)}
+        return texts.pop() if len(texts) == 1 else "different"
 
-    network = f"width {shared('backbone.embed_dim')}, {shared('backbone.depth')} blocks"
-    yield f"Pictures: {shared('data')}, {shared('backbone.image_size')} pixels wide."
-    yield f"Network: {shared('backbone')}, {network}, patches of {shared('backbone.patch_size')} pixels."
-    yield f"Training: {shared('optim')}, {shared('trainer.batch_size')} pictures per step."
+    sizes = f"width {shared('backbone.embed_dim')}, {shared('backbone.depth')} blocks"
+    yield f"Data: {shared('data')} at {shared('backbone.image_size')} pixels."
+    yield f"Backbone: {shared('backbone')}, {sizes}, patches of {shared('backbone.patch_size')} pixels."
+    yield f"Training: {shared('optim')}, batch size {shared('trainer.batch_size')}."
     labelled, tested = (_count(shared(f"probe.{split}_samples")) for split in ("train", "test"))
-    yield f"Scores: {labelled} labelled training pictures, {tested} test pictures."
+    yield f"Scores: {labelled} labelled training images, {tested} test images."
 
 
 def _count(number: str) -> str:
@@ -133,7 +133,7 @@ def _problems(comparison: Comparison) -> Iterator[Block]:
         if attempt.failure is None and not attempt.is_finished
     ]
     missing += [
-        f"{row.title}, seed {attempt.seed}: not evaluated by {', '.join(attempt.unevaluated)}"
+        f"{row.title}, seed {attempt.seed}: missing evaluation: {', '.join(attempt.unevaluated)}"
         for row, attempt in comparison.attempts
         if attempt.failure is None and attempt.is_finished and attempt.unevaluated
     ]
@@ -151,20 +151,20 @@ def _results(comparison: Comparison) -> Table:
         for baseline in comparison.baselines
     ]
     for row in comparison.rows:
-        told = [
+        papers = [
             f"{row.published[name]:.1f}" if name in row.published else _NOTHING for name in comparison.published_columns
         ]
-        rows.append([_title(row), *(_score(row, c) for c in comparison.columns), *told, *_cost(row)])
+        rows.append([_title(row), *(_score(row, c) for c in comparison.columns), *papers, *_cost(row)])
     return Table(["", *scores, *published, "images", "compute", "time"], rows)
 
 
-def _further(comparison: Comparison) -> Iterator[Block]:
-    for evaluation in comparison.further:
+def _evaluations(comparison: Comparison) -> Iterator[Block]:
+    for evaluation in comparison.evaluations:
         yield Heading(evaluation.title)
         changes = (
             f", with {' '.join(f'`{override}`' for override in evaluation.overrides)}" if evaluation.overrides else ""
         )
-        yield Paragraph(f"The same frozen networks, evaluated once more{changes}.")
+        yield Paragraph(f"A further evaluation of the same frozen networks{changes}.")
         table = [[b.title, *(percent(b.scores[column]) for column in evaluation.columns)] for b in comparison.baselines]
         for row in comparison.rows:
             table.append([_title(row), *(percent(row.score(column)) for column in evaluation.columns)])
@@ -189,7 +189,7 @@ def _score(row: Row, column: str) -> str:
 
 
 def _cost(row: Row) -> list[str]:
-    """Images, compute and time of one run; the mean where runs came differently far."""
+    """Return images, compute and time of one run, as means over the runs."""
     images = Summary.of(record.step * record.batch_size for record in row.records)
     flops = Summary.of(row.flops(record) for record in row.records)
     seconds = Summary.of(record.seconds for record in row.records)
@@ -200,15 +200,15 @@ def _cost(row: Row) -> list[str]:
 
 def _reading(comparison: Comparison) -> Iterator[Block]:
     yield Paragraph(
-        "Each row is one configuration, trained anew with every seed. Scores are means over the seeds ± their sample "
-        "standard deviation, where there is more than one; cost is that of one run. A difference that is not clearly "
-        "larger than the deviations is no evidence."
+        "Each row is one configuration, trained once per seed. Scores are means ± sample standard deviations over the "
+        "seeds, without a deviation for a single seed; the cost is that of one run. A difference that is not clearly "
+        "larger than the deviations is not evidence."
     )
     if comparison.published_columns:
         what = f" They are {comparison.published_as}." if comparison.published_as else ""
         yield Paragraph(
-            f"The columns *paper* hold published values ({comparison.source}).{what} Networks, pictures and budgets "
-            "there are far larger: compare the order of the rows and which differences are large, not the values."
+            f"The columns *paper* hold published values ({comparison.source}).{what} They come from far larger "
+            "networks, images and budgets: compare the order of the rows and the large differences, not the values."
         )
     yield Items(_GLOSSARY)
 
@@ -219,19 +219,17 @@ def _plots(comparison: Comparison) -> Iterator[Block]:
     yield Heading("Accuracy against compute")
     for column in comparison.columns:
         label = label_of(column)
-        joined = " Thick lines join runs of one series." if any(row.series for row in comparison.rows) else ""
-        caption = f"{label} of every run against compute: a marker where the run ended, a thin line on its way."
+        joined = " Thick lines join the runs of a series." if any(row.series for row in comparison.rows) else ""
+        caption = f"{label} accuracy of every run against compute: a thin line through its probes, a marker at its end."
         svg = accuracy_against_compute(comparison, column, label)
         yield Figure(f"compute_{column}", svg, _sentence(caption + joined))
     yield Heading("Learning curves")
-    caption = "Loss of every run. Losses of different targets or methods are different quantities and not comparable."
+    caption = "Training loss of every run. Losses of different methods or targets are not comparable."
     yield Figure("loss", learning_curve(comparison, "loss", "loss"), caption)
     for column in comparison.columns:
         label = label_of(column)
-        svg = learning_curve(comparison, column, f"{label}, % right", factor=100)
-        yield Figure(
-            f"images_{column}", svg, _sentence(f"{label} of every run over the pictures that it was trained on.")
-        )
+        svg = learning_curve(comparison, column, f"{label} accuracy, %", factor=100)
+        yield Figure(f"images_{column}", svg, _sentence(f"{label} accuracy of every run against training images."))
 
 
 def _sentence(text: str) -> str:
@@ -245,13 +243,13 @@ def _differences(rows: Sequence[Row]) -> Iterator[Block]:
     names = dict.fromkeys(name for own in values for name in own if name not in ("seed", "output_dir"))
     table = [[f"`{group}`", *(written(own.get(group)) for own in chosen)] for group in groups]
     for name in names:
-        told = [written(own[name]) if name in own else _NOTHING for own in values]
-        if len(set(told)) > 1:
-            table.append([f"`{name}`", *told])
+        texts = [written(own[name]) if name in own else _NOTHING for own in values]
+        if len(set(texts)) > 1:
+            table.append([f"`{name}`", *texts])
     if len(rows) < 2 or not table:
-        yield Paragraph("In nothing but seed and directory.")
+        yield Paragraph("Only the seed and the output directory differ.")
         return
-    yield Paragraph(f"Keys that differ; all others are equal. {_NOTHING}: the configuration has no such key.")
+    yield Paragraph(f"All other keys are equal. {_NOTHING}: the configuration does not have the key.")
     yield Table(["key", *(row.title for row in rows)], table)
 
 
@@ -262,22 +260,22 @@ def _runs(comparison: Comparison, folder: Path) -> Table:
         record = attempt.record
         scores = [Summary.of([record and record.score(column)]) for column in comparison.columns]
         speed = None if record is None else record.images_per_second
-        told = _NOTHING if speed is None else f"{speed:,.0f}"
+        speed_text = _NOTHING if speed is None else f"{speed:,.0f}"
         title = f"{row.title}, seed {attempt.seed}"
-        rows.append([title, *map(percent, scores), attempt.state, told, _link(attempt, folder)])
+        rows.append([title, *map(percent, scores), attempt.state, speed_text, _link(attempt, folder)])
     return Table(header, rows)
 
 
 def _link(attempt: Attempt, folder: Path) -> str:
     if not attempt.directory.is_dir():
         return _NOTHING
-    place = Path(os.path.relpath(attempt.directory, folder)).as_posix()
-    log = f", [log]({place}/{LOG})" if (attempt.directory / LOG).is_file() else ""
-    return f"[directory]({place}/){log}"
+    path = Path(os.path.relpath(attempt.directory, folder)).as_posix()
+    log = f", [log]({path}/{LOG})" if (attempt.directory / LOG).is_file() else ""
+    return f"[directory]({path}/){log}"
 
 
-def _origins(comparison: Comparison) -> Iterator[Block]:
-    """Code and machine of the runs, told once for runs of the same."""
+def _provenance(comparison: Comparison) -> Iterator[Block]:
+    """List code versions and machines with the number of runs from each."""
     made: dict[str, int] = {}
     for _, attempt in comparison.attempts:
         if attempt.record is not None:
@@ -286,7 +284,7 @@ def _origins(comparison: Comparison) -> Iterator[Block]:
     if made:
         yield Items([f"{count} {'runs' if count > 1 else 'run'}: {origin}" for origin, count in made.items()])
     if len(made) > 1:
-        yield Paragraph("The runs are not all of one code version and machine: their times are not comparable.")
+        yield Paragraph("The runs come from several code versions or machines: their times are not comparable.")
 
 
 def _origin(record: RunRecord) -> str:

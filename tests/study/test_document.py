@@ -18,7 +18,7 @@ DOCUMENT = Document(
 )
 
 
-def test_html_is_complete_in_itself_and_escapes_what_it_is_told(tmp_path):
+def test_html_is_self_contained_and_escapes_its_text(tmp_path):
     page, _ = DOCUMENT.write(tmp_path)
     text = page.read_text()
     assert re.findall(r'(?:src|href)="(?!data:image/svg)([^"]*)"', text) == ["../runs/x/"]
@@ -29,7 +29,7 @@ def test_html_is_complete_in_itself_and_escapes_what_it_is_told(tmp_path):
     assert "What &amp; where" in text and "&#x27;&lt;y&gt;&#x27;" in text
 
 
-def test_markdown_has_its_plots_beside_it(tmp_path):
+def test_markdown_links_plots_in_a_folder_beside_it(tmp_path):
     _, page = DOCUMENT.write(tmp_path)
     text = page.read_text()
     assert text.startswith("# A < B\n\n## Results\n")

@@ -11,7 +11,7 @@ from ssl_zoo.study.plan import plan_runs
 from ssl_zoo.study.record import RunFolder
 
 
-def test_a_long_legend_takes_nothing_of_the_plots_height(tmp_path):
+def test_a_long_legend_does_not_shrink_the_plot(tmp_path):
     study = tiny_study(tmp_path)
     few = compare_study(study, plan_runs(study), RunFolder(tmp_path / "runs"), {}, "")
     many = replace(few, rows=[*few.rows] * 8)

@@ -1,4 +1,4 @@
-"""Planned runs: which are one and the same, what they cost."""
+"""Planned runs: their identity and cost."""
 
 import pytest
 from tiny_studies import tiny_study
@@ -19,7 +19,7 @@ def test_runs_are_planned_seed_by_seed_with_everything_on_their_command_line(tmp
     assert runs[3].directory == f"pixels-seed7-{runs[3].identity}"
 
 
-def test_identity_is_of_the_configuration_and_not_of_how_it_was_said(tmp_path):
+def test_identity_depends_on_the_configuration_and_not_on_how_it_was_written(tmp_path):
     run = plan_runs(tiny_study(tmp_path))[0]
     written = tmp_path / "config.yaml"
     written.write_text(recipe_text(run.composed))
@@ -30,7 +30,7 @@ def test_identity_is_of_the_configuration_and_not_of_how_it_was_said(tmp_path):
     assert identity(compose(written, ["optim=adamw"])) != identity(compose(written, ["optim=muon"]))
 
 
-def test_cost_is_images_of_the_run_and_falls_with_what_the_teacher_does(tmp_path):
+def test_cost_counts_images_and_is_lower_without_a_teacher(tmp_path):
     features, pixels = plan_runs(tiny_study(tmp_path))
     assert features.cost.images == pixels.cost.images == 3 * 8
     assert features.cost.flops_per_image > pixels.cost.flops_per_image > 0
@@ -39,27 +39,27 @@ def test_cost_is_images_of_the_run_and_falls_with_what_the_teacher_does(tmp_path
 @pytest.mark.parametrize(
     ("overrides", "parts"),
     [
-        (["optim.leraning_rate=1"], ["entry features", "did you mean optim.lr?"]),
+        (["optim.wegiht_decay=1"], ["entry features", "did you mean optim.weight_decay?"]),
         (["masks.min_patches=50"], ["entry features", "masks.min_patches=50"]),
-        (["probe.evaluators=[logistic]"], ["no score knn5", "probe.evaluators=[logistic]"]),
+        (["probe.evaluators=[logistic]"], ["probe.evaluators=[logistic] computes no score knn5"]),
         (["probe.at_end=false"], ["probe.at_end=false", "after the last step"]),
-        (["seed=3"], ["follows from seeds"]),
+        (["seed=3"], ["sets seed from seeds"]),
     ],
 )
-def test_what_can_not_be_trained_is_told_before_anything_is(tmp_path, overrides, parts):
+def test_an_invalid_entry_is_reported_before_any_training(tmp_path, overrides, parts):
     with pytest.raises(ConfigError) as caught:
         plan_runs(tiny_study(tmp_path), overrides)
     assert [part for part in parts if part not in str(caught.value)] == []
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         ("{evaluators: [nearest], columns: [nearest]}", "evaluations.other: no evaluator is named 'nearest'"),
         ("{evaluators: [knn], columns: [knn5], overrides: [data=seens]}", "evaluations.other: data=seens"),
     ],
 )
-def test_an_evaluation_that_can_not_be_made_is_told_before_anything_is_trained(tmp_path, settings, told):
+def test_an_invalid_evaluation_is_reported_before_any_training(tmp_path, settings, message):
     study = tiny_study(tmp_path, f"evaluations:\n  other: {settings}\n")
-    with pytest.raises(ConfigError, match="entry features: " + told):
+    with pytest.raises(ConfigError, match="entry features: " + message):
         plan_runs(study)

@@ -1,4 +1,4 @@
-"""The report of real, tiny runs."""
+"""Reports of real, tiny runs."""
 
 import json
 import shutil
@@ -23,20 +23,20 @@ def study(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, study) -> tuple[Path, list]:
-    """A folder with the runs of the study's two entries, and what was planned."""
+    """A folder with the runs of the study's two entries, and the planned runs."""
     folder, runs = tmp_path_factory.mktemp("runs"), plan_runs(study)
     for run in runs:
         assert train(["--config", run.recipe, *run.overrides, f"output_dir={folder / run.directory}"]) == 0
     return folder, runs
 
 
-def told(comparison, folder: Path) -> str:
+def markdown(comparison, folder: Path) -> str:
     return report(comparison, folder).markdown()
 
 
 def test_the_report_has_the_scores_of_the_runs_the_papers_values_and_the_difference(study, trained, tmp_path):
     folder, runs = trained
-    text = told(compare_study(study, runs, RunFolder(folder), {}, "the command"), tmp_path)
+    text = markdown(compare_study(study, runs, RunFolder(folder), {}, "the command"), tmp_path)
     scores = [f"{100 * last_score(folder / run.directory, 'knn5'):.1f}" for run in runs]
     initial = f"{100 * last_score(folder / runs[0].directory, 'knn5_random_init'):.1f}"
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
@@ -47,7 +47,7 @@ def test_the_report_has_the_scores_of_the_runs_the_papers_values_and_the_differe
     ]
     assert ["`targets`", "teacher", "pixels"] in lines
     assert not [line for line in lines if line[0] == "`targets.ema.momentum`" and line[1] == line[2]]
-    assert "2 of 2 runs are finished" in text and "the command" in text
+    assert "2 of 2 runs finished" in text and "the command" in text
     commit = json.loads((folder / runs[0].directory / "environment.json").read_text())["commit"]
     assert commit is None or commit[:10] in text
     assert f"{runs[0].directory}/)" in text
@@ -63,7 +63,7 @@ EVALUATION = """evaluations:
 """
 
 
-def test_an_evaluation_of_the_runs_has_a_table_of_its_own(trained, tmp_path):
+def test_an_evaluation_of_the_runs_has_its_own_table(trained, tmp_path):
     folder = tmp_path / "runs"
     shutil.copytree(trained[0], folder)
     study = tiny_study(tmp_path, EVALUATION)
@@ -75,9 +75,9 @@ def test_an_evaluation_of_the_runs_has_a_table_of_its_own(trained, tmp_path):
     assert not evaluation.is_done(other)
     comparison = compare_study(study, runs, RunFolder(folder), {}, "")
     assert [row.is_finished for row in comparison.rows] == [True, False]
-    text = told(comparison, tmp_path)
-    assert "pixels, seed 0: not evaluated by How near, how many" in text
-    assert "evaluated once more, with `data.num_train=48` `probe.train_samples=40`." in text
+    text = markdown(comparison, tmp_path)
+    assert "pixels, seed 0: missing evaluation: How near, how many" in text
+    assert "evaluation of the same frozen networks, with `data.num_train=48` `probe.train_samples=40`." in text
     scores = [scores_of(one)[column] for column in evaluation.columns]
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
     start = lines.index(["", "distance: 5-NN, %", "count: 5-NN, %"])
@@ -88,7 +88,7 @@ def test_an_evaluation_of_the_runs_has_a_table_of_its_own(trained, tmp_path):
     ]
 
 
-def test_evaluations_are_equal_if_they_ask_the_same(tmp_path):
+def test_evaluations_with_equal_settings_share_a_folder(tmp_path):
     def folder(change: tuple[str, str]) -> str:
         [evaluation] = plan_evaluations(tiny_study(tmp_path, EVALUATION.replace(*change)).evaluations)
         return evaluation.folder
@@ -98,20 +98,20 @@ def test_evaluations_are_equal_if_they_ask_the_same(tmp_path):
     assert len({folder(change) for change in changes}) == len(changes)
 
 
-def test_run_directories_are_compared_as_they_are(trained, tmp_path):
+def test_run_directories_can_be_compared_without_a_study(trained, tmp_path):
     folder, runs = trained
     cut = tmp_path / "cut"
     shutil.copytree(folder / runs[1].directory, cut)
     shutil.rmtree(cut / "checkpoints" / "step_00000003")
-    text = told(compare_runs([folder / runs[0].directory, cut], "again"), tmp_path)
-    assert "1 of 2 runs are finished" in text and "at step 2 of 3" in text
+    text = markdown(compare_runs([folder / runs[0].directory, cut], "again"), tmp_path)
+    assert "1 of 2 runs finished" in text and "at step 2 of 3" in text
     with pytest.raises(ValueError, match="is no run directory"):
         compare_runs([tmp_path], "again")
-    with pytest.raises(ValueError, match="named twice"):
+    with pytest.raises(ValueError, match="given twice"):
         compare_runs([cut, cut], "again")
 
 
-def test_a_run_is_found_by_its_configuration_where_its_name_does_not_tell(trained, tmp_path):
+def test_a_run_is_found_by_its_configuration_if_its_name_lacks_the_identity(trained, tmp_path):
     folder, runs = trained
     assert RunFolder(folder).find(runs[0].identity).path.name == runs[0].directory
     shutil.copytree(folder / runs[0].directory, tmp_path / "named" / "by-hand")
@@ -119,18 +119,18 @@ def test_a_run_is_found_by_its_configuration_where_its_name_does_not_tell(traine
     assert RunFolder(tmp_path / "named").find(runs[1].identity) is None
 
 
-def test_a_line_that_was_cut_off_ends_the_record(trained, tmp_path):
+def test_a_truncated_line_ends_the_record(trained, tmp_path):
     folder, runs = trained
     shutil.copytree(folder / runs[0].directory, tmp_path / "run")
-    whole = RunRecord.read(tmp_path / "run")
+    complete = RunRecord.read(tmp_path / "run")
     with open(tmp_path / "run" / "metrics.jsonl", "a") as file:
         file.write('{"step": 4, "lo')
     cut = RunRecord.read(tmp_path / "run")
-    assert cut.lines == whole.lines and cut.curve("loss").images == [8, 16, 24]
+    assert cut.lines == complete.lines and cut.curve("loss").images == [8, 16, 24]
     assert cut.score_names == ["knn5"] and cut.seconds > 0 and cut.is_finished()
 
 
-def test_quantities_are_told_in_readable_units():
+def test_quantities_have_readable_units():
     assert [quantity(count) for count in (None, 0, 2.5e6, 9.448e9, 3.15e14, 1.2e18)] == [
         *("unknown", "0", "2.5 MFLOP", "9.45 GFLOP", "315 TFLOP", "1.2 EFLOP")
     ]

@@ -54,7 +54,7 @@ def test_published_values_are_those_of_the_paper(name, values):
     assert [value for entry in entries for value in entry.published.values()] == values
 
 
-def test_tables_of_masks_share_the_run_of_the_papers_choice():
+def test_mask_tables_share_the_run_with_the_papers_setting():
     shared = set()
     for name, entry in (
         ("8_target_scale", "from_15_to_20"),
@@ -66,7 +66,7 @@ def test_tables_of_masks_share_the_run_of_the_papers_choice():
     assert len(shared) == 1
 
 
-def test_the_reference_recipe_has_the_values_of_the_reference_but_for_sizes():
+def test_the_reference_recipe_has_the_values_of_the_reference_except_sizes():
     config, full = load_config(ROOT / "ijepa" / "cifar10_reference.yaml"), load_config(ROOT / "ijepa" / "vith14.yaml")
     assert config.masks == replace(full.masks, min_patches=4, context_length=ContextLength.compat)
     assert config.targets == full.targets and config.views == full.views

@@ -1,4 +1,4 @@
-"""Trainings as processes: locks, threads, what is told of a failure. Whole studies: tests/system/test_compare.py."""
+"""Trainings as processes: locks, threads, error messages. Complete studies: tests/system/test_compare.py."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ def is_free(path) -> bool:
     return lock is not None
 
 
-def test_a_lock_is_held_as_long_as_a_process_that_inherits_it_lives(tmp_path):
+def test_a_lock_is_held_while_a_process_that_inherits_it_lives(tmp_path):
     path = tmp_path / "locks" / "a"
     with _lock(path) as lock:
         assert not is_free(path) and is_free(tmp_path / "locks" / "b")
@@ -27,22 +27,22 @@ def test_a_lock_is_held_as_long_as_a_process_that_inherits_it_lives(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("printed", "status", "told"),
+    ("output", "status", "message"),
     [
         ("step 1\nerror: no such\n  file\n", 1, "no such file"),
         ("error: first\nstep 2\nerror: last\n", 1, "last"),
         ("Traceback\nValueError: x\n", 1, "ValueError: x"),
-        ("", 3, "ended with status 3; it printed last: nothing"),
-        ("step 7\n", -9, "killed by signal 9; it printed last: step 7"),
+        ("", 3, "exited with status 3; last output: none"),
+        ("step 7\n", -9, "killed by signal 9; last output: step 7"),
     ],
 )
-def test_a_failure_is_told_by_the_last_error_of_this_start(tmp_path, printed, status, told):
+def test_a_failure_is_reported_with_the_last_error_of_its_start(tmp_path, output, status, message):
     log = tmp_path / "log.txt"
     log.write_text("error: of an earlier start\n")
     start = log.stat().st_size
     with open(log, "a") as file:
-        file.write(printed)
-    assert _last_error(log, start, status) == told
+        file.write(output)
+    assert _last_error(log, start, status) == message
 
 
 def test_jobs_share_the_threads(monkeypatch):

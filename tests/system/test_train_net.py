@@ -1,4 +1,4 @@
-"""The training tool as its users run it: real processes, real signals, real files."""
+"""tools/train_net.py as users run it: real processes, real signals, real files."""
 
 import json
 import os
@@ -23,12 +23,12 @@ TOOL = ROOT / "tools" / "train_net.py"
 
 
 def run_main(*arguments: str) -> int:
-    """The tool in this process: fast, for what ends before or soon after it starts."""
+    """Run the tool in this process: fast, for runs of a few steps."""
     return main(["--config", str(DEMO), *TINY, *arguments])
 
 
 def start(output: Path, *arguments: str, ranks: int = 1, restarts: int = 0) -> subprocess.Popen:
-    """The tool as a process of its own, or as several under torchrun."""
+    """Start the tool as a separate process, or as several under torchrun."""
     launcher = [sys.executable]
     if ranks > 1:
         torchrun = ["--standalone", f"--nproc-per-node={ranks}", f"--max-restarts={restarts}"]
@@ -48,8 +48,8 @@ def finish(process: subprocess.Popen) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_a_run_killed_five_times_equals_the_uninterrupted_one_line_by_line(tmp_path: Path, ranks: int) -> None:
-    finish(start(tmp_path / "whole", ranks=ranks))
+def test_a_run_killed_five_times_equals_the_uninterrupted_run_line_by_line(tmp_path: Path, ranks: int) -> None:
+    finish(start(tmp_path / "undisturbed", ranks=ranks))
     moments = random.Random(ranks)
     for attempt in range(5):
         done = records(tmp_path / "killed")[-1]["step"] if attempt else 0
@@ -58,18 +58,18 @@ def test_a_run_killed_five_times_equals_the_uninterrupted_one_line_by_line(tmp_p
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
     finish(start(tmp_path / "killed", ranks=ranks))
-    assert records(tmp_path / "killed") == records(tmp_path / "whole")
+    assert records(tmp_path / "killed") == records(tmp_path / "undisturbed")
 
 
 @pytest.mark.slow
-def test_torchrun_restarts_a_run_that_lost_a_rank_and_it_ends_as_the_undisturbed_one(tmp_path: Path) -> None:
+def test_a_run_restarted_by_torchrun_after_losing_a_rank_equals_the_undisturbed_run(tmp_path: Path) -> None:
     settings = ["trainer.num_steps=10", "probe.evaluators=[]"]
-    finish(start(tmp_path / "whole", *settings, ranks=2))
-    process = start(tmp_path / "struck", *settings, ranks=2, restarts=2)
-    wait_for_step(tmp_path / "struck", 6, process)
+    finish(start(tmp_path / "undisturbed", *settings, ranks=2))
+    process = start(tmp_path / "restarted", *settings, ranks=2, restarts=2)
+    wait_for_step(tmp_path / "restarted", 6, process)
     os.kill(children_of(process.pid)[-1], signal.SIGKILL)
     finish(process)
-    assert records(tmp_path / "struck") == records(tmp_path / "whole")
+    assert records(tmp_path / "restarted") == records(tmp_path / "undisturbed")
 
 
 @pytest.mark.slow
@@ -97,7 +97,7 @@ def test_a_signal_saves_and_ends_the_run_without_a_traceback(tmp_path: Path, num
     assert "the same command goes on from there" in output
 
 
-def test_a_finished_run_says_so_and_trains_no_further(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_finished_run_is_reported_and_not_trained_further(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert run_main(f"output_dir={tmp_path}", "trainer.num_steps=2") == 0
     before = records(tmp_path)
     assert run_main(f"output_dir={tmp_path}", "trainer.num_steps=2") == 0
@@ -106,7 +106,7 @@ def test_a_finished_run_says_so_and_trains_no_further(tmp_path: Path, capsys: py
     assert "knn5" in first and "knn5" in second.partition("metrics:")[0]
 
 
-def test_the_run_directory_holds_everything_and_its_config_is_a_recipe(tmp_path: Path) -> None:
+def test_the_run_directory_is_complete_and_its_config_is_a_recipe(tmp_path: Path) -> None:
     assert run_main(f"output_dir={tmp_path / 'a'}", "trainer.num_steps=2", "monitor.tensorboard=true") == 0
     names = {path.name for path in (tmp_path / "a").iterdir()}
     assert names == {"config.yaml", "environment.json", "metrics.jsonl", "tensorboard", "checkpoints", "figures"}
@@ -127,11 +127,11 @@ def test_probes_do_not_change_the_training(tmp_path: Path) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two classes of one 3-pixel picture each."""
+    """A folder with two classes of one 3-pixel image each."""
     for name in ("a", "b"):
-        (tmp_path / "pictures" / name).mkdir(parents=True)
-        Image.new("RGB", (3, 3)).save(tmp_path / "pictures" / name / "tiny.png")
-    return tmp_path / "pictures"
+        (tmp_path / "images" / name).mkdir(parents=True)
+        Image.new("RGB", (3, 3)).save(tmp_path / "images" / name / "tiny.png")
+    return tmp_path / "images"
 
 
 BAD_INPUT = {
@@ -145,7 +145,7 @@ BAD_INPUT = {
     "impossible masks": (["masks.min_patches=50"], ["masks.min_patches"]),
     "batch that does not divide": (["trainer.gradient_accumulation_steps=3"], ["trainer.batch_size=16", "15, 18"]),
     "cuda without a device": (["trainer.device=cuda"], ["trainer.device=auto"]),
-    "plug-in that is not there": (["--plugin", "no_such_plugin.py"], ["no_such_plugin.py"]),
+    "missing plug-in": (["--plugin", "no_such_plugin.py"], ["no_such_plugin.py"]),
 }
 
 
@@ -165,9 +165,9 @@ def test_bad_input_gives_one_clear_error(case: str, tmp_path: Path, capsys: pyte
 @pytest.mark.slow
 def test_the_plan_for_another_machine_gives_both_layouts(capsys: pytest.CaptureFixture) -> None:
     assert run_main("--dry-run", "--world-size", "4", "--device-memory", "80GB") == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     for expected in ("FSDP2 fits", "DDP fits", "all-gather of parameters", "tokens per step, encoder", "hours"):
-        assert expected in said
+        assert expected in output
 
 
 @pytest.mark.parametrize(
@@ -177,26 +177,26 @@ def test_the_plan_for_another_machine_gives_both_layouts(capsys: pytest.CaptureF
         (["--dry-run", "--world-size", "5"], "trainer.batch_size=16 is no multiple of 5 ranks"),
     ],
 )
-def test_a_machine_that_the_run_does_not_divide_among_is_refused(
+def test_a_world_size_that_does_not_divide_the_batch_is_refused(
     arguments: list[str], hint: str, capsys: pytest.CaptureFixture
 ) -> None:
     assert run_main(*arguments) == 1
     assert hint in capsys.readouterr().err
 
 
-def test_a_machine_to_plan_for_needs_a_dry_run(capsys: pytest.CaptureFixture) -> None:
+def test_a_planned_machine_needs_a_dry_run(capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit):
         run_main("--world-size", "4")
     assert "--world-size: a machine to plan for; add --dry-run" in capsys.readouterr().err
 
 
-def test_a_recipe_that_does_not_exist_is_named(capsys: pytest.CaptureFixture) -> None:
+def test_a_missing_recipe_is_reported_with_the_nearest_name(capsys: pytest.CaptureFixture) -> None:
     assert main(["--config", str(DEMO.with_name("demmo.yaml"))]) == 1
     error = capsys.readouterr().err
     assert "demmo.yaml" in error and "demo.yaml" in error
 
 
-def test_data_without_a_place_names_the_key(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_data_without_a_path_names_the_key(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     tiny = [setting for setting in TINY if not setting.startswith("data.")]
     assert main(["--config", str(DEMO), *tiny, "data=imagenet1k", f"output_dir={tmp_path}"]) == 1
     assert "data.root" in capsys.readouterr().err
@@ -208,7 +208,7 @@ def test_an_empty_data_folder_is_named(tmp_path: Path, capsys: pytest.CaptureFix
     assert str(tmp_path / "empty") in capsys.readouterr().err
 
 
-def test_three_pixel_pictures_are_refused_with_their_size(
+def test_three_pixel_images_are_refused_with_their_size(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     assert _from_folder(tmp_path, folder) == 1
@@ -218,8 +218,8 @@ def test_three_pixel_pictures_are_refused_with_their_size(
 
 def _from_folder(tmp_path: Path, folder: Path) -> int:
     tiny = [setting for setting in TINY if not setting.startswith("data.")]
-    place = ["data=imagefolder", f"data.path={folder}", f"output_dir={tmp_path / 'run'}", "probe.evaluators=[]"]
-    return main(["--config", str(DEMO), *tiny, *place])
+    data = ["data=imagefolder", f"data.path={folder}", f"output_dir={tmp_path / 'run'}", "probe.evaluators=[]"]
+    return main(["--config", str(DEMO), *tiny, *data])
 
 
 def test_a_damaged_checkpoint_is_never_a_silent_restart(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -233,14 +233,14 @@ def test_a_damaged_checkpoint_is_never_a_silent_restart(tmp_path: Path, capsys: 
     assert (tmp_path / "metrics.jsonl").read_text() == before
 
 
-def test_a_checkpoint_of_other_settings_names_them(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_checkpoint_with_other_settings_lists_them(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert run_main(f"output_dir={tmp_path}", "trainer.num_steps=2") == 0
     assert run_main(f"output_dir={tmp_path}", "trainer.num_steps=2", "backbone.depth=1", "seed=3") == 1
     error = capsys.readouterr().err
     assert "backbone.depth: 2 there, 1 here" in error and "seed: 0 there, 3 here" in error
 
 
-def test_a_collapse_stops_the_run_with_its_reason_and_the_run_can_go_on(
+def test_a_collapse_stops_the_run_with_its_reason_and_the_run_can_resume(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     limits = ["monitor.alarm.patience=2", "monitor.alarm.max_cosine=0", "trainer.num_steps=3"]
@@ -252,12 +252,12 @@ def test_a_collapse_stops_the_run_with_its_reason_and_the_run_can_go_on(
     assert records(tmp_path)[-1]["step"] == 3
 
 
-def test_settings_that_change_no_number_may_change_on_resume(tmp_path: Path) -> None:
+def test_settings_without_effect_on_results_may_change_on_resume(tmp_path: Path) -> None:
     assert run_main(f"output_dir={tmp_path}", "trainer.num_steps=2") == 0
     assert run_main(f"output_dir={tmp_path}", "trainer.num_steps=2", "trainer.keep_checkpoints=9") == 0
 
 
-def test_a_run_of_a_version_without_a_key_goes_on_with_its_default(
+def test_a_run_of_a_version_without_a_key_resumes_with_its_default(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     assert run_main(f"output_dir={tmp_path}", "trainer.num_steps=2") == 0
@@ -276,7 +276,7 @@ def test_never_resuming_does_not_overwrite_a_run(tmp_path: Path, capsys: pytest.
     assert "--resume never would overwrite" in capsys.readouterr().err
 
 
-def test_resuming_from_a_path_goes_on_elsewhere(tmp_path: Path) -> None:
+def test_resuming_from_a_path_continues_in_another_directory(tmp_path: Path) -> None:
     settings = ["trainer.num_steps=4", "trainer.checkpoint_every=2"]
     assert run_main(f"output_dir={tmp_path / 'a'}", *settings) == 0
     middle = list_checkpoints(tmp_path / "a")[0]
@@ -285,13 +285,13 @@ def test_resuming_from_a_path_goes_on_elsewhere(tmp_path: Path) -> None:
     assert main(["--config", str(DEMO), *TINY, f"output_dir={tmp_path / 'c'}", "--resume", str(tmp_path / "no")]) == 1
 
 
-def test_a_run_goes_on_from_an_earlier_checkpoint_of_its_own(tmp_path: Path) -> None:
+def test_a_run_resumes_from_an_earlier_checkpoint_of_its_own(tmp_path: Path) -> None:
     settings = ["trainer.num_steps=4", "trainer.checkpoint_every=1", "trainer.keep_checkpoints=2"]
     assert run_main(f"output_dir={tmp_path}", *settings) == 0
-    whole, (earlier, newest) = records(tmp_path), list_checkpoints(tmp_path)
+    complete, (earlier, newest) = records(tmp_path), list_checkpoints(tmp_path)
     (newest / "manifest.json").write_text("{")
     assert run_main(f"output_dir={tmp_path}", *settings, "--resume", str(earlier)) == 0
-    assert records(tmp_path) == whole and list_checkpoints(tmp_path) == [earlier, newest]
+    assert records(tmp_path) == complete and list_checkpoints(tmp_path) == [earlier, newest]
     assert (newest / "manifest.json").read_text() != "{"
     assert [path.name for path in (tmp_path / "checkpoints" / "replaced").iterdir()] == [newest.name]
 

@@ -1,8 +1,8 @@
-"""Golden fixtures: files of numbers from a published implementation, and how far ours are from them.
+"""Golden fixtures store numbers of a published implementation, against which ours are compared.
 
-A fixture is a safetensors file. Its metadata entry ``config`` is JSON with sizes and hyper-parameters; ``init.*`` are
-weights under official names, ``step{s}.*`` inputs and intermediate results of a step, ``final.*`` weights after the
-last step, ``history.*`` one value per step. One verifier per kind of fixture recomputes everything that a file stores.
+A fixture is a safetensors file. Its metadata entry ``config`` is JSON with sizes and hyper-parameters. ``init.*`` are
+initial weights under official names, ``step{s}.*`` inputs and intermediate results of a step, ``final.*`` weights after
+the last step, ``history.*`` one value per step. One verifier per kind of fixture recomputes everything in a file.
 """
 
 import json
@@ -20,14 +20,14 @@ from torch import Tensor, nn
 
 
 class FixtureError(ValueError):
-    """A file that can't be verified: unreadable, of an unknown kind, or without something its kind needs."""
+    """A fixture can't be verified: it is unreadable, of an unknown kind, or incomplete."""
 
 
 class Fixture:
-    """One file in memory, which remembers the tensors that were asked for: the others went unverified.
+    """A fixture in memory; it records which tensors were read, since the others remain unverified.
 
     Raises:
-        FixtureError: the file is missing, truncated, no safetensors file, or without the metadata entry ``config``.
+        FixtureError: the file is missing, truncated, not a safetensors file, or lacks the metadata entry ``config``.
     """
 
     def __init__(self, path: Path) -> None:
@@ -40,27 +40,27 @@ class Fixture:
                 self.tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
             self.config: dict[str, Any] = json.loads(metadata["config"])
         except (SafetensorError, OSError) as error:
-            raise FixtureError(f"{path}: truncated, or no safetensors file ({error})") from error
+            raise FixtureError(f"{path}: truncated, or not a safetensors file ({error})") from error
         except KeyError as error:
-            raise FixtureError(f"{path}: no golden fixture: the metadata entry 'config' is missing") from error
+            raise FixtureError(f"{path}: not a golden fixture: the metadata entry 'config' is missing") from error
         except json.JSONDecodeError as error:
-            raise FixtureError(f"{path}: the metadata entry 'config' is no JSON ({error})") from error
+            raise FixtureError(f"{path}: the metadata entry 'config' is not JSON ({error})") from error
         if not isinstance(self.config, dict):
-            raise FixtureError(f"{path}: the metadata entry 'config' is no JSON object")
+            raise FixtureError(f"{path}: the metadata entry 'config' is not a JSON object")
         self.used: set[str] = set()
 
     def number(self, key: str) -> float:
-        """A number of the config; an int where the file has one."""
+        """Return a number of the config, as an int if the file has an int."""
         value = self.config.get(key)
         if not isinstance(value, (int, float)) or isinstance(value, bool):
             raise FixtureError(f"{self.path}: config.{key}={value!r} must be a number")
         return value
 
     def count(self, key: str) -> int:
-        """A whole number above zero of the config."""
+        """Return a positive integer of the config."""
         value = self.number(key)
         if value < 1 or value != int(value):
-            raise FixtureError(f"{self.path}: config.{key}={value} must be a whole number of at least 1")
+            raise FixtureError(f"{self.path}: config.{key}={value} must be an integer of at least 1")
         return int(value)
 
     def tensor(self, name: str) -> Tensor:
@@ -70,19 +70,19 @@ class Fixture:
         return self.tensors[name]
 
     def vit_sizes(self) -> dict[str, Any]:
-        """Sizes of the encoder as ``ViTConfig`` calls them, from the names that most fixtures have for them."""
+        """Return the encoder's sizes under the field names of ``ViTConfig``, from the names that most fixtures use."""
         names = {"image_size": "image_size", "patch_size": "patch_size", "embed_dim": "dim", "depth": "depth"}
         sizes = {ours: self.count(theirs) for ours, theirs in {**names, "num_heads": "heads"}.items()}
         return {**sizes, "mlp_ratio": self.number("mlp_ratio"), "norm_eps": self.number("norm_eps")}
 
     def group(self, prefix: str) -> dict[str, Tensor]:
-        """Tensors whose names begin with ``prefix``, by the rest of their names."""
+        """Return the tensors whose names start with ``prefix``, by the remainder of their names."""
         return {name.removeprefix(prefix): self.tensor(name) for name in self.tensors if name.startswith(prefix)}
 
 
 @contextmanager
 def blame(fixture: Fixture, part: str) -> Iterator[None]:
-    """What our classes refuse inside is a fault of this part of the file."""
+    """Report a ``ValueError`` of our classes as an error in this part of the file."""
     try:
         yield
     except FixtureError:
@@ -93,15 +93,15 @@ def blame(fixture: Fixture, part: str) -> Iterator[None]:
 
 @contextmanager
 def outputs(**modules: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """The outputs of ``modules``, by the names given here, inside a method's forward, which is what the engine runs."""
-    seen: dict[str, Tensor] = {}
+    """Record the outputs of ``modules`` by name while a method's ``forward`` runs, as in training."""
+    recorded: dict[str, Tensor] = {}
 
     def watch(name: str, module: nn.Module):
-        return module.register_forward_hook(lambda _module, _inputs, output: seen.__setitem__(name, output))
+        return module.register_forward_hook(lambda _module, _inputs, output: recorded.__setitem__(name, output))
 
     handles = [watch(name, module) for name, module in modules.items()]
     try:
-        yield seen
+        yield recorded
     finally:
         for handle in handles:
             handle.remove()
@@ -115,21 +115,21 @@ class Tolerance:
     relative: float = 0.0
 
 
-# A correct float32 implementation stays within these, common mistakes (EMA before the step, tanh GELU, another epsilon)
-# do not; from the fixtures' README.
+# A correct float32 implementation stays within these tolerances; common mistakes (EMA before the step, tanh GELU,
+# another epsilon) do not. From the fixtures' README.
 LOSSES = Tolerance(1e-5)
 FEATURES = Tolerance(2e-5)
 GRADIENT_NORMS = Tolerance(1e-5, relative=1e-4)
 GLOBAL_GRADIENT_NORM = Tolerance(1e-4)
 GRADIENTS = Tolerance(1e-5)
-INDICES = Tolerance(0.5)  # whole numbers, equal or not
+INDICES = Tolerance(0.5)  # integers, equal or not
 SCHEDULES = Tolerance(1e-9)
 FINAL_WEIGHTS = Tolerance(1e-5)
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Of all entries of one quantity the one that lies farthest out, measured in its tolerance."""
+    """The entry of a quantity with the largest error relative to its tolerance."""
 
     quantity: str
     error: float
@@ -142,7 +142,7 @@ class Finding:
 
 
 class Comparison:
-    """Collects how far recomputed tensors are from the stored ones, quantity by quantity."""
+    """Collects the largest error between recomputed and stored tensors per quantity."""
 
     def __init__(self, fixture: Fixture, rounding_only: Iterable[str] = ()) -> None:
         self.fixture = fixture
@@ -150,10 +150,10 @@ class Comparison:
         self._worst: dict[str, Finding] = {}
 
     def add(self, name: str, computed: Tensor, tolerance: Tolerance, *, quantity: str | None = None) -> None:
-        """Compare with the stored tensor ``name``, if the file has it.
+        """Compare a computed tensor with the stored tensor ``name``, if the file has it.
 
         Args:
-            quantity: the row of the table, a prefix of ``name``; default the name itself.
+            quantity: row of the table, a prefix of ``name``; defaults to the name itself.
         """
         if name not in self.fixture.tensors:
             return
@@ -168,7 +168,7 @@ class Comparison:
             return
         allowed = tolerance.absolute + tolerance.relative * stored.abs()
         error = (computed - stored).abs().nan_to_num(math.inf, math.inf)
-        # A weight that only rounding moves is in no tolerance: AdamW turns any noise into a step of about lr.
+        # A weight whose gradient is rounding noise fits no tolerance: AdamW turns any noise into a step of about lr.
         error, allowed = torch.where(self._rounding_only(name, stored), 0.0, error).flatten(), allowed.flatten()
         worst = int((error / allowed).argmax())
         index = ", ".join(str(int(i)) for i in torch.unravel_index(torch.tensor(worst), stored.shape))
@@ -180,7 +180,7 @@ class Comparison:
         """Compare the weights ``group.*`` after the last step, within ``tolerance`` or five times the rounding noise.
 
         Args:
-            exact: the same weights from a float64 run, which shows that noise where the file does not tell it.
+            exact: the same weights from a float64 run, to measure the noise if the file does not store it.
         """
         noise = self.fixture.config.get("float_noise", {}).get(group)
         if noise is None:
@@ -194,17 +194,17 @@ class Comparison:
         return float(torch.where(self._rounding_only(name, difference), 0.0, difference).max())
 
     def add_gradients(self, prefix: str, gradients: Mapping[str, Tensor]) -> None:
-        """Compare ``{prefix}grad_norm.*`` and ``{prefix}grad.*`` with gradients by official names."""
-        norms, whole = f"{prefix}grad_norm", f"{prefix}grad"
+        """Compare gradients by official name with ``{prefix}grad_norm.*`` and ``{prefix}grad.*``."""
+        norms, full = f"{prefix}grad_norm", f"{prefix}grad"
         for name, gradient in gradients.items():
             self.add(f"{norms}.{name}", gradient.norm(), GRADIENT_NORMS, quantity=norms)
-            self.add(f"{whole}.{name}", gradient, GRADIENTS, quantity=whole)
+            self.add(f"{full}.{name}", gradient, GRADIENTS, quantity=full)
 
     def add_history(self, quantity: str, values: list[float], tolerance: Tolerance) -> None:
         self.add(f"history.{quantity}", torch.tensor(values, dtype=torch.float64), tolerance)
 
     def findings(self) -> list[Finding]:
-        """One per quantity, and one for each stored tensor that nothing used or recomputed."""
+        """Return one finding per quantity, and one for each stored tensor that was neither used nor recomputed."""
         unused = sorted(self.fixture.tensors.keys() - self.fixture.used)
         return [*self._worst.values(), *(Finding(name, math.inf, 0.0, "not recomputed") for name in unused)]
 
@@ -214,7 +214,7 @@ class Comparison:
             self._worst[finding.quantity] = finding
 
     def _rounding_only(self, name: str, stored: Tensor) -> Bool[Tensor, "..."]:
-        """True = the entry is rounding noise. ``"x:key"`` names the middle third (the keys) of a packed projection."""
+        """Mask of entries, True = rounding noise. ``"x:key"`` is the middle third (the keys) of a packed projection."""
         noise = torch.zeros_like(stored, dtype=torch.bool)
         if not name.startswith("final."):
             return noise
@@ -229,7 +229,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Verifier:
-    """Recomputes fixtures of one kind."""
+    """A verifier recognises and recomputes fixtures of one kind."""
 
     recognises: Callable[[Fixture], bool]
     verify: Callable[[Fixture], list[Finding]]
@@ -239,7 +239,7 @@ VERIFIERS: dict[str, Verifier] = {}  # by kind
 
 
 def verify_file(path: Path) -> list[Finding]:
-    """Recompute everything that the file stores.
+    """Recompute everything in a fixture.
 
     Raises:
         FixtureError: the file is unreadable, of an unknown kind, or lacks an input.
@@ -249,12 +249,12 @@ def verify_file(path: Path) -> list[Finding]:
         if verifier.recognises(fixture):
             return verifier.verify(fixture)
     kind = fixture.config.get("method")
-    told = f"its config names the method {kind!r}" if kind else "its config names no method and its tensors match none"
-    raise FixtureError(f"{path}: unknown kind of fixture: {told}. Known kinds: {', '.join(sorted(VERIFIERS))}")
+    reason = f"its config has the method {kind!r}" if kind else "its config has no method and its tensors match none"
+    raise FixtureError(f"{path}: unknown kind of fixture: {reason}. Known kinds: {', '.join(sorted(VERIFIERS))}")
 
 
 def table(findings: Iterable[Finding]) -> str:
-    """Largest error of each quantity beside its tolerance."""
+    """Format a table of the largest error and the tolerance of each quantity."""
     rows = [("quantity", "largest error", "tolerance", "", "at")]
     rows += [
         (f.quantity, f"{f.error:.2e}", f"{f.tolerance:.2e}", "ok" if f.within else "FAIL", f.place) for f in findings

@@ -1,4 +1,4 @@
-"""AdamW of golden fixtures, and the schedules that the codes of DINO and BEiT share."""
+"""AdamW settings of golden fixtures, and the schedules that the DINO and BEiT codes share."""
 
 import math
 import re
@@ -11,18 +11,18 @@ _OPTIMIZER = re.compile(rf"AdamW betas \({_NUMBER}, {_NUMBER}\) eps {_NUMBER}")
 
 
 def adamw_settings(fixture: Fixture) -> dict[str, Any]:
-    """Betas, epsilon and limit of the gradient norm, as ``AdamWConfig`` calls them."""
+    """Return betas, epsilon and the gradient-norm limit under the field names of ``AdamWConfig``."""
     text = fixture.config.get("optimizer", "AdamW betas (0.9, 0.999) eps 1e-8")
     match = _OPTIMIZER.fullmatch(text) if isinstance(text, str) else None
     if match is None:
-        raise FixtureError(f"{fixture.path}: config.optimizer={text!r} is not known")
+        raise FixtureError(f"{fixture.path}: config.optimizer={text!r} is unknown")
     *betas, eps = (float(number) for number in match.groups())
     limit = None if fixture.config.get("clip") is None else fixture.number("clip")
     return {"betas": betas, "eps": eps, "clip_grad_norm": limit}
 
 
 def learning_rate_of(fixture: Fixture, step: int) -> float:
-    """A rise that reaches its end one step before the cosine begins there."""
+    """Return linear warmup that reaches the base rate one step before the cosine decay starts from it."""
     base, per_epoch = fixture.number("lr"), fixture.count("steps_per_epoch")
     warmup, total = int(fixture.number("warmup_epochs") * per_epoch), fixture.count("epochs") * per_epoch
     if step < warmup:
@@ -31,7 +31,7 @@ def learning_rate_of(fixture: Fixture, step: int) -> float:
 
 
 def weight_decay_of(fixture: Fixture, step: int) -> float:
-    """A cosine over the whole run."""
+    """Return a cosine schedule over the whole run."""
     total = fixture.count("epochs") * fixture.count("steps_per_epoch")
     return cosine(fixture.number("wd"), fixture.number("wd_end"), step / total)
 

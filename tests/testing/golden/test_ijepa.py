@@ -298,7 +298,7 @@ def test_a_tensor_of_another_shape_fails(write, tensors, capsys):
         ({}, {"dim": 50}, "backbone.embed_dim=50"),
         ({}, {"dim": 60}, "init.encoder: "),
         ({}, {"loss": "l2"}, "config.loss='l2'"),
-        ({"init.predictor.predictor_pos_embed": None}, {"method": "MAE"}, "names the method 'MAE'. Known kinds: "),
+        ({"init.predictor.predictor_pos_embed": None}, {"method": "MAE"}, "has the method 'MAE'. Known kinds: "),
     ],
 )
 def test_a_file_that_cannot_be_verified_exits_2_with_one_line(write, tensors, capsys, change, config, message):
