@@ -45,13 +45,13 @@ class StepGraphs:
 
     Args:
         compute: adds gradients to the parameters of ``method``, which have none when it is called.
-        span: opens a named stretch of a step.
+        phase: opens a named phase of a step.
     """
 
     def __init__(
-        self, compute: _Compute, method: Method, span: Callable[[str], AbstractContextManager[object]]
+        self, compute: _Compute, method: Method, phase: Callable[[str], AbstractContextManager[object]]
     ) -> None:
-        self.compute, self.method, self.span = compute, method, span
+        self.compute, self.method, self.phase = compute, method, phase
         self._recordings: dict[tuple[torch.Size, ...], _Recording | None] = {}
         # One pool of memory for all, since a replay is over before the next one starts, and one stream, to which the
         # pool's memory is bound.
@@ -70,7 +70,7 @@ class StepGraphs:
         recording = self._recordings[shapes]
         if recording is None:
             recording = self._recordings[shapes] = self._record(batch)
-        with self.span("forward and backward"):
+        with self.phase("forward and backward"):
             return _replay(recording, batch)
 
     def _record(self, batch: Batch) -> _Recording:

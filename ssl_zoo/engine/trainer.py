@@ -104,7 +104,7 @@ class Trainer:
     Args:
         method: on the CPU; moved to the device of ``processes``.
         hooks: called in this order at every point.
-        span: opens a named stretch of a step: forward, backward (together where the step is a recorded one), clip,
+        phase: opens a named phase of a step: forward, backward (together where the step is a recorded one), clip,
             optimizer, averages. By default they are named in the traces of torch's profiler.
 
     Attributes:
@@ -122,10 +122,10 @@ class Trainer:
         config: TrainerConfig,
         seed: int,
         hooks: Sequence[Hook] = (),
-        span: Callable[[str], AbstractContextManager[object]] = record_function,
+        phase: Callable[[str], AbstractContextManager[object]] = record_function,
     ) -> None:
         self.data, self.processes, self.config, self.seed, self.hooks = data, processes, config, seed, hooks
-        self.span = span
+        self.phase = phase
         self.device = processes.device
         self.plan = BatchPlan(config.batch_size, processes.world_size, config.gradient_accumulation_steps)
         self.num_steps, self.steps_per_epoch = run_length(config, len(data.source))
@@ -147,7 +147,7 @@ class Trainer:
         if config.parallel is Parallel.ddp and processes.world_size > 1:
             self.wrapped = DistributedDataParallel(self.method)
         plainly = self._forward_backward
-        self.compute = StepGraphs(plainly, self.method, span) if config.cuda_graphs else plainly
+        self.compute = StepGraphs(plainly, self.method, phase) if config.cuda_graphs else plainly
         self._modes = [(module, module.training) for module in self.method.train().modules()]
         self.step = 0
         self.stop = False
@@ -198,13 +198,13 @@ class Trainer:
         torch.manual_seed(seed_for(self.seed, "forward", self.step, self.processes.rank))
         output = self.compute(batch, progress)
         self.method.before_step(progress)
-        with self.span("clip"):
+        with self.phase("clip"):
             grad_norm = self.optimization.clip()
             self._check_finite(output.loss, grad_norm)
-        with self.span("optimizer"):
+        with self.phase("optimizer"):
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        with self.span("averages"):
+        with self.phase("averages"):
             momenta = [average.update(progress.fraction) for average in self.averages]
         self.method.after_step(progress, {name: self.processes.mean(s) for name, s in output.statistics.items()})
         return StepResult(output, rates, momenta[0] if momenta else None, grad_norm, self._data_seconds)
@@ -221,10 +221,10 @@ class Trainer:
             last = part is parts[-1]
             # Sharded gradients are reduced after each micro-batch, since otherwise every rank would hold all of them.
             with nullcontext() if last or self.wrapped is self.method else self.wrapped.no_sync():
-                with self.span("forward"), autocast(self.precision, self.device):
+                with self.phase("forward"), autocast(self.precision, self.device):
                     output = self.wrapped(part, progress)
                 loss = output.loss * share
-                with self.span("backward"):
+                with self.phase("backward"):
                     loss.backward()
             outputs.append(Output(loss.detach(), output.metrics, output.statistics))
         if len(outputs) == 1:

@@ -30,7 +30,7 @@ class Operations:
         """Of forward and backward, without the optimizer; a product and a sum are two."""
         plan, count = self.plan, self.plan.trainer.batch_size
         draws = [
-            count_flops(plan.method, plan.views, plan.generators, batch_size=count, draw=draw)["step"]
+            count_flops(plan.method, plan.views, plan.generators, batch_size=count, sample=draw)["step"]
             for draw in range(_DRAWS)
         ]
         return fmean(draws)

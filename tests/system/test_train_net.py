@@ -94,7 +94,7 @@ def test_a_signal_saves_and_ends_the_run_without_a_traceback(tmp_path: Path, num
     assert process.returncode == 0 and "Traceback" not in output
     (checkpoint,) = list_checkpoints(tmp_path)
     assert int(checkpoint.name.removeprefix("step_")) == records(tmp_path)[-1]["step"]
-    assert "the same command goes on from there" in output
+    assert "the same command resumes it" in output
 
 
 def test_a_finished_run_says_so_and_trains_no_further(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
