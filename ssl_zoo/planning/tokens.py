@@ -45,21 +45,23 @@ class Stack:
 
 def stacks(method: Method, batch: Batch) -> Sequence[Stack]:
     """Return the stacks of blocks that a batch on the meta device passes through."""
-    seen: dict[str, list[tuple[int, ...]]] = {}
+    shapes_of: dict[str, list[tuple[int, ...]]] = {}
     blocks = {
         name.removesuffix(".blocks"): module
         for name, module in method.named_modules()
         if name.endswith(".blocks") and isinstance(module, nn.ModuleList)
     }
     hooks = [
-        part[0].register_forward_pre_hook(lambda _, inputs, name=name: seen.setdefault(name, []).append(_shape(inputs)))
+        part[0].register_forward_pre_hook(
+            lambda _, inputs, name=name: shapes_of.setdefault(name, []).append(_shape(inputs))
+        )
         for name, part in blocks.items()
     ]
     with torch.no_grad():
         method(batch, Progress(0, 1, 0))
     for hook in hooks:
         hook.remove()
-    return [_stack(name, blocks[name], shapes, len(batch.views[0])) for name, shapes in seen.items()]
+    return [_stack(name, blocks[name], shapes, len(batch.views[0])) for name, shapes in shapes_of.items()]
 
 
 def _stack(name: str, blocks: nn.ModuleList, shapes: list[tuple[int, ...]], num_images: int) -> Stack:

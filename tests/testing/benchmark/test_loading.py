@@ -1,4 +1,4 @@
-"""Loading beside torchvision, on a few files."""
+"""Data loading compared with torchvision, on a few files."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from ssl_zoo.config import compose
 from ssl_zoo.testing.benchmark.loading import compare_loading
 from ssl_zoo.tools.benchmark import main
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 RECIPE = str(ROOT / "configs" / "ijepa" / "vitb16.yaml")
 
 
@@ -23,7 +23,7 @@ def photographs(tmp_path) -> Path:
     return tmp_path
 
 
-def test_both_ways_load_the_same_pixels(photographs):
+def test_both_implementations_load_the_same_pixels(photographs):
     config = compose(RECIPE, ["data=imagefolder", f"data.path={photographs}", "data.test_fraction=0.01"]).config
     result = compare_loading(config, num_images=40, rounds=2)
     assert result.num_images == 32
@@ -38,7 +38,7 @@ def test_both_ways_load_the_same_pixels(photographs):
         (["method.view.crop_scale=[1.0,1.0]"], "it takes no random crop"),
     ],
 )
-def test_what_can_not_be_compared_is_one_clear_error(photographs, overrides, message, capsys):
+def test_a_view_that_torchvision_lacks_is_one_clear_error(photographs, overrides, message, capsys):
     given = ["data=imagefolder", f"data.path={photographs}", *overrides]
     assert main(["--config", RECIPE, *given, "--loading"]) == 1
     assert message in capsys.readouterr().err
