@@ -1,4 +1,4 @@
-"""What the tests of the tools train, as a user would say it, and what is left of it."""
+"""Tiny trainings for tests of the tools: their settings and their records."""
 
 import json
 import subprocess
@@ -50,5 +50,5 @@ def wait_for_step(run: Path, step: int, process: subprocess.Popen) -> None:
 
 
 def children_of(process: int) -> list[int]:
-    """Processes that a process has started itself, oldest first."""
+    """List the child processes of a process, oldest first."""
     return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]

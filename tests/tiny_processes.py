@@ -1,7 +1,7 @@
 """Tiny trainings in real processes: ``python tiny_processes.py JOBS.json`` under torchrun runs one job after another.
 
-A job trains a method, or goes on with one, and leaves in its folder what tests compare: ``metrics.jsonl``, checkpoints,
-and ``outcome.safetensors`` with whole gradients of its first step and whole weights after its last one.
+A job starts or resumes a training and writes to its folder what tests compare: ``metrics.jsonl``, checkpoints, and
+``outcome.safetensors`` with full gradients of its first step and full weights after its last one.
 """
 
 import json
@@ -32,7 +32,7 @@ from ssl_zoo.method import METHODS
 
 @dataclass(frozen=True)
 class Job:
-    """One training; ``stop`` ends it early, and a folder with checkpoints is gone on with."""
+    """One training; ``stop`` ends it early, and checkpoints in its folder are resumed."""
 
     method: str
     folder: str
@@ -58,13 +58,13 @@ class Job:
             checkpointer_of(trainer).resume(trainer, read_checkpoint(found[-1]))
         with _first_gradients(trainer) as gradients:
             trainer.train()
-        outcome = gradients | {f"weight.{name}": whole(value) for name, value in trainer.method.state_dict().items()}
+        outcome = gradients | {f"weight.{name}": full(value) for name, value in trainer.method.state_dict().items()}
         if ranks.is_main:
             save_file({name: value.clone() for name, value in outcome.items()}, folder / "outcome.safetensors")
 
 
 def run_jobs(jobs: Sequence[Job], ranks: int, folder: Path) -> None:
-    """Run the jobs under torchrun with so many gloo processes; raises AssertionError with their output on failure."""
+    """Run jobs under torchrun with ``ranks`` gloo processes; raises AssertionError with their output on failure."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"jobs_of_{ranks}.json"
     path.write_text(json.dumps([asdict(job) for job in jobs]))
@@ -76,20 +76,20 @@ def run_jobs(jobs: Sequence[Job], ranks: int, folder: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 @contextmanager
 def _first_gradients(trainer: Trainer) -> Iterator[dict[str, Tensor]]:
-    """Filled with ``gradient.NAME``, clipped, by the first step."""
+    """Yield a dict that the first step fills with its clipped gradients as ``gradient.NAME``."""
     gradients: dict[str, Tensor] = {}
     names = {parameter: name for name, parameter in trainer.method.named_parameters()}
 
     def remember(optimizer: torch.optim.Optimizer, *_: object) -> None:
         if not gradients:
             for group in optimizer.param_groups:
-                gradients.update({f"gradient.{names[p]}": whole(p.grad).clone() for p in group["params"]})
+                gradients.update({f"gradient.{names[p]}": full(p.grad).clone() for p in group["params"]})
 
     handle = trainer.optimization.optimizer.register_step_pre_hook(remember)
     yield gradients
@@ -103,5 +103,5 @@ if __name__ == "__main__":
         for job in todo:
             job.run(ranks)
     threads = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
-    # They could abort the process while Python ends. Torch's caches of sharded tensors hold the default group's two.
+    # More could abort the process while Python exits. Torch's caches of sharded tensors hold the default group's two.
     assert threads.count("pt_gloo_runloop") <= 2, threads

@@ -1,4 +1,4 @@
-"""Time recipes side by side: ``python tools/benchmark.py --config A.yaml [B.yaml ...] [key=value ...]``."""
+"""Benchmark recipes side by side: ``python tools/benchmark.py --config A.yaml [B.yaml ...] [key=value ...]``."""
 
 import argparse
 import json
@@ -18,55 +18,57 @@ from ssl_zoo.config import compose
 from ssl_zoo.engine.settings import Precision
 from ssl_zoo.io import write_atomic
 from ssl_zoo.registry import discover
-from ssl_zoo.testing.benchmark.case import Contest
-from ssl_zoo.testing.benchmark.comparison import race
+from ssl_zoo.testing.benchmark.case import Case
+from ssl_zoo.testing.benchmark.comparison import compare
 from ssl_zoo.testing.benchmark.loading import compare_loading
 from ssl_zoo.testing.benchmark.table import table
 
-_OUTSIDE_BRACKETS = re.compile(r",(?![^\[]*\])")  # commas between values, not inside a list
+_OUTSIDE_BRACKETS = re.compile(r",(?![^\[]*\])")  # commas between values, not within a list
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config", required=True, nargs="+", metavar="RECIPE", help="recipe files, anywhere")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings and group options for all of them")
+    parser.add_argument("--config", required=True, nargs="+", metavar="RECIPE", help="recipe files")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings and group options for all recipes")
     parser.add_argument(
         "--baseline",
         action="append",
         default=[],
         choices=["plain", "plain-fp32"],
-        help="a straightforward code of the first recipe's I-JEPA, in its number format or in fp32; repeatable",
+        help="a straightforward implementation of the first recipe's I-JEPA, at its precision or in fp32; repeatable",
     )
-    parser.add_argument("--sweep", metavar="KEY=V1,V2", help="a column per value: trainer.batch_size=32,64")
-    parser.add_argument("--scaling", metavar="1,2,...", help="a column for each number of processes on this machine")
-    parser.add_argument("--with-data", action="store_true", help="read and augment the recipe's data; default: noise")
+    parser.add_argument("--sweep", metavar="KEY=V1,V2", help="one column per value: trainer.batch_size=32,64")
+    parser.add_argument("--scaling", metavar="1,2,...", help="one column per number of processes on this machine")
+    parser.add_argument("--with-data", action="store_true", help="load the recipe's data (default: one batch of noise)")
     parser.add_argument(
         "--loading",
         action="store_true",
-        help="instead of steps: read, decode and augment the first recipe's images on one core, beside torchvision",
+        help="measure data loading of the first recipe on one core, compared with torchvision, instead of steps",
     )
-    parser.add_argument("--images", type=int, default=224, help="with --loading: how many (default 224)")
-    parser.add_argument("--rounds", type=int, default=5, help="turns that each recipe gets (default 5)")
-    parser.add_argument("--steps", type=int, default=4, help="timed steps per turn (default 4)")
-    parser.add_argument("--warmup", type=int, default=3, help="steps of each recipe before the first turn (default 3)")
-    parser.add_argument("--json", type=Path, metavar="OUT", help="also write every figure to this file")
+    parser.add_argument("--images", type=int, default=224, help="number of images for --loading (default: 224)")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each recipe (default: 5)")
+    parser.add_argument("--steps", type=int, default=4, help="timed steps per turn (default: 4)")
+    parser.add_argument(
+        "--warmup", type=int, default=3, help="untimed steps of each recipe before the first turn (default: 3)"
+    )
+    parser.add_argument("--json", type=Path, metavar="OUT", help="also write all figures to this file")
     parser.add_argument("--plugin", action="append", default=[], help="module or file that registers parts; repeatable")
     arguments = parser.parse_intermixed_args(argv)
-    # After several recipes argparse takes overrides for more of them.
+    # argparse takes overrides after --config for more recipes.
     arguments.overrides += [word for word in arguments.config if "=" in word]
     arguments.config = [word for word in arguments.config if "=" not in word]
     return arguments
 
 
-def contests(arguments: argparse.Namespace) -> list[Contest]:
-    """The columns of the table.
+def cases(arguments: argparse.Namespace) -> list[Case]:
+    """Build the cases, one per column of the table.
 
     Raises:
-        ValueError: a recipe, override or list that makes no sense; or torchrun, whose processes would join each other.
+        ValueError: a recipe, override or list is invalid, or the tool runs under torchrun.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError(
-            "testing/benchmark.py starts its processes itself: run it without torchrun and with --scaling 1,2,..."
+            "tools/benchmark.py starts its processes itself: run it without torchrun and with --scaling 1,2,..."
         )
     key, _, values = (arguments.sweep or "").partition("=")
     swept = [[f"{key}={value}"] for value in _OUTSIDE_BRACKETS.split(values)] if arguments.sweep else [[]]
@@ -77,11 +79,11 @@ def contests(arguments: argparse.Namespace) -> list[Contest]:
         for extra in swept:
             config = compose(recipe, [*arguments.overrides, *extra]).config
             name = " ".join([f"{Path(recipe).parent.name}/{Path(recipe).stem}", *extra])
-            result += [Contest(name, config, world_size=size, **shared) for size in sizes]
+            result += [Case(name, config, world_size=size, **shared) for size in sizes]
     first = result[0].config
     in_fp32 = replace(first, trainer=replace(first.trainer, precision=Precision.fp32))
     configs = {"plain": first, "plain-fp32": in_fp32}
-    return [*(Contest(name, configs[name], plain=True, **shared) for name in arguments.baseline), *result]
+    return [*(Case(name, configs[name], plain=True, **shared) for name in arguments.baseline), *result]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -94,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             shown, figures = loading.table(), loading.plain()
         else:
             counts = {"rounds": arguments.rounds, "steps": arguments.steps, "warmup": arguments.warmup}
-            results = race(contests(arguments), **counts, tell=lambda line: print(line, file=sys.stderr))
+            results = compare(cases(arguments), **counts, report=lambda line: print(line, file=sys.stderr))
             shown, figures = table(results), [result.plain() for result in results]
     except (ValueError, LookupError, OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Train as a job of a Slurm cluster: ``python tools/submit.py --config RECIPE --nodes 2 --gpus-per-node 8 ...``."""
+"""Submit a training to a Slurm cluster: ``python tools/submit.py --config RECIPE --nodes 2 --gpus-per-node 8 ...``."""
 
 import argparse
 import re
@@ -16,7 +16,7 @@ from ssl_zoo.registry import discover, plugin_words
 
 
 def minutes(text: str) -> int:
-    """Minutes of ``90``, ``12:00:00`` or ``3-12:00:00``, as Slurm writes them."""
+    """Parse Slurm's ``90``, ``12:00:00`` or ``3-12:00:00`` into minutes."""
     match = re.fullmatch(r"(\d+)|(?:(\d+)-)?(\d+):(\d\d)(?::\d\d)?", text)
     if match is None:
         raise argparse.ArgumentTypeError(f"{text}: needs minutes, HH:MM:SS or D-HH:MM:SS")
@@ -27,19 +27,37 @@ def minutes(text: str) -> int:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config", required=True, metavar="RECIPE", help="recipe file, anywhere")
+    parser.add_argument("--config", required=True, metavar="RECIPE", help="recipe file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings and group options to change")
     parser.add_argument("--plugin", action="append", default=[], help="module or file that registers parts; repeatable")
-    parser.add_argument("--nodes", type=int, default=1, metavar="N", help="machines (default: 1)")
-    parser.add_argument("--gpus-per-node", type=int, default=1, metavar="G", help="ranks on each; 0: one, on its CPU")
-    parser.add_argument("--time", type=minutes, default=720, metavar="T", help="limit until it is requeued: 12:00:00")
-    parser.add_argument("--partition", metavar="NAME", help="of the cluster")
-    parser.add_argument("--cpus-per-task", type=int, metavar="C", help="of each rank, for its loader.num_workers")
+    parser.add_argument("--nodes", type=int, default=1, metavar="N", help="number of machines (default: 1)")
     parser.add_argument(
-        "--option", action="append", default=[], metavar="KEY=VALUE", help="of submitit: slurm_qos=high"
+        "--gpus-per-node",
+        type=int,
+        default=1,
+        metavar="G",
+        help="ranks per machine (default: 1); 0: one rank on the CPU",
     )
-    parser.add_argument("--folder", type=Path, metavar="DIR", help="of scripts and logs (default: OUTPUT_DIR/slurm)")
-    parser.add_argument("--local", action="store_true", help="a job on this machine, without Slurm; waits for its end")
+    parser.add_argument(
+        "--time",
+        type=minutes,
+        default=720,
+        metavar="T",
+        help="time limit after which the job is requeued (default: 12:00:00)",
+    )
+    parser.add_argument("--partition", metavar="NAME", help="partition of the cluster")
+    parser.add_argument("--cpus-per-task", type=int, metavar="C", help="CPUs per rank, for loader.num_workers")
+    parser.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="parameter of submitit, e.g. slurm_qos=high; repeatable",
+    )
+    parser.add_argument("--folder", type=Path, metavar="DIR", help="scripts and logs (default: OUTPUT_DIR/slurm)")
+    parser.add_argument(
+        "--local", action="store_true", help="run the job on this machine, without Slurm, and wait for it"
+    )
     arguments = parser.parse_intermixed_args(argv)
     if arguments.nodes < 1 or arguments.gpus_per_node < 0 or arguments.time < 1:
         parser.error("--nodes and --time need at least 1, --gpus-per-node 0 or more")
@@ -47,13 +65,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def submit(arguments: argparse.Namespace) -> int:
-    """Submit the training, after everything that can be checked here; returns the exit status."""
+    """Check what can be checked before the job runs, then submit the training; return the exit status."""
     config = compose(arguments.config, arguments.overrides).config
     tasks = max(1, arguments.gpus_per_node)
     BatchPlan(config.trainer.batch_size, arguments.nodes * tasks, config.trainer.gradient_accumulation_steps)
     run = Path(config.output_dir).absolute()
     folder = (arguments.folder or run / "slurm").absolute()
-    given = {
+    options = {
         "slurm_partition": arguments.partition,
         "cpus_per_task": arguments.cpus_per_task,
         **parameters_of(arguments.option),
@@ -64,7 +82,7 @@ def submit(arguments: argparse.Namespace) -> int:
         "tasks_per_node": tasks,
         "gpus_per_node": arguments.gpus_per_node,
         "timeout_min": arguments.time,
-        **{key: value for key, value in given.items() if value is not None},
+        **{key: value for key, value in options.items() if value is not None},
     }
     cluster = "local" if arguments.local else "slurm"
     executor = cluster_executor(folder, parameters, cluster=cluster, option="tools/submit.py")

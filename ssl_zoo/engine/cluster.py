@@ -1,4 +1,4 @@
-"""Trainings as jobs of a cluster, through submitit (extra ``slurm`` of the package)."""
+"""Training jobs on a cluster, submitted through submitit (extra ``slurm`` of the package)."""
 
 import json
 import os
@@ -17,19 +17,19 @@ from ssl_zoo.engine.checkpoint.state import list_checkpoints, step_of
 if TYPE_CHECKING:
     import submitit
 
-_GRACE_SECONDS = 120  # between Slurm's SIGTERM, on which a training saves, and the signal that submitit requeues on
+_GRACE_SECONDS = 120  # between Slurm's SIGTERM, on which a training saves, and the signal on which submitit requeues
 _POLL_SECONDS = 0.2
 _MAX_TIMEOUTS = 1000  # how often a job that reaches its time limit is queued again; submitit's own limit is 3
 
 
 def import_path() -> dict[str, str]:
-    """Environment in which another process imports this very package."""
+    """Environment variables with which another process imports this copy of the package."""
     here = str(Path(ssl_zoo.__file__).parent.parent)
     return {"PYTHONPATH": os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))}
 
 
 def parameters_of(options: Sequence[str]) -> dict[str, str | int]:
-    """``KEY=VALUE`` of a command line as submitit takes them, whole numbers as such."""
+    """Parse ``KEY=VALUE`` options into submitit's parameters; digits become integers."""
     given = dict(option.partition("=")[::2] for option in options)
     return {key: int(value) if value.isdecimal() else value for key, value in given.items()}
 
@@ -37,16 +37,16 @@ def parameters_of(options: Sequence[str]) -> dict[str, str | int]:
 def cluster_executor(
     folder: Path, parameters: Mapping[str, object], *, cluster: str, option: str
 ) -> "submitit.AutoExecutor":
-    """What submits jobs.
+    """Create the executor that submits jobs.
 
     Args:
-        folder: of submitit's own files, on a file system that all nodes see.
-        parameters: of submitit's ``update_parameters``, e.g. ``slurm_partition``, ``timeout_min``.
-        cluster: of submitit: ``slurm``, or ``local`` for jobs on this machine.
-        option: of the command line that asks for it, for errors.
+        folder: submitit's own files, on a file system that all nodes share.
+        parameters: arguments of submitit's ``update_parameters``, e.g. ``slurm_partition``, ``timeout_min``.
+        cluster: ``slurm``, or ``local`` for jobs on this machine.
+        option: the command-line option that error messages name.
 
     Raises:
-        ValueError: no submitit, no Slurm, or a parameter that submitit does not know.
+        ValueError: submitit or Slurm is missing, or submitit does not know a parameter.
     """
     try:
         import submitit
@@ -54,7 +54,7 @@ def cluster_executor(
         raise ValueError(f"{option} needs submitit: pip install 'ssl-zoo[slurm]'") from error
     if cluster == "slurm" and shutil.which("sbatch") is None:
         raise ValueError(f"{option}: this machine has no sbatch; submit from a machine of the Slurm cluster")
-    os.environ |= import_path()  # Slurm hands it to the jobs, which import this module
+    os.environ |= import_path()  # Slurm passes it to the jobs, which import this module
     try:
         executor = submitit.AutoExecutor(folder, cluster, **{f"{cluster}_max_num_timeout": _MAX_TIMEOUTS})
         executor.update_parameters(**parameters)
@@ -65,14 +65,14 @@ def cluster_executor(
 
 
 class TrainingJob:
-    """What runs in each task of a job: the training tool, one rank a task.
+    """Runs the training tool in each task of a job, one rank per task.
 
-    submitit calls ``checkpoint`` in the first task when the job is preempted or its time is over, and queues what it
-    returns: the same command, which goes on from what it saved.
+    submitit calls ``checkpoint`` in the first task when the job is preempted or its time is over, and queues the job
+    that it returns: the same command, which resumes from its last checkpoint.
 
     Args:
-        log: gets what the training prints; None leaves it to submitit's files.
-        run: directory of the run, to tell an end from a stop; None takes every end for the end.
+        log: file for the training's output; None leaves it to submitit's files.
+        run: directory of the run, which shows whether the training finished or was stopped; None does not check.
     """
 
     def __init__(self, command: Sequence[str], *, log: Path | None = None, run: Path | None = None) -> None:
@@ -86,10 +86,10 @@ class TrainingJob:
             submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
         self._run()
         if task.global_rank == 0 and self.run is not None and not is_finished(self.run):
-            # Slurm's SIGTERM reached the training itself. It has saved; what requeues the job is still to come.
+            # Slurm's SIGTERM reached the training itself, which has saved; the signal to requeue is still to come.
             time.sleep(_GRACE_SECONDS)
             raise RuntimeError(
-                f"{self.run} was stopped before its end and nobody requeued it; submit it again to go on"
+                f"{self.run} was stopped before its last step and not requeued; submit it again to resume it"
             )
 
     def _run(self) -> None:
@@ -99,7 +99,7 @@ class TrainingJob:
             stdout=output,
             stderr=None if output is None else subprocess.STDOUT,
             env={**os.environ, **import_path()},
-            # Slurm warns all processes of a job with SIGUSR2, which is submitit's to answer.
+            # Slurm sends SIGUSR2 to all processes of a job; submitit alone handles it.
             preexec_fn=lambda: signal.signal(signal.SIGUSR2, signal.SIG_IGN),
         )
         if output is not None:
@@ -117,8 +117,8 @@ class TrainingJob:
         return submitit.helpers.DelayedSubmission(TrainingJob(self.command, log=self.log, run=self.run))
 
     def _wait(self) -> None:
-        # Not Popen.wait: it holds a lock, on which the wait of a signal handler in the same thread would never end.
-        with suppress(ChildProcessError):  # waited for already
+        # Not Popen.wait: it holds a lock, on which a signal handler in the same thread would deadlock.
+        with suppress(ChildProcessError):  # already reaped
             while os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
                 time.sleep(_POLL_SECONDS)
 

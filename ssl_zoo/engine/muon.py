@@ -1,4 +1,4 @@
-"""Muon: momentum whose matrices are orthogonalised before they are applied (K. Jordan et al., 2024)."""
+"""Muon: momentum whose updates of weight matrices are orthogonalised (K. Jordan et al., 2024)."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -18,15 +18,15 @@ _ITERATIONS = 5
 
 
 class Muon(torch.optim.AdamW):
-    """Muon for parameters of two dimensions, fused AdamW for all others.
+    """Applies Muon to parameters of two dimensions, fused AdamW to all others.
 
-    torch.optim.Muon takes matrices only, visits them one by one and always multiplies in bf16, also where the device
-    emulates it; here matrices of one shape form a batch. Updates are scaled to the size of AdamW's (Moonlight,
-    arXiv 2502.16982, eq. 4), so that learning rate and weight decay mean the same for both.
+    torch.optim.Muon (2.14) takes matrices only, has no foreach form, always multiplies in bf16, also where the device
+    emulates it, and ignores ``found_inf``; here matrices of one shape form a batch. Updates have the size of AdamW's
+    (Moonlight, arXiv 2502.16982, eq. 4), so that learning rate and weight decay mean the same for both.
 
     Args:
         groups: as for AdamW; each is split into its matrices and the rest, which keep its other entries.
-        momentum: decay of the gradient average; Nesterov's form is used.
+        momentum: decay of the momentum, in Nesterov's form.
     """
 
     def __init__(self, groups: Sequence[dict[str, Any]], *, momentum: float, **adamw: Any) -> None:
@@ -41,29 +41,29 @@ class Muon(torch.optim.AdamW):
         super().step()
 
     def _step_matrices(self, group: dict[str, Any]) -> None:
-        whole = [p for p in group["params"] if p.grad is not None]
-        if not whole:
+        matrices = [p for p in group["params"] if p.grad is not None]
+        if not matrices:
             return
-        gradients = [p.grad for p in whole]
-        averages = [self.state[p].setdefault("momentum", torch.zeros_like(p)) for p in whole]
-        torch._foreach_lerp_(averages, gradients, 1 - self.momentum)
-        updates = _orthogonal_parts(torch._foreach_lerp(gradients, averages, self.momentum))
-        params = [local(p) for p in whole]
-        torch._foreach_mul_(updates, [-group["lr"] * 0.2 * max(p.shape) ** 0.5 for p in whole])
+        gradients = [p.grad for p in matrices]
+        momenta = [self.state[p].setdefault("momentum", torch.zeros_like(p)) for p in matrices]
+        torch._foreach_lerp_(momenta, gradients, 1 - self.momentum)
+        updates = _orthogonal_shards(torch._foreach_lerp(gradients, momenta, self.momentum))
+        params = [local(p) for p in matrices]
+        torch._foreach_mul_(updates, [-group["lr"] * 0.2 * max(p.shape) ** 0.5 for p in matrices])
         torch._foreach_add_(updates, params, alpha=-group["lr"] * group["weight_decay"])
-        if getattr(self, "found_inf", None) is not None:  # as torch's fused optimizers: skip without asking the host
+        if getattr(self, "found_inf", None) is not None:  # as torch's fused optimizers: skip without a sync
             torch._foreach_mul_(updates, 1 - self.found_inf)
             for update in updates:
                 update.nan_to_num_(0.0, 0.0, 0.0)
         torch._foreach_add_(params, updates)
-        for parameter in whole:
-            parameter.grad = None  # AdamW's step leaves them alone then
+        for parameter in matrices:
+            parameter.grad = None  # so that AdamW's step skips them
 
 
-def _orthogonal_parts(matrices: Sequence[Float[Tensor, "_ _"]]) -> list[Float[Tensor, "_ _"]]:
-    """``orthogonalize``; of matrices that are divided among ranks, each gets its rows of the result.
+def _orthogonal_shards(matrices: Sequence[Float[Tensor, "_ _"]]) -> list[Float[Tensor, "_ _"]]:
+    """Orthogonalise matrices; of sharded ones every rank gets its rows of the result.
 
-    Matrices of one shape are gathered at once, so that no more of them are whole at a time.
+    Matrices of one shape are gathered together, so that only those are full at a time.
     """
     shapes = defaultdict(list)
     for position, matrix in enumerate(matrices):
@@ -77,13 +77,13 @@ def _orthogonal_parts(matrices: Sequence[Float[Tensor, "_ _"]]) -> list[Float[Te
 
 
 def orthogonalize(matrices: Sequence[Float[Tensor, "_ _"]]) -> list[Float[Tensor, "_ _"]]:
-    """The nearest semi-orthogonal matrix of each, roughly: U V^T of U S V^T with singular values near one."""
+    """Approximate each matrix's nearest semi-orthogonal one: U V^T of U S V^T, with singular values near one."""
     shapes = defaultdict(list)
     for position, matrix in enumerate(matrices):
         shapes[tuple(sorted(matrix.shape))].append(position)
     results: list[Tensor] = [torch.empty(0)] * len(matrices)
     for positions in shapes.values():
-        # Wide orientation: the products of the iteration are as small as the short side allows.
+        # Wide orientation: the matmuls of the iteration are as small as the short side allows.
         wide = [m if m.shape[0] <= m.shape[1] else m.T for m in (matrices[p] for p in positions)]
         for position, result in zip(positions, _newton_schulz(torch.stack(wide)), strict=True):
             matrix = matrices[position]

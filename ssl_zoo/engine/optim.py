@@ -1,4 +1,4 @@
-"""Optimizers and what changes over a run: learning rate, weight decay, clipping."""
+"""Optimizers, schedules of learning rate and weight decay, and gradient clipping."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -57,43 +57,66 @@ class OptimConfig(Settings):
 class AdamWConfig(OptimConfig):
     """AdamW in torch's fused implementation."""
 
-    betas: list[float] = setting([0.9, 0.999], "decay rates of the two moments")
-    eps: float = setting(1e-8, "added to the root of the second moment")
+    betas: list[float] = setting([0.9, 0.999], "decay rates of the two moments", length=2, at_least=0, below=1)
+    eps: float = setting(1e-8, "added to the root of the second moment", at_least=0)
+
+
+@dataclass(frozen=True)
+class StateSize:
+    """Memory of an optimizer's state, with its derivation in words."""
+
+    num_bytes: int
+    explanation: str
 
 
 class OptimizerFactory(ABC):
-    """Builds a torch optimizer from parameter groups; what is registered as an optimizer."""
+    """Builds a torch optimizer from parameter groups; registered optimizers derive from it."""
 
     def __init__(self, config: OptimConfig) -> None:
         self.config = config
 
     @abstractmethod
     def __call__(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        """An optimizer over ``groups``, whose ``lr`` and ``weight_decay`` are set before every step."""
+        """Build an optimizer over ``groups``, whose ``lr`` and ``weight_decay`` are set before every step."""
+
+    @abstractmethod
+    def state_size(self, params: Iterable[nn.Parameter]) -> StateSize:
+        """Return the size of the state for ``params``, step counters left out, without building the optimizer."""
 
 
 @OPTIMIZERS.register("adamw", AdamWConfig)
 class AdamW(OptimizerFactory):
-    """Adam with decoupled weight decay (arXiv 1711.05101), fused."""
+    """Builds torch's fused Adam with decoupled weight decay (arXiv 1711.05101)."""
 
     def __call__(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         return torch.optim.AdamW(groups, betas=tuple(self.config.betas), eps=self.config.eps, fused=True)
+
+    def state_size(self, params: Iterable[nn.Parameter]) -> StateSize:
+        count = sum(p.numel() for p in params)
+        return StateSize(8 * count, f"2 moments x 4 bytes x {count:,}")
 
 
 @dataclass
 class MuonConfig(AdamWConfig):
     """Muon for weight matrices, AdamW with the same rates for everything else."""
 
-    momentum: float = setting(0.95, "decay of the gradient average of the matrices")
+    momentum: float = setting(0.95, "decay of the matrices' momentum", at_least=0, below=1)
 
 
 @OPTIMIZERS.register("muon", MuonConfig)
 class MuonFactory(OptimizerFactory):
-    """Orthogonalised momentum for weight matrices, AdamW for the rest: fewer steps for the same loss."""
+    """Builds orthogonalised momentum for weight matrices, AdamW for the rest: fewer steps for the same loss."""
 
     def __call__(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         config = self.config
         return Muon(groups, momentum=config.momentum, betas=tuple(config.betas), eps=config.eps)
+
+    def state_size(self, params: Iterable[nn.Parameter]) -> StateSize:
+        counts = [(p.numel(), p.ndim == 2) for p in params]
+        matrices = sum(count for count, is_matrix in counts if is_matrix)
+        rest = sum(count for count, is_matrix in counts if not is_matrix)
+        how = f"4 bytes x (2 moments x {rest:,} + 1 x {matrices:,} in matrices)"
+        return StateSize(8 * rest + 4 * matrices, how)
 
 
 @dataclass(frozen=True)
@@ -108,7 +131,7 @@ class RateSchedules:
     """Learning rate and weight decay as functions of the step.
 
     Args:
-        num_steps: length of the run.
+        num_steps: optimizer steps of the run.
         steps_per_epoch: converts ``optim.warmup_epochs`` and ``optim.milestones``.
     """
 
@@ -125,13 +148,13 @@ class RateSchedules:
         self._weight_decay = make_schedule(config.weight_decay_schedule, config.weight_decay, final_decay)
 
     def __call__(self, step: int) -> Rates:
-        """The values that step ``step``, counted from 0, uses."""
+        """Return the values of step ``step``, counted from 0."""
         fraction = min(1.0, max(0, step + self.offset) / self.num_steps)
         return Rates(self._lr(fraction), self._weight_decay(fraction))
 
 
 class Optimization:
-    """The optimizer of a run with its schedules and clipping."""
+    """Combines a run's optimizer with its schedules and gradient clipping."""
 
     def __init__(self, config: OptimConfig, groups: Sequence[ParamGroup], schedules: RateSchedules) -> None:
         self.config, self.groups, self.schedules = config, groups, schedules
@@ -148,26 +171,26 @@ class Optimization:
         return rates
 
     def clip(self) -> Tensor:
-        """Clip gradients as their groups ask; returns the norm of all gradients before clipping, on the device."""
+        """Clip gradients as their groups ask; return the norm of all gradients before clipping, on the device."""
         clipped = [(group.clip, p.grad) for group in self.groups for p in group.params if p.grad is not None]
         norms = _norms([gradient for _, gradient in clipped])
         if self.config.clip_grad_norm is not None:
             parts = [(clip, local(gradient), norm) for (clip, gradient), norm in zip(clipped, norms, strict=True)]
-            for wanted in (Clip.globally, Clip.per_parameter):
-                chosen = [(gradient, norm) for clip, gradient, norm in parts if clip is wanted]
+            for mode in (Clip.globally, Clip.per_parameter):
+                chosen = [(gradient, norm) for clip, gradient, norm in parts if clip is mode]
                 if chosen:
-                    self._shrink(*zip(*chosen, strict=True), together=wanted is Clip.globally)
+                    self._shrink(*zip(*chosen, strict=True), together=mode is Clip.globally)
         return norms.norm()
 
     def _shrink(self, gradients: Sequence[Tensor], norms: Sequence[Float[Tensor, ""]], *, together: bool) -> None:
-        """Bring the norm of each gradient, or of all together, down to the limit."""
+        """Scale gradients down until the norm of each, or of all together, is within the limit."""
         each = torch.stack(norms)
         scales = (self.config.clip_grad_norm / ((each.norm() if together else each) + 1e-6)).clamp(max=1.0)
         torch._foreach_mul_(gradients, scales if together else list(scales.unbind()))
 
 
 def _norms(gradients: Sequence[Tensor]) -> Float[Tensor, "P"]:
-    """The norm of each gradient, over all ranks where it is divided among them."""
+    """Return the norm of each gradient, summed over ranks where it is sharded."""
     norms = torch.stack(torch._foreach_norm([local(gradient) for gradient in gradients]))
     if not isinstance(gradients[0], DTensor):
         return norms
@@ -177,13 +200,13 @@ def _norms(gradients: Sequence[Tensor]) -> Float[Tensor, "P"]:
 def check_groups(groups: Iterable[ParamGroup], module: nn.Module) -> None:
     """Raise ValueError unless every trainable parameter of ``module`` is in exactly one group."""
     names = {id(p): name for name, p in module.named_parameters() if p.requires_grad}
-    seen: dict[int, str] = {}
+    owners: dict[int, str] = {}
     for group in groups:
         for parameter in group.params:
-            if id(parameter) in seen:
-                both = f"{seen[id(parameter)]!r} and {group.name!r}"
+            if id(parameter) in owners:
+                both = f"{owners[id(parameter)]!r} and {group.name!r}"
                 raise ValueError(f"param_groups(): {names.get(id(parameter))} is in groups {both}")
-            seen[id(parameter)] = group.name
-    missing = [name for key, name in names.items() if key not in seen]
+            owners[id(parameter)] = group.name
+    missing = [name for key, name in names.items() if key not in owners]
     if missing:
         raise ValueError(f"param_groups(): no group holds {', '.join(missing)}")

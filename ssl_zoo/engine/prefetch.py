@@ -1,4 +1,4 @@
-"""Batches on the device one step ahead of their use."""
+"""Prefetching: batches are on the device one step ahead of their use."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""Progress on the terminal: a live bar where there is one, plain lines elsewhere."""
+"""Progress of a run: a live bar on a terminal, plain lines elsewhere."""
 
 import time
 
@@ -10,7 +10,7 @@ from ssl_zoo.engine.trainer import Trainer
 
 
 class ProgressBar:
-    """Step, loss, speed, share of time spent waiting for data, and the time left."""
+    """Shows step, loss, images per second, share of time spent waiting for data, and time left."""
 
     def __init__(self, console: Console, live: bool) -> None:
         self.console, self.live = console, live and console.is_terminal

@@ -1,4 +1,4 @@
-"""What the terminal shows when a run ends."""
+"""The summary on the terminal at the end of a run."""
 
 from rich.console import Console
 from rich.table import Table
@@ -10,11 +10,11 @@ from ssl_zoo.engine.trainer import Trainer
 
 
 def report(console: Console, run: RunDirectory, trainer: Trainer, evaluation: Evaluation) -> None:
-    """Scores beside those of the networks as initialised, the files written, and what to do next."""
+    """Print scores beside those at random initialisation, the files of the run, and the next command."""
     if trainer.is_done:
         console.print(f"\nTrained {trainer.num_steps} steps, {trainer.epoch:.1f} epochs.")
     else:
-        console.print(f"\nStopped at step {trainer.step} of {trainer.num_steps}; the same command goes on from there.")
+        console.print(f"\nStopped at step {trainer.step} of {trainer.num_steps}; the same command resumes it.")
     if evaluation.scores:
         table = Table("evaluation", "random init", "trained", title="Held-out scores", title_justify="left")
         for score in evaluation.scores:
@@ -22,7 +22,7 @@ def report(console: Console, run: RunDirectory, trainer: Trainer, evaluation: Ev
             table.add_row(score.name, *("" if v is None else format(v, form) for v in (score.baseline, score.value)))
         console.print(table)
     checkpoints = list_checkpoints(run.path)
-    files = [("metrics", run.metrics), ("pictures", run.figures), ("config", run.path / "config.yaml")]
+    files = [("metrics", run.metrics), ("images", run.figures), ("config", run.path / "config.yaml")]
     files += [("checkpoint", checkpoints[-1])] if checkpoints else []
     for name, path in files:
         if path.exists():

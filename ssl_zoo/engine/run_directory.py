@@ -1,4 +1,4 @@
-"""The run directory: what a run leaves behind, and from where it goes on."""
+"""The run directory: the files of a run, and the checkpoint that it resumes from."""
 
 import json
 import logging
@@ -25,8 +25,8 @@ log = logging.getLogger(__name__)
 
 _PACKAGES = ("torch", "torchvision", "timm", "hydra-core", "numpy", "safetensors")
 
-# What may differ between a run and its continuation: none of it changes a number of the training, but for the order in
-# which trainer.parallel adds them up.
+# Keys that may differ when a run resumes: none changes a number of the training, except that trainer.parallel changes
+# the order of sums.
 _FREE_KEYS = (
     "output_dir",
     "loader.",
@@ -53,8 +53,8 @@ class RunDirectory:
     """Paths of one run and the rules of resuming it.
 
     Attributes:
-        config: the resolved config as plain values, which every checkpoint carries too.
-        defaults: of all keys; what a checkpoint was trained with where its version did not know a key yet.
+        config: the resolved config as plain values, which every checkpoint contains too.
+        defaults: the defaults of all keys, which hold for a checkpoint of a version without a key.
     """
 
     path: Path
@@ -78,14 +78,14 @@ class RunDirectory:
         return self.path / "corrupt_samples.txt"
 
     def find_checkpoint(self, resume: str) -> Checkpoint | None:
-        """The verified checkpoint to go on from, or None for a fresh start.
+        """Return the verified checkpoint to resume from, or None for a fresh start.
 
         Args:
-            resume: ``auto`` takes the newest one in the directory, ``never`` starts anew, anything else is the path of
-                a checkpoint or of a run.
+            resume: ``auto`` takes the newest one in the directory, ``never`` starts from step 0, anything else is the
+                path of a checkpoint or of a run.
 
         Raises:
-            CheckpointError: the checkpoint is damaged or of a run with other settings, or ``never`` meets checkpoints.
+            CheckpointError: the checkpoint is damaged or of a run with other settings, or ``never`` finds checkpoints.
         """
         own = list_checkpoints(self.path)
         if resume == "never":
@@ -111,23 +111,23 @@ class RunDirectory:
         return checkpoint
 
     def set_aside_after(self, checkpoint: Checkpoint) -> None:
-        """Move the checkpoints of later steps than the one to go on from into ``checkpoints/replaced``.
+        """Move checkpoints of later steps than the resumed one into ``checkpoints/replaced``.
 
-        As the newest ones they would be taken for the state of the run and outlive all that is written from now on.
+        As the newest ones they would pass for the state of the run and outlive every checkpoint written after this.
         """
-        taken = checkpoint.path.resolve()
+        resumed = checkpoint.path.resolve()
         for path in list_checkpoints(self.path):
             step = step_of(path)
-            if step > checkpoint.step or (step == checkpoint.step and path.resolve() != taken):
+            if step > checkpoint.step or (step == checkpoint.step and path.resolve() != resumed):
                 place = path.parent / "replaced" / path.name
                 place.parent.mkdir(exist_ok=True)
                 if place.exists():
                     shutil.rmtree(place)
                 os.replace(path, place)
-                log.warning("%s is moved to %s, since the run goes on from step %d", path, place, checkpoint.step)
+                log.warning("%s is moved to %s, since the run resumes from step %d", path, place, checkpoint.step)
 
     def write_start(self, config_text: str, environment: Mapping[str, Any]) -> None:
-        """``config.yaml``, which is itself a recipe, and ``environment.json``."""
+        """Write ``config.yaml``, which is itself a recipe, and ``environment.json``."""
         write_atomic(self.path / "config.yaml", config_text)
         write_atomic(self.path / "environment.json", json.dumps(environment, indent=1) + "\n")
 
@@ -141,7 +141,7 @@ class RunDirectory:
                 "choose another output_dir=... to train it"
             )
         changed = [
-            f"{key}: {there.get(key)} there, {here.get(key)} here"
+            f"{key}: {there.get(key)} in the checkpoint, {here.get(key)} in this run"
             for key in sorted(there.keys() | here.keys())
             if there.get(key) != here.get(key) and not key.startswith(_FREE_KEYS)
         ]
@@ -149,7 +149,7 @@ class RunDirectory:
             listing = "\n  ".join(changed)
             raise CheckpointError(
                 f"{checkpoint.path} belongs to a run with other settings:\n  {listing}\n"
-                f"Continue it with its own settings (--config {checkpoint.path.parent.parent / 'config.yaml'}), "
+                f"Resume it with its own settings (--config {checkpoint.path.parent.parent / 'config.yaml'}), "
                 "or choose another output_dir=... for these"
             )
 
@@ -165,7 +165,7 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def environment(ranks: Processes, precision: Precision) -> dict[str, Any]:
-    """Versions, code, machine: what a number needs to be repeated."""
+    """Return versions, commit and machine, which reproducing a number requires."""
     on_gpu = ranks.device.type == "cuda"
     return {
         "ssl_zoo": ssl_zoo.__version__,

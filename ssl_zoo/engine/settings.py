@@ -1,13 +1,14 @@
-"""Configuration of the engine: how long, how large, on what, and what is written while it runs."""
+"""Configuration of the engine: budget, batch, device, checkpoints and monitoring of a run."""
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import ClassVar
 
 from ssl_zoo.settings import Settings, setting
 
 
 class Device(Enum):
-    """Where the networks live."""
+    """The device that trains."""
 
     auto = "auto"
     cpu = "cpu"
@@ -15,7 +16,7 @@ class Device(Enum):
 
 
 class Precision(Enum):
-    """Number format of matrix products; parameters and optimizer state are float32 always."""
+    """The dtype of matmuls; parameters and optimizer state are always float32."""
 
     auto = "auto"
     fp32 = "fp32"
@@ -23,68 +24,64 @@ class Precision(Enum):
 
 
 class Parallel(Enum):
-    """How several ranks train one method; both give the same numbers."""
+    """How several ranks train one method; both give the same losses and weights."""
 
-    ddp = "ddp"  # every rank holds everything and gradients are averaged (DistributedDataParallel)
-    fsdp2 = "fsdp2"  # every rank holds a part of weights, averages, gradients and moments (fully_shard)
+    ddp = "ddp"  # all weights on every rank, gradients averaged (DistributedDataParallel)
+    fsdp2 = "fsdp2"  # weights, EMA weights, gradients and optimizer state sharded (fully_shard)
 
 
 @dataclass
-class TrainerConfig:
-    """Budget, batch and machine of a run."""
+class TrainerConfig(Settings):
+    """Budget, batch and device of a run."""
 
-    batch_size: int = setting(2048, "images per optimizer step, summed over ranks and micro-batches")
-    gradient_accumulation_steps: int = setting(1, "parts in which a rank's images of one step pass through the network")
-    epochs: float = setting(300.0, "passes over the training images")
-    num_steps: int | None = setting(None, "optimizer steps of the run; replaces what epochs gives")
+    section: ClassVar[str] = "trainer"
+
+    batch_size: int = setting(2048, "images per optimizer step, summed over ranks and micro-batches", at_least=1)
+    gradient_accumulation_steps: int = setting(1, "micro-batches per rank and optimizer step", at_least=1)
+    epochs: float = setting(300.0, "epochs of the run", above=0)
+    num_steps: int | None = setting(None, "optimizer steps of the run; overrides epochs", at_least=1)
     device: Device = setting(Device.auto, "auto takes a CUDA device when there is one")
-    precision: Precision = setting(Precision.auto, "auto is bf16 where the device multiplies it natively, else fp32")
+    precision: Precision = setting(Precision.auto, "auto is bf16 where the device has bf16 matmuls, else fp32")
     parallel: Parallel = setting(
-        Parallel.ddp,
-        "ddp: every rank holds the whole method; fsdp2: a part of it, and blocks are gathered when they run",
+        Parallel.ddp, "ddp: every rank holds all weights; fsdp2: shards of them, and blocks are gathered when they run"
     )
     reshard_after_forward: bool = setting(
-        True, "of fsdp2: false keeps gathered weights until the backward pass, for more memory and fewer exchanges"
+        True, "of fsdp2: false keeps gathered weights until the backward pass: more memory, less communication"
     )
     compile: bool = setting(False, "compile every transformer block with torch.compile")
     fused_attention: bool | None = setting(
-        None, "torch's fused attention kernel; null: but for bf16 on a CPU with a gradient, where it is the slower one"
+        None, "torch's fused attention kernel; null: except in bf16 on a CPU with a gradient, where it is slower"
     )
     cuda_graphs: bool = setting(
-        False, "record each step's forward and backward pass as a CUDA graph: small networks run at the GPU's speed"
+        False,
+        "capture each step's forward and backward pass as a CUDA graph: removes launch overhead of small networks",
     )
     activation_checkpointing: bool = setting(
-        False, "keep only the inputs of blocks for the backward pass and run each block twice: less memory, more time"
+        False, "keep only the inputs of blocks for the backward pass and recompute the rest: less memory, more time"
     )
-    checkpoint_every: int = setting(1000, "steps between checkpoints; the last step is always saved")
-    keep_checkpoints: int = setting(3, "newest checkpoints kept in the run directory")
-    keep_every: int = setting(0, "checkpoints of steps that are multiples of it are kept for good; 0 = none")
+    checkpoint_every: int = setting(1000, "steps between checkpoints; the last step is always saved", at_least=1)
+    keep_checkpoints: int = setting(3, "newest checkpoints kept in the run directory", at_least=1)
+    keep_every: int = setting(
+        0, "checkpoints whose step is a multiple of this are kept permanently; 0 = none", at_least=0
+    )
     async_checkpoints: bool = setting(
-        True, "write checkpoints while the training goes on, from a copy of the state in the host's memory"
+        True, "write checkpoints while training continues, from a copy of the state in host memory"
     )
-    timeout_minutes: float = setting(30.0, "after which ranks that wait for another one end the run with an error")
+    timeout_minutes: float = setting(
+        30.0, "time after which ranks that wait for another rank end the run with an error", above=0
+    )
 
     def __post_init__(self) -> None:
-        for key in ("batch_size", "gradient_accumulation_steps", "checkpoint_every", "keep_checkpoints"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"trainer.{key}={getattr(self, key)}: needs at least 1")
-        if self.keep_every < 0:
-            raise ValueError(f"trainer.keep_every={self.keep_every} must be 0 or more")
+        super().__post_init__()
         if self.keep_every % self.checkpoint_every:
             raise ValueError(
                 f"trainer.keep_every={self.keep_every} is no multiple of trainer.checkpoint_every="
                 f"{self.checkpoint_every}, so that some of its steps would not be saved at all"
             )
-        if self.num_steps is not None and self.num_steps < 1:
-            raise ValueError(f"trainer.num_steps={self.num_steps}: needs at least 1, or null to use trainer.epochs")
-        if self.timeout_minutes <= 0:
-            raise ValueError(f"trainer.timeout_minutes={self.timeout_minutes}: needs a positive number")
-        if self.epochs <= 0:
-            raise ValueError(f"trainer.epochs={self.epochs}: needs a positive number")
 
 
 class AlarmPolicy(Enum):
-    """What happens when a run collapses."""
+    """The reaction to a collapse."""
 
     none = "none"
     warn = "warn"
@@ -95,25 +92,28 @@ class AlarmPolicy(Enum):
 class AlarmConfig(Settings):
     """When a run counts as collapsed."""
 
+    section: ClassVar[str] = "monitor.alarm"
+
     section = "monitor.alarm"
 
     policy: AlarmPolicy = setting(
-        AlarmPolicy.warn, "warn says so, stop ends the run with an error after saving it, none does not look"
+        AlarmPolicy.warn, "warn logs a warning, stop saves and ends the run with an error, none disables the alarm"
+    )
+    patience: int = setting(
+        5, "consecutive records with a metric beyond its limit before the alarm is raised", at_least=1
     )
     patience: int = setting(5, "records in a row with a metric beyond its limit before the alarm goes off", at_least=1)
     limits: dict[str, float] = setting({}, "bounds by metric that replace the method's, e.g. {target_cosine: 0.995}")
 
 
 @dataclass
-class MonitorConfig:
-    """What is reported while a run goes on."""
+class MonitorConfig(Settings):
+    """Logging and visualization during a run."""
 
-    log_every: int = setting(10, "steps between lines of metrics.jsonl and TensorBoard scalars")
-    images_every: int = setting(1000, "steps between pictures in figures/ and TensorBoard; 0 draws none")
+    section: ClassVar[str] = "monitor"
+
+    log_every: int = setting(10, "steps between lines of metrics.jsonl and TensorBoard scalars", at_least=1)
+    images_every: int = setting(1000, "steps between visualizations in figures/ and TensorBoard; 0 = none", at_least=0)
     tensorboard: bool = setting(True, "write TensorBoard event files")
     progress_bar: bool = setting(True, "a live bar on a terminal; plain lines otherwise")
     alarm: AlarmConfig = setting(AlarmConfig(), "warning or stop when all images get the same targets")
-
-    def __post_init__(self) -> None:
-        if self.log_every < 1:
-            raise ValueError(f"monitor.log_every={self.log_every}: needs at least 1")

@@ -1,1 +1,1 @@
-"""The plan of a run before it starts: cost, memory and schedules, worked out without data, accelerator or weights."""
+"""The plan of a run before it starts: cost, memory and schedules, computed without data, accelerator or weights."""

@@ -1,4 +1,4 @@
-"""A CUDA device that need not be there: steps run on it with shapes, number formats and storages, without numbers."""
+"""A fake CUDA device: steps run on it with shapes, dtypes and storages, but compute no values."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,35 +18,36 @@ _aten = torch.ops.aten
 
 @contextmanager
 def fake_gpu() -> Iterator[torch.device]:
-    """Tensors made inside on the device that is yielded are fake.
+    """Yield a device on which every tensor that is made inside is fake.
 
-    Autocast and attention take the formats and kernels that they take on a GPU which multiplies bf16 (Ampere or later).
-    Forward and backward passes run under ``WithoutDriver``.
+    Autocast and attention choose the dtypes and kernels of a GPU with bf16 matmuls (Ampere or later). Forward and
+    backward passes run under ``WithoutDriver``.
     """
     with ExitStack() as stack:
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         # Without a device both refuse, and torch.autocast would switch itself off with a warning.
         stack.enter_context(_replaced(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False))
         stack.enter_context(_replaced(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True))
-        # It asks the driver for the kernel and takes plain products without one.
+        # It asks the driver for the kernel and falls back to plain matmuls without one.
         stack.enter_context(_replaced(F, "scaled_dot_product_attention", _attention))
         yield _CUDA
 
 
 class WithoutDriver(TorchDispatchMode):
-    """Lets autograd record and differentiate operations on fake tensors although there is no driver.
+    """Lets autograd record and differentiate operations on fake tensors without a driver.
 
-    Autograd notes the device of every result, by the operation ``prim.device``, and looks for streams of it, which
-    takes a driver; a result that is noted as "meta" needs none. Autocast asks the same of its inputs and must hear the
-    truth, or it would convert nothing. Results are asked for before they require a gradient, and at once.
+    Autograd asks for the device of every result, by the operation ``prim.device``, and looks up its streams, which
+    needs a driver unless the answer is "meta". Autocast asks for the device of its inputs by the same operation and
+    must get the true one, or it would convert nothing. Only autograd asks for a result right after the operation,
+    before the result requires a gradient.
 
     Args:
-        parameters: to be differentiated; the nodes that accumulate their gradients are made here.
+        parameters: differentiated later; the nodes that accumulate their gradients are created here.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
         super().__init__()
-        self._is_hidden = True  # "meta" whoever asks
+        self._is_hidden = True  # answer "meta" always
         self._fresh: list[Tensor] = []
         self._accumulators: list[object] = []
         with self:
@@ -64,7 +65,7 @@ class WithoutDriver(TorchDispatchMode):
             is_fresh = any(args[0] is tensor for tensor in self._fresh)
             return _META if is_fresh or self._is_hidden_now() else func(*args)
         kwargs = dict(kwargs or {})
-        if kwargs.get("device") == _META:  # a formula that makes a tensor where another one is
+        if kwargs.get("device") == _META:  # a derivative formula that makes a tensor on the device of another one
             kwargs["device"] = _CUDA
         result = func(*args, **kwargs)
         is_recorded = torch.is_grad_enabled() and func is not _aten.detach.default
@@ -75,14 +76,14 @@ class WithoutDriver(TorchDispatchMode):
         return result
 
     def _is_hidden_now(self) -> bool:
-        # Blocks that run a second time within the backward pass record, hence need the difference again.
+        # Checkpointed blocks run forward again within the backward pass, with autocast, which needs the true device.
         return self._is_hidden and not (torch.is_grad_enabled() and self._accumulators)
 
 
 def _attention(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0
 ) -> Tensor:
-    """What torch takes on CUDA: flash attention for half precision without a bias, else the memory-efficient kernel."""
+    """The kernel that torch chooses on CUDA: flash attention for bf16 without a bias, else the memory-efficient one."""
     if attn_mask is None and query.dtype is torch.bfloat16:
         return _aten._scaled_dot_product_flash_attention(query, key, value, dropout_p, False)[0]
     needs_grad = torch.is_grad_enabled()

@@ -1,4 +1,4 @@
-"""What FSDP2 leaves to one rank of many: its shards, what it gathers meanwhile, what it sends."""
+"""Simulation of FSDP2 in a group of fake ranks: the shards, gathered parameters and traffic of one rank."""
 
 import warnings
 import weakref
@@ -22,15 +22,15 @@ from ssl_zoo.planning.plan import plan_batch, plan_step
 
 
 @dataclass(frozen=True)
-class Sharded:
-    """Bytes of rank 0, which has the first and largest shards, counted in a rehearsed step.
+class SimulatedSharding:
+    """Bytes of rank 0, which has the first and largest shards, in a simulated step.
 
     Attributes:
-        trained: of its shards of the parameters with a gradient.
-        fixed: of its shards of all others.
-        working: of gathered parameters, whole gradients and buffers of collectives at their peak.
-        gathered: that all-gathers of one micro-batch put together.
-        scattered: of whole gradients that reduce-scatters of one micro-batch divide.
+        trained: its shards of the parameters with a gradient.
+        fixed: its shards of all other parameters.
+        working: gathered parameters, full gradients and buffers of collectives at their peak.
+        gathered: outputs of the all-gathers of one micro-batch.
+        scattered: full gradients that the reduce-scatters of one micro-batch take.
     """
 
     trained: int
@@ -40,11 +40,11 @@ class Sharded:
     scattered: int
 
 
-def rehearse_sharded(config: RunConfig, world_size: int) -> Sharded:
-    """Shard the method among ranks that need not be there and run forward and backward passes without numbers.
+def simulate_sharding(config: RunConfig, world_size: int) -> SimulatedSharding:
+    """Shard the method among fake ranks and run forward and backward passes on fake tensors.
 
-    Parameters are float32 and travel as such; autocast converts what was gathered. Shards, buffers and traffic do not
-    depend on the device nor on the number of images, so that a few images on a fake CPU tell all of it.
+    Parameters are float32 and sent as such; autocast converts them after gathering. Shards, buffers and traffic depend
+    neither on the device nor on the number of images, so that a few images on a fake CPU suffice.
     """
     views = build_views(config.views, config.backbone)
     batch = plan_batch(views, build_generators(views, config.masks, config.backbone), config.trainer.batch_size)
@@ -56,12 +56,12 @@ def rehearse_sharded(config: RunConfig, world_size: int) -> Sharded:
             fake = batch.map(lambda t: torch.empty(t.shape, dtype=t.dtype))
             method(fake, plan_step(method, "cpu")).loss.backward()
         trained, fixed = (_shard_bytes(method, needs_grad) for needs_grad in (True, False))
-    return Sharded(trained, fixed, collectives.peak, collectives.gathered, collectives.scattered)
+    return SimulatedSharding(trained, fixed, collectives.peak, collectives.gathered, collectives.scattered)
 
 
 @contextmanager
 def _ranks(world_size: int) -> Iterator[DeviceMesh]:
-    """Rank 0 of a group whose collectives do nothing."""
+    """Open a process group as rank 0 whose collectives do nothing."""
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world_size)
     try:
         yield all_ranks(torch.device("cpu"))
@@ -70,7 +70,7 @@ def _ranks(world_size: int) -> Iterator[DeviceMesh]:
 
 
 class _Collectives(TorchDispatchMode):
-    """Traffic, and the living bytes of what FSDP2's own operations and collectives have touched, but for shards."""
+    """Counts traffic, and the live bytes that FSDP2's operations and collectives have touched, except shards."""
 
     def __init__(self, shards: Sequence[Tensor]) -> None:
         super().__init__()
@@ -84,12 +84,12 @@ class _Collectives(TorchDispatchMode):
             tensors = [tensor for tensor in tree_leaves((args, kwargs, result)) if isinstance(tensor, Tensor)]
             self._count(func.overloadpacket.__name__, max(t.numel() * t.element_size() for t in tensors))
             if func.overloadpacket.__name__.startswith("_reduce_scatter"):
-                self._shards.append(args[0].untyped_storage())  # of gradients, where they stay
+                self._shards.append(args[0].untyped_storage())  # of gradients, where they remain
             for tensor in tensors:
-                self._enter(tensor.untyped_storage())
-            # FSDP2 frees parameters by resizing their storages, so sizes are read anew each time.
-            living = [storage() for storage in self._storages.values()]
-            self.peak = max(self.peak, sum(storage.nbytes() for storage in living if storage is not None))
+                self._track(tensor.untyped_storage())
+            # FSDP2 frees parameters by resizing their storages, so sizes are read again each time.
+            live = [storage() for storage in self._storages.values()]
+            self.peak = max(self.peak, sum(storage.nbytes() for storage in live if storage is not None))
         return result
 
     def _count(self, operation: str, largest: int) -> None:
@@ -98,7 +98,7 @@ class _Collectives(TorchDispatchMode):
         elif operation.startswith("_reduce_scatter"):
             self.scattered += largest
 
-    def _enter(self, storage: torch.UntypedStorage) -> None:
+    def _track(self, storage: torch.UntypedStorage) -> None:
         key = storage._cdata
         if key not in self._storages and all(key != shard._cdata for shard in self._shards):
             self._storages[key] = weakref.ref(storage, lambda _: self._storages.pop(key))

@@ -1,4 +1,4 @@
-"""A step of a run on fake tensors of a GPU: what one rank holds, and when that is most."""
+"""Simulation of one step's memory on fake tensors of a GPU: what one rank holds, and its peak."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,25 +12,25 @@ from ssl_zoo.engine.device import autocast, prepare_method, resolve_precision
 from ssl_zoo.engine.optim import Optimization, RateSchedules
 from ssl_zoo.masks import MaskGenerator
 from ssl_zoo.method import Method
-from ssl_zoo.planning.allocation_tracker import GRADIENTS, Ledger
+from ssl_zoo.planning.allocation_tracker import GRADIENTS, AllocationTracker
 from ssl_zoo.planning.fake_gpu import WithoutDriver, fake_gpu
 from ssl_zoo.planning.plan import plan_batch, plan_step
 from ssl_zoo.seeding import generator_for
 
-_DRAWS = 16  # of masks, of which the largest counts
+_NUM_MASK_SAMPLES = 16  # the largest one counts
 
 
 @dataclass(frozen=True)
-class Rehearsal:
+class SimulatedMemory:
     """Bytes of a rank that holds all parameters.
 
     Attributes:
-        trained: of the parameters with a gradient; as much again are all gradients, and the copies that DDP reduces.
-        fixed: of all others, the averages among them.
-        optimizer: its state after the first step.
-        batch: images of this step, and of the next one that is copied meanwhile.
+        trained: parameters with a gradient; all gradients take the same again, and so do the buckets that DDP reduces.
+        fixed: all other parameters, EMA weights included, and buffers.
+        optimizer: state after the first step.
+        batch: images of this step, and of the next one that is copied in parallel.
         backward: by kind, what forward and backward passes add at their peak.
-        update: what clipping, optimizer and averages add at their peak, gradients included.
+        update: what clipping, optimizer and EMA add at their peak, gradients included.
     """
 
     trained: int
@@ -41,13 +41,13 @@ class Rehearsal:
     update: int
 
 
-def rehearse(config: RunConfig, images_per_rank: int) -> Rehearsal:
-    """Run forward and backward passes and the update of one rank's step, without numbers, in seconds.
+def simulate_memory(config: RunConfig, images_per_rank: int) -> SimulatedMemory:
+    """Run one rank's forward and backward passes and update on fake tensors, which takes seconds.
 
-    Two micro-batches stand for all, since gradients live from the first one on. Masks are the largest of some draws.
+    Two micro-batches stand for all, since gradients live from the first one on. Masks are the largest of 16 samples.
 
     Args:
-        images_per_rank: images of the step that this rank has.
+        images_per_rank: this rank's images of one step.
     """
     images = images_per_rank // config.trainer.gradient_accumulation_steps
     method = build_run_method(config, device="meta")
@@ -57,24 +57,18 @@ def rehearse(config: RunConfig, images_per_rank: int) -> Rehearsal:
         method = method.to_empty(device=device)
         batch = batch.map(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device=device))
         parameters = [*method.parameters(), *method.buffers()]
-        ledger = Ledger([*parameters, *batch.tensors()])
+        tracker = AllocationTracker([*parameters, *batch.tensors()])
         for parameter in trainable(method):
-            parameter.register_post_accumulate_grad_hook(lambda p: ledger.reassign(p.grad, GRADIENTS))
-        with ledger:
+            parameter.register_post_accumulate_grad_hook(lambda p: tracker.reassign(p.grad, GRADIENTS))
+        with tracker:
             for _ in range(min(2, config.trainer.gradient_accumulation_steps)):
                 _forward_backward(method, batch, config)
-            backward = ledger.peak
-            optimizer, update = _update(method, ledger, config)
+            backward = tracker.peak
+            optimizer, update = _update(method, tracker, config)
         trained = num_bytes(trainable(method))
-        share = images_per_rank / images
-        return Rehearsal(
-            trained,
-            num_bytes(parameters) - trained,
-            optimizer,
-            round(2 * share * num_bytes([*batch.views.values()])),
-            backward,
-            update,
-        )
+        fixed = num_bytes(parameters) - trained
+        batch_bytes = round(2 * images_per_rank / images * num_bytes([*batch.views.values()]))
+        return SimulatedMemory(trained, fixed, optimizer, batch_bytes, backward, update)
 
 
 def trainable(module: nn.Module) -> list[nn.Parameter]:
@@ -83,7 +77,6 @@ def trainable(module: nn.Module) -> list[nn.Parameter]:
 
 
 def num_bytes(tensors: Sequence[Tensor]) -> int:
-    """Their elements' bytes."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
@@ -95,8 +88,8 @@ def _forward_backward(method: Method, batch: Batch, config: RunConfig) -> None:
         autograd.backward(loss)
 
 
-def _update(method: Method, ledger: Ledger, config: RunConfig) -> tuple[int, int]:
-    """Bytes of the optimizer's state, and the peak of a later step beside that state."""
+def _update(method: Method, tracker: AllocationTracker, config: RunConfig) -> tuple[int, int]:
+    """Bytes of the optimizer's state, and the peak of a later update on top of that state."""
     schedules = RateSchedules(config.optim, num_steps=1, steps_per_epoch=1)
     optimization = Optimization(config.optim, method.param_groups(), schedules)
     gradients = [(parameter, parameter.grad) for parameter in trainable(method)]
@@ -105,25 +98,25 @@ def _update(method: Method, ledger: Ledger, config: RunConfig) -> tuple[int, int
         for parameter, gradient in gradients:
             parameter.grad = gradient
         optimization.set_rates(0)
-        ledger.reset_peak()
+        tracker.reset_peak()
         optimization.clip()
         optimization.optimizer.step()
         for ema in method.emas():
             ema.update(0.0)
-        update = sum(ledger.peak.values()) - state
+        update = sum(tracker.peak.values()) - state
         state = num_bytes([t for s in optimization.optimizer.state.values() for t in s.values()])
     return state, update
 
 
 def _largest_batch(config: RunConfig, num_images: int) -> Batch:
-    """Images of one micro-batch, with the masks of that draw that give networks the most to do."""
+    """Images of one micro-batch, with the sample of masks that has most patches for the networks."""
     views = build_views(config.views, config.backbone)
     generators = build_generators(views, config.masks, config.backbone)
     count = config.trainer.batch_size
-    draw = max(range(_DRAWS), key=lambda number: _num_indices(generators, count, number))
-    return plan_batch(views, generators, count, draw, num_images=num_images)
+    sample = max(range(_NUM_MASK_SAMPLES), key=lambda number: _num_indices(generators, count, number))
+    return plan_batch(views, generators, count, sample, num_images=num_images)
 
 
-def _num_indices(generators: Mapping[str, MaskGenerator], num_images: int, draw: int) -> int:
-    drawn = [generator(num_images, generator_for("plan", draw)) for generator in generators.values()]
-    return sum(masks.context.shape[1:].numel() + masks.targets.shape[1:].numel() for masks in drawn)
+def _num_indices(generators: Mapping[str, MaskGenerator], num_images: int, sample: int) -> int:
+    sampled = [generator(num_images, generator_for("plan", sample)) for generator in generators.values()]
+    return sum(masks.context.shape[1:].numel() + masks.targets.shape[1:].numel() for masks in sampled)

@@ -1,4 +1,4 @@
-"""The plan of a run, worked out without data, accelerator or weights."""
+"""The plan of a run, computed without data, accelerator or weights."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from ssl_zoo.data.batch import Batch
 from ssl_zoo.data.sources import SOURCES
 from ssl_zoo.engine.alarm import limits_of
 from ssl_zoo.engine.build import RunConfig, build_generators, build_run_method, build_views
-from ssl_zoo.engine.optim import MuonConfig, OptimConfig, RateSchedules
+from ssl_zoo.engine.optim import OPTIMIZERS, OptimConfig, RateSchedules
 from ssl_zoo.engine.settings import TrainerConfig
 from ssl_zoo.engine.trainer import BatchPlan, run_length
 from ssl_zoo.masks import MaskGenerator, Masks
@@ -27,12 +27,12 @@ _GIBI = 2**30
 
 @dataclass(frozen=True)
 class Plan:
-    """What is known of a run before it starts.
+    """Cost, batch, masks and schedules of a run before it starts.
 
     Args:
         method: built on the meta device.
         generators: by name of the view.
-        num_samples: training images, None when the data is needed to tell.
+        num_samples: training images; None where only the opened data source knows.
     """
 
     method: Method
@@ -45,7 +45,7 @@ class Plan:
 
     @classmethod
     def of(cls, config: RunConfig, world_size: int = 1) -> "Plan":
-        """The plan of a configured run."""
+        """Build the plan of a configured run."""
         views = build_views(config.views, config.backbone)
         method = build_run_method(config, device="meta")
         generators = build_generators(views, config.masks, config.backbone)
@@ -63,7 +63,7 @@ class Plan:
         )
 
     def print(self, console: Console) -> None:
-        """All tables, in seconds."""
+        """Print all tables, which takes seconds."""
         for table in (self._networks(), self._cost(), self._batch(), self._masks(), self._schedules()):
             if table is not None:
                 console.print(table)
@@ -81,17 +81,10 @@ class Plan:
         table = titled_table("Cost", "", "", "how")
         for name, count in flops.items():
             table.add_row(f"FLOPs per image, {name}", f"{count / 1e9:,.2f} G", "counted on the meta device")
-        table.add_row("weights", f"{4 * total / _GIBI:.2f} GiB", f"4 bytes x {total:,}, averages included")
+        table.add_row("weights", f"{4 * total / _GIBI:.2f} GiB", f"4 bytes x {total:,}, EMA weights included")
         table.add_row("gradients", f"{4 * trainable / _GIBI:.2f} GiB", f"4 bytes x {trainable:,}")
-        once = sum(p.numel() for p in self.method.parameters() if p.requires_grad and p.ndim == 2)
-        if isinstance(self.optim, MuonConfig):
-            size, how = (
-                8 * trainable - 4 * once,
-                f"4 bytes x (2 moments x {trainable - once:,} + 1 x {once:,} in matrices)",
-            )
-        else:
-            size, how = 8 * trainable, f"2 moments x 4 bytes x {trainable:,}"
-        table.add_row("optimizer", f"{size / _GIBI:.2f} GiB", how)
+        state = OPTIMIZERS.build(self.optim).state_size(p for p in self.method.parameters() if p.requires_grad)
+        table.add_row("optimizer state", f"{state.num_bytes / _GIBI:.2f} GiB", state.explanation)
         return table
 
     def _batch(self) -> Table:
@@ -100,7 +93,7 @@ class Plan:
         how = f"{batch.batch_size} / ({batch.world_size} ranks x {batch.gradient_accumulation_steps} micro-batches)"
         table.add_row("images per micro-batch", f"{batch.micro_batch_size:,}", how)
         if self.num_samples is None:
-            table.add_row("training images", "unknown", "this data source tells when it is opened")
+            table.add_row("training images", "unknown", "known when this data source is opened")
         else:
             num_steps, per_epoch = run_length(self.trainer, self.num_samples)
             table.add_row("steps per epoch", f"{per_epoch:,}", f"{self.num_samples:,} // {batch.batch_size}")
@@ -112,15 +105,15 @@ class Plan:
     def _masks(self) -> Table | None:
         if not self.generators:
             return None
-        table = titled_table("Masks", "view", "grid", "context patches", "target blocks x patches", "seen")
+        table = titled_table("Masks", "view", "grid", "context patches", "target blocks x patches", "visible")
         for view, generator in self.generators.items():
-            drawn = [generator(64, generator_for("plan", i)) for i in range(8)]
-            context, targets = _patches(drawn)
+            samples = [generator(64, generator_for("plan", i)) for i in range(8)]
+            context, targets = _patches(samples)
             table.add_row(
                 view,
                 f"{generator.grid[0]}x{generator.grid[1]}",
                 _range(context),
-                f"{drawn[0].targets.shape[1]} x {_range(targets)}",
+                f"{samples[0].targets.shape[1]} x {_range(targets)}",
                 f"{sum(context) / len(context) / generator.num_patches:.1%} of the patches",
             )
         return table
@@ -141,7 +134,7 @@ class Plan:
 
 
 def count_parameters(module: nn.Module) -> tuple[int, int]:
-    """All parameters of a module, and the trainable ones."""
+    """Count all parameters of a module, and the trainable ones."""
     parameters = list(module.parameters())
     return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
 
@@ -152,20 +145,20 @@ def count_flops(
     generators: Mapping[str, MaskGenerator],
     *,
     batch_size: int = _PLAN_IMAGES,
-    draw: int = 0,
+    sample: int = 0,
 ) -> Mapping[str, float]:
-    """Floating-point operations per image of a step on the meta device: a product and a sum are two.
+    """Count the FLOPs per image of a step on the meta device; a multiply-add is two.
 
-    Attention runs as plain matrix products here, so that none of it hides in a fused kernel.
+    Attention runs as plain matmuls here, since a fused kernel would hide its operations.
 
     Args:
-        batch_size: images that masks are drawn for together; where all take the smallest context of their batch,
-            fewer patches are seen in a larger batch.
-        draw: number of the masks' draw, since block sizes differ from step to step.
+        batch_size: images whose masks are sampled together; where all take the smallest context of their batch, a
+            larger batch has fewer visible patches.
+        sample: number of the sample of masks, since block sizes differ from step to step.
     """
     set_fused_attention(method, False)
     with FlopCounterMode(display=False) as forward:
-        loss = method(plan_batch(views, generators, batch_size, draw), plan_step(method, "meta")).loss
+        loss = method(plan_batch(views, generators, batch_size, sample), plan_step(method, "meta")).loss
     with FlopCounterMode(display=False) as backward:
         loss.backward()
     method.zero_grad(set_to_none=True)
@@ -178,15 +171,15 @@ def plan_batch(
     views: Sequence[ViewSpec],
     generators: Mapping[str, MaskGenerator],
     batch_size: int = _PLAN_IMAGES,
-    draw: int = 0,
+    sample: int = 0,
     *,
     num_images: int = _PLAN_IMAGES,
 ) -> Batch:
-    """A batch of the right shapes on the meta device: the first ``num_images`` images of a step."""
+    """Build a batch of a step's shapes on the meta device, of its first ``num_images`` images."""
     images = {view.name: torch.empty(num_images, 3, *view.size, device="meta") for view in views}
     count = max(batch_size, num_images)
     masks = {
-        name: generator(count, generator_for("plan", draw)).map(lambda t: t[:num_images].to("meta"))
+        name: generator(count, generator_for("plan", sample)).map(lambda t: t[:num_images].to("meta"))
         for name, generator in generators.items()
     }
     return Batch(images, masks)
@@ -197,11 +190,11 @@ def plan_step(method: Method, device: torch.device | str) -> Step:
     return Step.of(method, Progress(step=0, num_steps=1, samples=0), device)
 
 
-def _patches(drawn: Sequence[Masks]) -> tuple[list[int], list[int]]:
-    """Patches in the contexts and in the target blocks: of each draw, or of each image where they differ."""
-    if all(masks.targets.shape[-1] for masks in drawn):
-        return [m.context.shape[-1] for m in drawn], [m.targets.shape[-1] for m in drawn]
-    masked = torch.cat([masks.masked for masks in drawn])
+def _patches(samples: Sequence[Masks]) -> tuple[list[int], list[int]]:
+    """Count the patches of contexts and target blocks: per sample of masks, or per image where images differ."""
+    if all(masks.targets.shape[-1] for masks in samples):
+        return [m.context.shape[-1] for m in samples], [m.targets.shape[-1] for m in samples]
+    masked = torch.cat([masks.masked for masks in samples])
     return (~masked).sum(1).tolist(), masked.sum(1).tolist()
 
 

@@ -1,8 +1,8 @@
-"""A run on machines that are not here: memory of a rank, traffic, hours, and what to change where it does not fit."""
+"""The plan of a run on another machine: memory of a rank, traffic, hours, and what to change where it does not fit."""
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
@@ -14,19 +14,19 @@ from ssl_zoo.engine.build import RunConfig
 from ssl_zoo.engine.graphs import check_capturable
 from ssl_zoo.engine.trainer import BatchPlan, run_length
 from ssl_zoo.planning.allocation_tracker import ACTIVATIONS, GRADIENTS, WEIGHT_COPIES
-from ssl_zoo.planning.fake_ranks import Sharded, rehearse_sharded
-from ssl_zoo.planning.memory_simulation import Rehearsal, rehearse
+from ssl_zoo.planning.fake_ranks import SimulatedSharding, simulate_sharding
+from ssl_zoo.planning.memory_simulation import SimulatedMemory, simulate_memory
 from ssl_zoo.planning.plan import Plan, count_flops, plan_batch, titled_table
-from ssl_zoo.planning.tokens import stacks
+from ssl_zoo.planning.tokens import Stack, stacks
 
 _GIBI = 2**30
 _UNITS = {"MB": 10**6, "GB": 10**9, "MIB": 2**20, "GIB": 2**30}
-# The rest is for what no plan sees: CUDA's context, buffers of NCCL and cuBLAS, gaps of the allocator, probes.
+# The rest is for what no plan counts: CUDA's context, buffers of NCCL and cuBLAS, fragmentation, probes.
 _USABLE = 0.9
-_DRAWS = 4  # of masks, over which operations and tokens are averaged
-A100_FLOPS, UTILISATION = 312e12, 0.4  # bf16 without sparsity (NVIDIA's data sheet); a guess to be replaced
+_NUM_MASK_SAMPLES = 4  # over which FLOPs and tokens are averaged
+A100_FLOPS, UTILISATION = 312e12, 0.4  # bf16 without sparsity (NVIDIA's data sheet); an assumption to be replaced
 
-_MORE = {  # what is left where smaller micro-batches don't help
+_LAST_REMEDY = {  # where smaller micro-batches don't help
     "one rank": "take more ranks and trainer.parallel=fsdp2, or a device of more memory",
     "DDP": "take trainer.parallel=fsdp2, or devices of more memory",
     "FSDP2": "take more ranks, or devices of more memory",
@@ -35,16 +35,16 @@ _MORE = {  # what is left where smaller micro-batches don't help
 
 @dataclass(frozen=True)
 class Machine:
-    """What a run is planned for.
+    """The machine that a run is planned for.
 
     Args:
         world_size: ranks, one device each.
-        device_memory: e.g. ``80GB``, ``79GiB``; None asks no question of fit.
-        device_flops: the peak per second, in the run's number format.
-        utilisation: fraction of the peak that the counted operations reach.
+        device_memory: e.g. ``80GB``, ``79GiB``; with None the plan does not check whether the run fits.
+        device_flops: peak FLOP/s of a device at the run's precision.
+        utilisation: fraction of the peak that the counted FLOPs reach.
 
     Raises:
-        ValueError: a value out of range, naming its option.
+        ValueError: a value is out of range; the message names its option.
     """
 
     world_size: int = 1
@@ -76,7 +76,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class RankMemory:
-    """Bytes of one rank at the two moments when they are most; each holds all rows but the other's."""
+    """Bytes of one rank at the peaks of the passes and of the update; ``rows`` are there at both."""
 
     rows: Mapping[str, int]
     backward: Mapping[str, int]
@@ -87,37 +87,37 @@ class RankMemory:
         return sum(self.rows.values()) + max(sum(self.backward.values()), self.update)
 
 
-def replicated(rehearsal: Rehearsal, world_size: int) -> RankMemory:
-    """Under DDP, or on one rank: everything whole, and a second copy of the gradients that DDP reduces in buckets."""
+def replicated(memory: SimulatedMemory, world_size: int) -> RankMemory:
+    """Memory of a rank under DDP, with a second copy of the gradients in buckets, or of a single rank."""
     rows = {
-        "trained parameters": rehearsal.trained,
-        "averages and fixed tables": rehearsal.fixed,
-        "optimizer state": rehearsal.optimizer,
-        "images": rehearsal.batch,
-        "buckets of gradients": rehearsal.trained if world_size > 1 else 0,
+        "trained parameters": memory.trained,
+        "EMA weights and fixed tables": memory.fixed,
+        "optimizer state": memory.optimizer,
+        "images": memory.batch,
+        "gradient buckets": memory.trained if world_size > 1 else 0,
         "gathered blocks": 0,
     }
-    return RankMemory(rows, rehearsal.backward, rehearsal.update)
+    return RankMemory(rows, memory.backward, memory.update)
 
 
-def sharded(rehearsal: Rehearsal, shards: Sharded) -> RankMemory:
-    """Under FSDP2: shards of parameters, gradients and optimizer state, activations as before."""
-    share = shards.trained / rehearsal.trained
+def sharded(memory: SimulatedMemory, shards: SimulatedSharding) -> RankMemory:
+    """Memory of a rank under FSDP2: shards of parameters, gradients and optimizer state, activations as under DDP."""
+    share = shards.trained / memory.trained
     rows = {
         "trained parameters": shards.trained,
-        "averages and fixed tables": shards.fixed,
-        "optimizer state": round(rehearsal.optimizer * share),
-        "images": rehearsal.batch,
-        "buckets of gradients": 0,
+        "EMA weights and fixed tables": shards.fixed,
+        "optimizer state": round(memory.optimizer * share),
+        "images": memory.batch,
+        "gradient buckets": 0,
         "gathered blocks": shards.working,
     }
-    backward = {**rehearsal.backward, GRADIENTS: round(rehearsal.backward[GRADIENTS] * share)}
-    return RankMemory(rows, backward, round(rehearsal.update * share))
+    backward = {**memory.backward, GRADIENTS: round(memory.backward[GRADIENTS] * share)}
+    return RankMemory(rows, backward, round(memory.update * share))
 
 
 @dataclass(frozen=True)
 class ScalePlan:
-    """What a run takes on a machine that need not be here; worked out on fake tensors."""
+    """Memory, traffic and hours of a run on a machine, computed on fake tensors."""
 
     config: RunConfig
     machine: Machine
@@ -127,21 +127,21 @@ class ScalePlan:
         return self._batch(self.config)
 
     def print(self, console: Console) -> None:
-        """All tables.
+        """Print all tables.
 
         Raises:
-            ValueError: the run would refuse ``trainer.cuda_graphs`` on such a machine.
+            ValueError: the run would refuse ``trainer.cuda_graphs`` on this machine.
         """
         check_capturable(self.config.trainer, torch.device("cuda"), self.machine.world_size)
         plan = Plan.of(self.config, self.machine.world_size)
-        rehearsal = self._rehearse(self.config)
-        shards = rehearse_sharded(self.config, self.machine.world_size) if self.machine.world_size > 1 else None
-        layouts = {"DDP" if shards else "one rank": replicated(rehearsal, self.machine.world_size)}
+        memory = self._simulate(self.config)
+        shards = simulate_sharding(self.config, self.machine.world_size) if self.machine.world_size > 1 else None
+        layouts = {"DDP" if shards else "one rank": replicated(memory, self.machine.world_size)}
         if shards:
-            layouts["FSDP2"] = sharded(rehearsal, shards)
+            layouts["FSDP2"] = sharded(memory, shards)
         console.print(self._memory(layouts))
         if shards:
-            console.print(self._traffic(rehearsal, shards))
+            console.print(self._traffic(memory.trained, shards))
         console.print(self._work(plan))
         for line in self._verdict(layouts, shards):
             console.print(line)
@@ -149,36 +149,32 @@ class ScalePlan:
     def _batch(self, config: RunConfig) -> BatchPlan:
         return BatchPlan(config.trainer.batch_size, self.machine.world_size, config.trainer.gradient_accumulation_steps)
 
-    def _rehearse(self, config: RunConfig) -> Rehearsal:
-        return rehearse(config, self._batch(config).micro_batch_size * config.trainer.gradient_accumulation_steps)
+    def _simulate(self, config: RunConfig) -> SimulatedMemory:
+        passes = config.trainer.gradient_accumulation_steps
+        return simulate_memory(config, self._batch(config).micro_batch_size * passes)
 
     def _memory(self, layouts: Mapping[str, RankMemory]) -> Table:
-        images = self.batch.micro_batch_size
+        images, columns = self.batch.micro_batch_size, layouts.values()
         result = titled_table(f"Memory of a rank in GiB, {images:,} images per micro-batch", "", *layouts)
+        for row in next(iter(columns)).rows:
+            if any(layout.rows[row] for layout in columns):
+                result.add_row(row, *(_gibi(layout.rows[row]) for layout in columns))
         names = {ACTIVATIONS: "activations", WEIGHT_COPIES: "bf16 copies of weights", GRADIENTS: "gradients"}
-        kinds = {name: [layout.backward[kind] for layout in layouts.values()] for kind, name in names.items()}
-        columns = {row: [m.rows[row] for m in layouts.values()] for row in next(iter(layouts.values())).rows}
-        for row, values in columns.items():
-            if any(values):
-                result.add_row(row, *(_gibi(value) for value in values))
-        for name, values in kinds.items():
-            result.add_row(f"{name}, at the peak of the passes", *(_gibi(value) for value in values))
-        updates = (_gibi(layout.update) for layout in layouts.values())
-        result.add_row("or, in the update, gradients and temporaries", *updates)
-        result.add_row("peak", *(_gibi(layout.peak) for layout in layouts.values()), style="bold")
+        for kind, name in names.items():
+            result.add_row(f"{name}, at the peak of the passes", *(_gibi(layout.backward[kind]) for layout in columns))
+        result.add_row("or, in the update, gradients and temporaries", *(_gibi(layout.update) for layout in columns))
+        result.add_row("peak", *(_gibi(layout.peak) for layout in columns), style="bold")
         return result
 
-    def _traffic(self, rehearsal: Rehearsal, shards: Sharded) -> Table:
-        """Bytes that each rank sends in rings, in which (N-1)/N of a buffer passes every rank."""
-        passes, ring = (
-            self.config.trainer.gradient_accumulation_steps,
-            (self.machine.world_size - 1) / self.machine.world_size,
-        )
+    def _traffic(self, trained: int, shards: SimulatedSharding) -> Table:
+        """Bytes that each rank sends in ring collectives, in which (N-1)/N of a buffer passes every rank."""
+        passes = self.config.trainer.gradient_accumulation_steps
+        ring = (self.machine.world_size - 1) / self.machine.world_size
         result = titled_table("Traffic of a rank per step in GiB sent", "", "DDP", "FSDP2", "how")
-        once = ring * rehearsal.trained
+        once = ring * trained
         gathered, scattered = (passes * ring * part for part in (shards.gathered, shards.scattered))
         factor = "" if passes == 1 else f"{passes} micro-batches x "
-        result.add_row("all-reduce of gradients", _gibi(2 * once), "", f"2 x (N-1)/N x {_gibi(rehearsal.trained)}")
+        result.add_row("all-reduce of gradients", _gibi(2 * once), "", f"2 x (N-1)/N x {_gibi(trained)}")
         how = f"{factor}(N-1)/N x {_gibi(shards.gathered)}: every block before each of its passes"
         result.add_row("all-gather of parameters", "", _gibi(gathered), how)
         result.add_row("reduce-scatter", "", _gibi(scattered), f"{factor}(N-1)/N x {_gibi(shards.scattered)}")
@@ -188,25 +184,25 @@ class ScalePlan:
     def _work(self, plan: Plan) -> Table:
         trainer, machine = self.config.trainer, self.machine
         images = trainer.batch_size
+        samples = range(_NUM_MASK_SAMPLES)
         counted = fmean(
-            count_flops(plan.method, plan.views, plan.generators, batch_size=images, draw=draw)["step"]
-            for draw in range(_DRAWS)
+            count_flops(plan.method, plan.views, plan.generators, batch_size=images, sample=sample)["step"]
+            for sample in samples
         )
-        seen = [stacks(plan.method, plan_batch(plan.views, plan.generators, images, draw)) for draw in range(_DRAWS)]
-        formula = sum(stack.step_flops for draw in seen for stack in draw) / _DRAWS
+        found = [stacks(plan.method, plan_batch(plan.views, plan.generators, images, sample)) for sample in samples]
+        formula = fmean(sum(stack.step_flops for stack in of_sample) for of_sample in found)
         result = titled_table("Work", "", "", "how")
-        for position, stack in enumerate(seen[0]):
-            tokens = fmean(draw[position].tokens for draw in seen)
+        for position, stack in enumerate(found[0]):
+            tokens = fmean(of_sample[position].tokens for of_sample in found)
             result.add_row(f"tokens per step, {stack.name}", f"{tokens * images:,.0f}", f"{tokens:,.0f} x {images:,}")
-        again = self._again(plan, seen[0])
-        result.add_row("FLOPs per image", f"{counted / 1e9:,.1f} G", f"counted; mean of {_DRAWS} draws of masks")
+        recomputed = self._recomputed(found[0])
+        result.add_row("FLOPs per image", f"{counted / 1e9:,.1f} G", f"counted; mean of {len(samples)} mask samples")
         difference = f"{formula / counted - 1:+.1%}: blocks alone, from tokens, weights and pairs of tokens"
         result.add_row("by formula", f"{formula / 1e9:,.1f} G", difference)
-        if again:
-            result.add_row(
-                "run twice", f"{again / 1e9:,.1f} G", "trainer.activation_checkpointing: blocks' forward passes"
-            )
-        executed = counted + again
+        if recomputed:
+            how = "trainer.activation_checkpointing: blocks' forward passes"
+            result.add_row("recomputed", f"{recomputed / 1e9:,.1f} G", how)
+        executed = counted + recomputed
         result.add_row("FLOPs per step", f"{executed * images / 1e12:,.1f} T", f"x {images:,} images, on all ranks")
         if plan.num_samples is not None:
             num_steps, _ = run_length(trainer, plan.num_samples)
@@ -218,12 +214,12 @@ class ScalePlan:
             result.add_row("", "", f"{device}: an assumption (--device-flops, --utilisation), not a measurement")
         return result
 
-    def _again(self, plan: Plan, seen: list) -> float:
+    def _recomputed(self, found: Sequence[Stack]) -> float:
         if not self.config.trainer.activation_checkpointing:
             return 0.0
-        return sum(stack.forward_flops for stack in seen if stack.is_trained)
+        return sum(stack.forward_flops for stack in found if stack.is_trained)
 
-    def _verdict(self, layouts: Mapping[str, RankMemory], shards: Sharded | None) -> Iterator[str]:
+    def _verdict(self, layouts: Mapping[str, RankMemory], shards: SimulatedSharding | None) -> Iterator[str]:
         memory = self.machine.memory_bytes
         if memory is None:
             return
@@ -234,35 +230,27 @@ class ScalePlan:
                 yield f"{name} fits: {share}"
             else:
                 is_hopeless = sum(layout.rows.values()) + layout.update > limit
-                remedy = _MORE[name] if is_hopeless else self._remedy(name, limit, shards)
+                remedy = _LAST_REMEDY[name] if is_hopeless else self._remedy(name, limit, shards)
                 yield f"{name} does not fit: {share}, of which {1 - _USABLE:.0%} stay free; {remedy}"
 
-    def _remedy(self, layout: str, limit: int, shards: Sharded | None) -> str:
-        """The first change that makes it fit: more micro-batches, then activations kept at blocks' inputs alone too."""
-        trainer = self.config.trainer
-        share = self.batch.micro_batch_size * trainer.gradient_accumulation_steps
-        counts = [
-            n
-            for n in range(trainer.gradient_accumulation_steps, share + 1)
-            if share % n == 0 and n % trainer.gradient_accumulation_steps == 0
-        ]
+    def _remedy(self, layout: str, limit: int, shards: SimulatedSharding | None) -> str:
+        """The first change that makes the run fit: more micro-batches, then activation checkpointing as well."""
+        trainer, passes = self.config.trainer, self.config.trainer.gradient_accumulation_steps
+        micro_batch_size = self.batch.micro_batch_size
+        counts = [passes * n for n in range(1, micro_batch_size + 1) if micro_batch_size % n == 0]
         for checkpointed in sorted({trainer.activation_checkpointing, True}):
             for count in counts:
                 changed = replace(trainer, gradient_accumulation_steps=count, activation_checkpointing=checkpointed)
-                rehearsal = self._rehearse(replace(self.config, trainer=changed))
+                memory = self._simulate(replace(self.config, trainer=changed))
                 is_sharded = layout == "FSDP2"
-                memory = sharded(rehearsal, shards) if is_sharded else replicated(rehearsal, self.machine.world_size)
-                if memory.peak <= limit:
-                    keys = (
-                        [f"trainer.gradient_accumulation_steps={count}"]
-                        if count != trainer.gradient_accumulation_steps
-                        else []
-                    )
+                rank = sharded(memory, shards) if is_sharded else replicated(memory, self.machine.world_size)
+                if rank.peak <= limit:
+                    keys = [] if count == passes else [f"trainer.gradient_accumulation_steps={count}"]
                     if checkpointed and not trainer.activation_checkpointing:
                         keys.append("trainer.activation_checkpointing=true")
                         keys += ["trainer.cuda_graphs=false"] if trainer.cuda_graphs else []
-                    return f"{' '.join(keys)} brings it to {_gibi(memory.peak)} GiB"
-        return _MORE[layout]
+                    return f"{' '.join(keys)} brings it to {_gibi(rank.peak)} GiB"
+        return _LAST_REMEDY[layout]
 
 
 def _gibi(num_bytes: float) -> str:

@@ -1,4 +1,4 @@
-"""How many tokens pass through a method's transformers, and the operations that follow from their number."""
+"""Tokens that pass through a method's transformers, and the FLOPs that follow from their number."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,15 +12,15 @@ from ssl_zoo.method import Method, Progress, Step
 
 @dataclass(frozen=True)
 class Stack:
-    """Equal blocks one after the other, and what enters them per image.
+    """A sequence of equal transformer blocks and its input per image.
 
-    The last block of a predictor or decoder, which computes the targets alone, is taken for a whole one.
+    The last block of a predictor or decoder, which computes the targets alone, is counted as a full one.
 
     Attributes:
-        name: of the module that owns the blocks, within the method.
-        weights: elements of a block's matrices.
-        tokens: per image, over all sequences that the image gives.
-        pairs: of tokens that attend to each other.
+        name: the module that owns the blocks, within the method.
+        weights: elements of a block's weight matrices.
+        tokens: tokens per image, over all sequences of the image.
+        pairs: pairs of tokens that attend to each other.
         is_trained: whether there is a backward pass.
     """
 
@@ -34,32 +34,34 @@ class Stack:
 
     @property
     def forward_flops(self) -> float:
-        """Of one image: each matrix element meets each token, and two products of attention each pair of tokens."""
+        """FLOPs per image: all tokens times all weights, and two attention matmuls over all pairs of tokens."""
         return self.depth * (2 * self.weights * self.tokens + 4 * self.dim * self.pairs)
 
     @property
     def step_flops(self) -> float:
-        """Forward and backward, where both factors of every product are differentiated."""
+        """Forward and backward FLOPs per image; a backward pass differentiates both factors of every matmul."""
         return self.forward_flops * (3 if self.is_trained else 1)
 
 
 def stacks(method: Method, batch: Batch) -> Sequence[Stack]:
-    """The stacks of blocks that a batch on the meta device passes through."""
-    seen: dict[str, list[tuple[int, ...]]] = {}
+    """Return the stacks of blocks that a batch on the meta device passes through."""
+    shapes_of: dict[str, list[tuple[int, ...]]] = {}
     blocks = {
         name.removesuffix(".blocks"): module
         for name, module in method.named_modules()
         if name.endswith(".blocks") and isinstance(module, nn.ModuleList)
     }
     hooks = [
-        part[0].register_forward_pre_hook(lambda _, inputs, name=name: seen.setdefault(name, []).append(_shape(inputs)))
+        part[0].register_forward_pre_hook(
+            lambda _, inputs, name=name: shapes_of.setdefault(name, []).append(_shape(inputs))
+        )
         for name, part in blocks.items()
     ]
     with torch.no_grad():
         method(batch, Step.of(method, Progress(0, 1, 0), "meta"))
     for hook in hooks:
         hook.remove()
-    return [_stack(name, blocks[name], shapes, batch.num_images) for name, shapes in seen.items()]
+    return [_stack(name, blocks[name], shapes, batch.num_images) for name, shapes in shapes_of.items()]
 
 
 def _stack(name: str, blocks: nn.ModuleList, shapes: list[tuple[int, ...]], num_images: int) -> Stack:

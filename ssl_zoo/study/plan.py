@@ -30,7 +30,7 @@ class FlopCount:
         """FLOPs of forward and backward pass without the optimizer; a multiply-add counts as two."""
         plan, count = self.plan, self.plan.trainer.batch_size
         samples = [
-            count_flops(plan.method, plan.views, plan.generators, batch_size=count, draw=sample)["step"]
+            count_flops(plan.method, plan.views, plan.generators, batch_size=count, sample=sample)["step"]
             for sample in range(_MASK_SAMPLES)
         ]
         return fmean(samples)

@@ -1,4 +1,4 @@
-"""What the engine chooses for a device."""
+"""Precision, attention kernel and checkpointing on a device."""
 
 import pytest
 import torch
@@ -31,14 +31,14 @@ def test_auto_precision_on_a_cpu_follows_its_instructions(
 
 
 @pytest.mark.parametrize("setting", [None, True, False])
-def test_the_attention_kernel_is_the_one_that_is_asked_for(setting: bool | None) -> None:
+def test_the_attention_kernel_follows_the_setting(setting: bool | None) -> None:
     method = prepare_method(tiny_method("ijepa"), TrainerConfig(fused_attention=setting), CPU)
     networks = (method.encoder, method.target.encoder, method.predictor)
     assert {block.attn.fused_attn for network in networks for block in network.blocks} == {setting}
 
 
 def bytes_kept(activation_checkpointing: bool) -> tuple[int, Output, list[torch.Tensor]]:
-    """What a forward pass keeps for the backward pass, and what both compute."""
+    """Return the bytes saved for the backward pass, the output, and the gradients."""
     config = TrainerConfig(activation_checkpointing=activation_checkpointing)
     method, kept = prepare_method(tiny_method("ijepa"), config, CPU), {}
 
@@ -52,22 +52,22 @@ def bytes_kept(activation_checkpointing: bool) -> tuple[int, Output, list[torch.
     return sum(kept.values()), output, [p.grad for p in method.parameters() if p.requires_grad]
 
 
-def test_checkpointed_activations_take_less_memory_and_change_no_bit() -> None:
+def test_activation_checkpointing_saves_memory_and_changes_no_bit() -> None:
     plain_bytes, plain, plain_gradients = bytes_kept(activation_checkpointing=False)
-    few_bytes, output, gradients = bytes_kept(activation_checkpointing=True)
-    assert few_bytes < 0.6 * plain_bytes
+    checkpointed_bytes, output, gradients = bytes_kept(activation_checkpointing=True)
+    assert checkpointed_bytes < 0.6 * plain_bytes
     assert torch.equal(output.loss, plain.loss)
     assert all(torch.equal(a, b) for a, b in zip(gradients, plain_gradients, strict=True))
 
 
-def test_a_cuda_device_that_is_not_there_is_an_error_with_the_remedy() -> None:
+def test_a_missing_cuda_device_is_an_error_with_the_remedy() -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a CUDA device")
     with pytest.raises(ValueError, match=r"trainer\.device=auto"), processes(Device.cuda):
         pass
 
 
-def test_alone_every_collective_is_the_identity() -> None:
+def test_every_collective_of_a_single_process_is_the_identity() -> None:
     with processes(Device.cpu) as ranks:
         assert ranks.is_main and ranks.any(True) and not ranks.any(False)
         assert torch.equal(ranks.mean(torch.tensor([1.0, 2.0])), torch.tensor([1.0, 2.0]))

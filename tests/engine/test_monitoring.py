@@ -1,4 +1,4 @@
-"""What a person sees of a run: TensorBoard, pictures, terminal."""
+"""Monitoring of a run: TensorBoard, visualizations, terminal."""
 
 import io
 from pathlib import Path
@@ -13,25 +13,34 @@ from ssl_zoo.engine.metrics import Metrics, TensorBoard
 from ssl_zoo.engine.progress import ProgressBar
 
 
-def test_tensorboard_gets_scalars_pictures_and_the_config(tmp_path: Path) -> None:
+def test_tensorboard_gets_scalars_images_and_the_config(tmp_path: Path) -> None:
     tensorboard = TensorBoard(tmp_path / "tensorboard", "seed: 0")
     hooks = [Metrics(1, [tensorboard]), Pictures(tmp_path / "figures", 2, tensorboard)]
     tiny_trainer(tmp_path, num_steps=3, hooks=hooks).train()
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     tags = events.Tags()
-    promised = {"loss", "lr", "weight_decay", "momentum", "grad_norm", "images_per_second", "data_wait", "memory_bytes"}
-    assert promised | {"context_tokens", "target_tokens", "target_std", "prediction_std"} <= set(tags["scalars"])
+    documented = {
+        "loss",
+        "lr",
+        "weight_decay",
+        "momentum",
+        "grad_norm",
+        "images_per_second",
+        "data_wait",
+        "memory_bytes",
+    }
+    assert documented | {"context_tokens", "target_tokens", "target_std", "prediction_std"} <= set(tags["scalars"])
     assert [event.step for event in events.Scalars("loss")] == [1, 2, 3]
     assert tags["images"] == ["masks", "features"] and "config/text_summary" in tags["tensors"]
 
 
-def test_pictures_of_masks_are_files_of_their_step(tmp_path: Path) -> None:
+def test_visualizations_are_files_of_their_step(tmp_path: Path) -> None:
     tiny_trainer(tmp_path, num_steps=3, hooks=[Pictures(tmp_path / "figures", 2, None, num_images=3)]).train()
     names = sorted(path.name for path in (tmp_path / "figures").iterdir())
     assert names == [f"{name}_step_0000000{step}.png" for name in ("features", "masks") for step in (1, 2, 3)]
-    # Image, one context and four targets beside each other for three images, 16 pixels enlarged to 96, gaps of two.
-    with Image.open(tmp_path / "figures" / names[-1]) as picture:
-        assert picture.size == (6 * 98 + 2, 3 * 98 + 2)
+    # Columns: image, one context, four targets; rows: three images; 16 pixels enlarged to 96, gaps of two.
+    with Image.open(tmp_path / "figures" / names[-1]) as image:
+        assert image.size == (6 * 98 + 2, 3 * 98 + 2)
 
 
 def test_without_a_terminal_progress_is_plain_lines(tmp_path: Path) -> None:

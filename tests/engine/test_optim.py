@@ -32,7 +32,7 @@ def test_orthogonalized_matrices_have_singular_values_near_one() -> None:
         assert values.min() > 0.5 and values.max() < 1.3
 
 
-def test_a_batch_of_matrices_is_orthogonalized_as_each_on_its_own() -> None:
+def test_a_batch_of_matrices_is_orthogonalized_as_each_matrix_alone() -> None:
     matrices = [p.detach() for p in parameters((48, 16), (16, 48), (16, 16), (48, 16))]
     together = orthogonalize(matrices)
     for matrix, result in zip(matrices, together, strict=True):
@@ -44,19 +44,19 @@ def test_a_first_muon_step_is_the_scaled_orthogonal_gradient_and_decay() -> None
     before, gradient = matrix.detach().clone(), matrix.grad.clone()
     optimizer = Muon([{"params": [matrix]}], momentum=0.95, lr=0.01, weight_decay=0.1)
     optimizer.step()
-    direction = orthogonalize([gradient])[0]  # Newton-Schulz normalises, so the factor of the first average drops out
+    direction = orthogonalize([gradient])[0]  # Newton-Schulz normalises, so the factor of the first momentum cancels
     expected = before * (1 - 0.01 * 0.1) - 0.01 * 0.2 * math.sqrt(12) * direction
     torch.testing.assert_close(matrix.detach(), expected, atol=1e-6, rtol=1e-5)
 
 
-def test_muon_treats_everything_but_matrices_as_adamw_does() -> None:
+def test_muon_equals_adamw_except_on_matrices() -> None:
     ours, theirs = parameters((5,), (2, 3, 4)), parameters((5,), (2, 3, 4))
     Muon([{"params": ours}], momentum=0.95, lr=0.01, weight_decay=0.1).step()
     torch.optim.AdamW(theirs, lr=0.01, weight_decay=0.1, fused=True).step()
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
-def test_a_mark_of_infinity_makes_muon_skip_the_update() -> None:
+def test_muon_skips_the_update_when_found_inf_is_set() -> None:
     made = parameters((12, 8), (5,))
     before = [p.detach().clone() for p in made]
     made[0].grad[0, 0] = float("inf")
@@ -70,13 +70,13 @@ def test_muon_lowers_the_loss_and_resumes_bit_for_bit(tmp_path: Path) -> None:
     def trainer(run: Path) -> object:
         return tiny_trainer(run, num_steps=8, checkpoint_every=4, optim=MuonConfig(warmup_epochs=0))
 
-    whole = trainer(tmp_path / "a")
-    whole.train()
+    uninterrupted = trainer(tmp_path / "a")
+    uninterrupted.train()
     resumed = trainer(tmp_path / "b")
     resumed.hooks[-1].resume(resumed, read_checkpoint(list_checkpoints(tmp_path / "a")[0]))
     assert resumed.step == 4
     resumed.train()
-    expected = whole.method.state_dict()
+    expected = uninterrupted.method.state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in resumed.method.state_dict().items())
 
 

@@ -1,4 +1,4 @@
-"""Living bytes, against closed forms and against torch's profiler on a real step."""
+"""Live bytes, against closed forms and against torch's profiler on a real step."""
 
 import pytest
 import torch
@@ -6,47 +6,47 @@ from tiny_methods import step_of, tiny_batch, tiny_method
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from ssl_zoo.planning.allocation_tracker import ACTIVATIONS, GRADIENTS, WEIGHT_COPIES, Ledger
+from ssl_zoo.planning.allocation_tracker import ACTIVATIONS, GRADIENTS, WEIGHT_COPIES, AllocationTracker
 
 
-def test_storages_count_once_while_they_live_and_views_never() -> None:
-    with Ledger([]) as ledger:
+def test_storages_count_once_while_they_are_live_and_views_never() -> None:
+    with AllocationTracker([]) as tracker:
         kept = torch.ones(1000)
-        assert ledger.now[ACTIVATIONS] == 4000
+        assert tracker.live[ACTIVATIONS] == 4000
         halves = kept[:500] * 2
-        assert ledger.now[ACTIVATIONS] == 6000
+        assert tracker.live[ACTIVATIONS] == 6000
         del halves
-    assert ledger.now[ACTIVATIONS] == 4000 and ledger.peak[ACTIVATIONS] == 6000
+    assert tracker.live[ACTIVATIONS] == 4000 and tracker.peak[ACTIVATIONS] == 6000
 
 
-def test_what_autograd_holds_is_alive_until_it_is_differentiated() -> None:
+def test_saved_tensors_are_live_until_the_backward_pass() -> None:
     weight = torch.ones(100, requires_grad=True)
-    with Ledger([weight]) as ledger:
-        total = (weight * 3).exp().sum()  # the result of exp is saved, what went into it is not
-        assert ledger.now[ACTIVATIONS] == 400 + 4
+    with AllocationTracker([weight]) as tracker:
+        total = (weight * 3).exp().sum()  # the result of exp is saved, its input is not
+        assert tracker.live[ACTIVATIONS] == 400 + 4
         total.backward()
         assert weight.grad is not None
-        ledger.reassign(weight.grad, GRADIENTS)
-    assert ledger.now == {ACTIVATIONS: 4, WEIGHT_COPIES: 0, GRADIENTS: 400}  # the sum is held here
+        tracker.reassign(weight.grad, GRADIENTS)
+    assert tracker.live == {ACTIVATIONS: 4, WEIGHT_COPIES: 0, GRADIENTS: 400}  # the variable total
 
 
-def test_converted_weights_are_told_from_converted_activations() -> None:
+def test_converted_weights_and_converted_activations_are_different_kinds() -> None:
     layer = nn.Linear(30, 20)
-    with Ledger(layer.parameters()) as ledger, torch.autocast("cpu", torch.bfloat16):
+    with AllocationTracker(layer.parameters()) as tracker, torch.autocast("cpu", torch.bfloat16):
         result = layer(torch.ones(5, 30))
-        assert ledger.now[WEIGHT_COPIES] == 2 * (30 * 20 + 20)
+        assert tracker.live[WEIGHT_COPIES] == 2 * (30 * 20 + 20)
     assert result.dtype is torch.bfloat16
 
 
 @pytest.mark.parametrize("name", ["ijepa", "mae"])
-def test_the_peak_of_a_real_step_is_that_of_torchs_allocator(name: str) -> None:
+def test_the_peak_of_a_real_step_equals_the_profilers(name: str) -> None:
     method = tiny_method(name)
     batch = tiny_batch(method, name, num_images=64)
     method(batch, step_of(method)).loss.backward()
     method.zero_grad(set_to_none=True)
-    with Ledger([*method.parameters(), *batch.views]) as ledger:
+    with AllocationTracker([*method.parameters(), *batch.views.values()]) as tracker:
         method(batch, step_of(method)).loss.backward()
-    counted = sum(ledger.peak.values())
+    counted = sum(tracker.peak.values())
     method.zero_grad(set_to_none=True)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         method(batch, step_of(method)).loss.backward()

@@ -15,7 +15,7 @@ from ssl_zoo.targets import TeacherConfig
 
 
 def block_flops(tokens: int, dim: int) -> int:
-    """One pre-norm block: four projections of the attention, its two products, and the MLP of ratio 4."""
+    """FLOPs of one pre-norm block: four projections of the attention, its two matmuls, and the MLP of ratio 4."""
     return 2 * tokens * 12 * dim * dim + 2 * 2 * tokens * tokens * dim
 
 
@@ -36,7 +36,7 @@ def test_counted_flops_equal_the_closed_form() -> None:
     last_block = 2 * known * 2 * narrow**2 + 2 * target * 10 * narrow**2 + 2 * 2 * target * known * narrow
     predictor = 4 * last_block + 2 * context * dim * narrow + 4 * 2 * target * narrow * dim
     assert counted["forward"] == pytest.approx(teacher + student + predictor, rel=0.01)
-    # Every product is differentiated by both of its factors, but for that with the pixels.
+    # Both factors of every matmul are differentiated, except of the one with the pixels.
     backward = 2 * (student + predictor) - 2 * context * pixels * dim
     assert counted["backward"] == pytest.approx(backward, rel=0.01)
 
@@ -58,7 +58,7 @@ def test_a_method_on_the_meta_device_takes_no_memory() -> None:
     assert all(p.device == torch.device("meta") for p in method.parameters())
 
 
-def test_parameters_are_counted_with_and_without_averages() -> None:
+def test_parameters_are_counted_with_and_without_ema_weights() -> None:
     method = tiny_method("ijepa")
     total, trainable = count_parameters(method)
     frozen = sum(p.numel() for p in method.target.parameters())

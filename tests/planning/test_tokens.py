@@ -1,4 +1,4 @@
-"""Operations by formula against counted ones, at published sizes."""
+"""FLOPs by formula against counted ones, at published sizes."""
 
 import pytest
 
@@ -22,7 +22,7 @@ discover()
         ("data2vec", ViTConfig()),
     ],
 )
-def test_tokens_times_weights_plus_attention_give_the_counted_operations_within_3_percent(
+def test_tokens_times_weights_plus_attention_give_the_counted_flops_within_3_percent(
     name: str, backbone: ViTConfig
 ) -> None:
     method_class, config = METHODS.get(name), METHODS.config_of(name)()
@@ -45,11 +45,11 @@ def test_tokens_of_a_masked_method_are_those_of_its_masks() -> None:
     )
     views = build_views(config, backbone)
     batch = plan_batch(views, build_generators(views, masks, backbone))
-    seen = {stack.name: stack for stack in stacks(method, batch)}
-    assert {name: stack.tokens for name, stack in seen.items()} == {
+    found = {stack.name: stack for stack in stacks(method, batch)}
+    assert {name: stack.tokens for name, stack in found.items()} == {
         "target.encoder": 64,
         "encoder": 16,
         "predictor": 4 * (16 + 16),
     }
-    assert seen["predictor"].pairs == 4 * 32**2
-    assert not seen["target.encoder"].is_trained and seen["encoder"].is_trained
+    assert found["predictor"].pairs == 4 * 32**2
+    assert not found["target.encoder"].is_trained and found["encoder"].is_trained

@@ -23,7 +23,7 @@ from ssl_zoo.engine.optim import AdamWConfig, MuonConfig
 from ssl_zoo.engine.settings import Device, Parallel, Precision
 from ssl_zoo.engine.trainer import NonFiniteLoss, Trainer
 from ssl_zoo.method import METHODS, Output, Progress, build_method
-from ssl_zoo.planning.memory_simulation import rehearse
+from ssl_zoo.planning.memory_simulation import simulate_memory
 from ssl_zoo.planning.scale import replicated
 from ssl_zoo.registry import discover
 from ssl_zoo.targets import PixelsConfig
@@ -208,7 +208,7 @@ def test_sharded_on_one_gpu_trains_as_alone(tmp_path: Path) -> None:
 def test_a_step_takes_the_memory_that_was_planned(recipe: str) -> None:
     settings = ["trainer.batch_size=32", "trainer.num_steps=4", "trainer.precision=bf16"]
     config = compose(ROOT / "configs" / f"{recipe}.yaml", settings).config
-    planned = replicated(rehearse(config, images_per_rank=32), world_size=1).peak
+    planned = replicated(simulate_memory(config, images_per_rank=32), world_size=1).peak
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()

@@ -1,23 +1,23 @@
-"""Every fault is survived: the scenarios of tools/inject_faults.py, one test each."""
+"""Every fault is survived: one test per scenario of tools/inject_faults.py."""
 
 from pathlib import Path
 
 import pytest
 
 from ssl_zoo.testing.faults.catalogue import SCENARIOS
-from ssl_zoo.testing.faults.scenario import Laboratory
+from ssl_zoo.testing.faults.scenario import Bench
 from ssl_zoo.tools.inject_faults import main
 
 
 @pytest.fixture(scope="module")
-def laboratory(tmp_path_factory: pytest.TempPathFactory) -> Laboratory:
-    return Laboratory(tmp_path_factory.mktemp("faults"))
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    return Bench(tmp_path_factory.mktemp("faults"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_a_fault_is_survived(laboratory: Laboratory, name: str) -> None:
-    report = SCENARIOS[name].run(laboratory)
+def test_a_fault_is_survived(bench: Bench, name: str) -> None:
+    report = SCENARIOS[name].run(bench)
     if report.impossible:
         pytest.skip(report.impossible)
     assert report.problem is None
@@ -25,7 +25,7 @@ def test_a_fault_is_survived(laboratory: Laboratory, name: str) -> None:
 
 
 @pytest.mark.slow
-def test_the_tool_prints_the_table_and_keeps_it(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_the_tool_prints_and_writes_the_table(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     out = tmp_path / "table.md"
     assert main(["--only", "half_written", "--folder", str(tmp_path / "disk"), "--out", str(out)]) == 0
     printed = capsys.readouterr()

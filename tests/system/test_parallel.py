@@ -1,4 +1,4 @@
-"""One, two and four processes, data-parallel or sharded: the same training, and one goes on with what another saved."""
+"""DDP and FSDP2 on one, two and four processes: equal trainings, and any layout resumes from any other."""
 
 import json
 import os
@@ -50,7 +50,7 @@ def assert_same_training(job: Job, reference: Job, tolerance: float = 1e-5) -> N
     gradients = [name for name in tensors if name.startswith("gradient.")]
     assert gradients
     largest = max(others[name].norm() for name in gradients)
-    for name in gradients:  # of the whole, since some are zero but for rounding, e.g. those of biases on keys
+    for name in gradients:  # relative to the largest, since some are zero up to rounding, e.g. those of key biases
         assert (tensors[name] - others[name]).norm() <= tolerance * max(others[name].norm(), 1e-3 * largest), (
             job,
             name,
@@ -62,7 +62,7 @@ def assert_same_training(job: Job, reference: Job, tolerance: float = 1e-5) -> N
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2, 4])
-def test_all_methods_train_alike_however_they_are_divided(tmp_path: Path, ranks: int) -> None:
+def test_all_methods_train_equally_under_ddp_and_fsdp2(tmp_path: Path, ranks: int) -> None:
     alone = [Job(name, str(tmp_path / "alone" / name), settings=STEPS) for name in METHODS.names()]
     for job in alone:
         job.run(ALONE)
@@ -78,7 +78,7 @@ def test_all_methods_train_alike_however_they_are_divided(tmp_path: Path, ranks:
 
 
 @pytest.mark.slow
-def test_a_run_saved_in_any_layout_goes_on_in_any_other(tmp_path: Path) -> None:
+def test_a_run_saved_in_any_layout_resumes_in_any_other(tmp_path: Path) -> None:
     def folder(*parts: object) -> Path:
         return tmp_path / "_".join(str(part) for part in parts)
 
@@ -86,9 +86,9 @@ def test_a_run_saved_in_any_layout_goes_on_in_any_other(tmp_path: Path) -> None:
         return Job("ijepa", str(folder(*parts)), parallel, stop, settings={"num_steps": 4, "checkpoint_every": 4})
 
     for ranks in (1, 2, 4):
-        whole = [job("whole", ranks, parallel, parallel=parallel) for parallel in ("ddp", "fsdp2")]
+        full = [job("full", ranks, parallel, parallel=parallel) for parallel in ("ddp", "fsdp2")]
         cut = [job("cut", ranks, parallel, parallel=parallel, stop=2) for parallel in ("ddp", "fsdp2")]
-        run_jobs([*whole, *cut], ranks, tmp_path)
+        run_jobs([*full, *cut], ranks, tmp_path)
     for ranks in (1, 2, 4):
         resumed = []
         for parallel in ("ddp", "fsdp2"):
@@ -96,21 +96,21 @@ def test_a_run_saved_in_any_layout_goes_on_in_any_other(tmp_path: Path) -> None:
                 resumed.append(job("from", *origin, "to", ranks, parallel, parallel=parallel))
                 shutil.copytree(folder("cut", *origin), resumed[-1].folder)
         run_jobs(resumed, ranks, tmp_path)
-    expected = [line["loss"] for line in records(folder("whole", 1, "ddp"))]
+    expected = [line["loss"] for line in records(folder("full", 1, "ddp"))]
     for origin in LAYOUTS:
         for layout in LAYOUTS:
             there = folder("from", *origin, "to", *layout)
             assert [line["loss"] for line in records(there)] == pytest.approx(expected, rel=1e-5), (origin, layout)
-        resumed, whole = (
+        resumed, full = (
             load_file(place / "outcome.safetensors")
-            for place in (folder("from", *origin, "to", *origin), folder("whole", *origin))
+            for place in (folder("from", *origin, "to", *origin), folder("full", *origin))
         )
-        weights = [name for name in whole if name.startswith("weight.")]
-        assert weights and all(torch.equal(resumed[name], whole[name]) for name in weights), origin
+        weights = [name for name in full if name.startswith("weight.")]
+        assert weights and all(torch.equal(resumed[name], full[name]) for name in weights), origin
 
 
 @pytest.mark.slow
-def test_muon_sees_whole_matrices(tmp_path: Path) -> None:
+def test_muon_gathers_full_matrices(tmp_path: Path) -> None:
     alone, sharded = Job("mae", str(tmp_path / "alone"), muon=True), Job("mae", str(tmp_path / "3"), "fsdp2", muon=True)
     alone, sharded = (Job(**{**vars(j), "settings": {**STEPS, "batch_size": 6}}) for j in (alone, sharded))
     alone.run(ALONE)
@@ -118,7 +118,7 @@ def test_muon_sees_whole_matrices(tmp_path: Path) -> None:
     tensors, expected = (load_file(Path(j.folder) / "outcome.safetensors") for j in (sharded, alone))
     for name in expected:
         if name.startswith("weight.") and name.endswith("weight") and expected[name].ndim == 2:
-            # Directions of small singular values are made as long as the others, and so are their rounding errors.
+            # Orthogonalisation amplifies directions of small singular values, and their rounding errors with them.
             assert relative_error(tensors[name], expected[name]) < 1e-4, name
 
 

@@ -1,4 +1,4 @@
-"""Trainings as jobs, as their users submit them: submitit's local executor, real processes, real signals."""
+"""Training jobs through submitit's local executor, with real processes and real signals."""
 
 import json
 import os
@@ -24,18 +24,18 @@ def submit(output: Path, *arguments: str) -> subprocess.Popen:
 
 def finish(process: subprocess.Popen, run: Path) -> str:
     output, _ = process.communicate(timeout=500)
-    # Errors last: of a long report the end is what is read.
+    # Errors last, since a long report shows its end.
     logs = [path for kind in ("out", "err") for path in sorted((run / "slurm").glob(f"*_log.{kind}"))]
     assert process.returncode == 0, output + "".join(path.read_text() for path in logs)
     return output
 
 
 @pytest.mark.slow
-def test_a_preempted_job_of_two_ranks_is_requeued_and_ends_as_the_uninterrupted_one(tmp_path: Path) -> None:
+def test_a_preempted_job_of_two_ranks_is_requeued_and_equals_the_uninterrupted_one(tmp_path: Path) -> None:
     pytest.importorskip("submitit")
-    said = finish(submit(tmp_path / "whole", "--gpus-per-node", "2"), tmp_path / "whole")
-    assert f"2 ranks, run directory {tmp_path / 'whole'}" in said and "logs: " in said
-    assert json.loads((tmp_path / "whole" / "environment.json").read_text())["world_size"] == 2
+    output = finish(submit(tmp_path / "uninterrupted", "--gpus-per-node", "2"), tmp_path / "uninterrupted")
+    assert f"2 ranks, run directory {tmp_path / 'whole'}" in output and "logs: " in output
+    assert json.loads((tmp_path / "uninterrupted" / "environment.json").read_text())["world_size"] == 2
     process = submit(tmp_path / "preempted", "--gpus-per-node", "2", "trainer.checkpoint_every=1000")
     wait_for_step(tmp_path / "preempted", 3, process)
     (script,) = (tmp_path / "preempted" / "slurm").glob("*_0_log.out")
@@ -43,7 +43,7 @@ def test_a_preempted_job_of_two_ranks_is_requeued_and_ends_as_the_uninterrupted_
         os.kill(task, signal.SIGUSR2)
     finish(process, tmp_path / "preempted")
     assert "Requeued job" in "".join(p.read_text() for p in (tmp_path / "preempted" / "slurm").glob("*_0_log.*"))
-    assert records(tmp_path / "preempted") == records(tmp_path / "whole")
+    assert records(tmp_path / "preempted") == records(tmp_path / "uninterrupted")
 
 
 @pytest.mark.slow
@@ -54,7 +54,7 @@ def test_a_job_that_fails_ends_with_an_error(tmp_path: Path) -> None:
     assert process.returncode == 1
 
 
-def test_what_can_be_checked_is_checked_before_anything_is_submitted(tmp_path: Path, capsys) -> None:
+def test_configuration_errors_are_found_before_the_submission(tmp_path: Path, capsys) -> None:
     for arguments, hint in (
         (["--nodes", "3"], "trainer.batch_size=16 is no multiple of 3 ranks"),
         (["trainer.num_stepz=3"], "trainer.num_steps"),
@@ -64,12 +64,12 @@ def test_what_can_be_checked_is_checked_before_anything_is_submitted(tmp_path: P
     assert not (tmp_path / "run").exists()
 
 
-def test_without_a_cluster_the_remedy_is_told(tmp_path: Path, capsys, monkeypatch) -> None:
+def test_the_error_without_a_cluster_has_a_remedy(tmp_path: Path, capsys, monkeypatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert main(["--config", str(DEMO), *TINY, f"output_dir={tmp_path / 'run'}"]) == 1
     error = capsys.readouterr().err
     assert "this machine has no sbatch" in error or "pip install 'ssl-zoo[slurm]'" in error
 
 
-def test_limits_of_time_are_read_as_slurm_writes_them() -> None:
+def test_time_limits_have_slurms_formats() -> None:
     assert [minutes(text) for text in ("90", "12:30:00", "3-01:00:00")] == [90, 750, 4380]

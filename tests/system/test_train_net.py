@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from tiny_commands import DEMO, ROOT, TINY, children_of, records, wait_for_step
 
-from ssl_zoo.engine.checkpoint.state import list_checkpoints, sealed
+from ssl_zoo.engine.checkpoint.state import hashed_manifest, list_checkpoints
 from ssl_zoo.registry import discover
 from ssl_zoo.tools.train_net import main
 
@@ -94,7 +94,7 @@ def test_a_signal_saves_and_ends_the_run_without_a_traceback(tmp_path: Path, num
     assert process.returncode == 0 and "Traceback" not in output
     (checkpoint,) = list_checkpoints(tmp_path)
     assert int(checkpoint.name.removeprefix("step_")) == records(tmp_path)[-1]["step"]
-    assert "the same command goes on from there" in output
+    assert "the same command resumes it" in output
 
 
 def test_a_finished_run_is_reported_and_not_trained_further(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -237,7 +237,10 @@ def test_a_checkpoint_with_other_settings_lists_them(tmp_path: Path, capsys: pyt
     assert run_main(f"output_dir={tmp_path}", "trainer.num_steps=2") == 0
     assert run_main(f"output_dir={tmp_path}", "trainer.num_steps=2", "backbone.depth=1", "seed=3") == 1
     error = capsys.readouterr().err
-    assert "backbone.depth: 2 there, 1 here" in error and "seed: 0 there, 3 here" in error
+    assert (
+        "backbone.depth: 2 in the checkpoint, 1 in this run" in error
+        and "seed: 0 in the checkpoint, 3 in this run" in error
+    )
 
 
 def test_a_collapse_stops_the_run_with_its_reason_and_the_run_can_resume(
@@ -264,9 +267,9 @@ def test_a_run_of_a_version_without_a_key_resumes_with_its_default(
     manifest = list_checkpoints(tmp_path)[-1] / "manifest.json"
     content = json.loads(manifest.read_text())
     del content["sha256"], content["config"]["optim"]["milestones"]
-    manifest.write_text(sealed(content))
+    manifest.write_text(hashed_manifest(content))
     assert run_main(f"output_dir={tmp_path}", "trainer.num_steps=2", "optim.milestones=[7]") == 1
-    assert "optim.milestones: [] there, [7.0] here" in capsys.readouterr().err
+    assert "optim.milestones: [] in the checkpoint, [7.0] in this run" in capsys.readouterr().err
     assert run_main(f"output_dir={tmp_path}", "trainer.num_steps=2") == 0
 
 

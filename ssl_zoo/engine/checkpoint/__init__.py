@@ -1,1 +1,1 @@
-"""Checkpoints: what a folder holds and how it is verified, when it is written, and the files of its tensors."""
+"""Checkpoints: content and verification (``state``), saving (``saver``), and the files of tensors (``storage``)."""

@@ -1,4 +1,4 @@
-"""Saving while training goes on: the state is copied at once, and written by every rank in a thread of its own."""
+"""Asynchronous saving: the state is copied at once, and every rank writes its share in a thread."""
 
 import json
 import logging
@@ -17,14 +17,14 @@ from torch.distributed.checkpoint import DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import MetadataIndex
 from torch.distributed.tensor import DTensor
 
-from ssl_zoo.engine.checkpoint.state import FORMAT, checkpoint_path, list_checkpoints, sealed, step_of
+from ssl_zoo.engine.checkpoint.state import FORMAT, checkpoint_path, hashed_manifest, list_checkpoints, step_of
 from ssl_zoo.engine.checkpoint.storage import CheckpointError, Fingerprint, SafetensorsWriter, fingerprint, key_of
 from ssl_zoo.engine.distributed import Processes, concerns_another_rank
 from ssl_zoo.engine.sharding import local, reshard
 from ssl_zoo.io import publish_directory
 
 log = logging.getLogger(__name__)
-# torch's own log of saving; it would tell every error twice, with its traceback in a single line.
+# DCP's own log would repeat every error, with its traceback in a single line.
 logging.getLogger("c10d-NullHandler-dcp_logger").propagate = False
 
 
@@ -32,9 +32,9 @@ class Saver:
     """Writes the checkpoints of a run, one at a time; all ranks call each method at the same step.
 
     Args:
-        keep: so many of the newest are kept.
-        keep_every: those whose step is a multiple of it are kept as well; 0 = none.
-        in_background: write while training goes on; ``wait`` tells when and whether it is done.
+        keep: number of newest checkpoints that are kept.
+        keep_every: checkpoints whose step is a multiple of this are kept as well; 0 = none.
+        in_background: write while training continues; ``wait`` waits for the end and raises errors.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Saver:
     ) -> None:
         self.run, self.ranks, self.keep, self.keep_every = run, ranks, keep, keep_every
         self.in_background = in_background
-        self._copies: dict[str, Tensor] = {}  # kept: the first touch of new memory takes longer than the copy
+        self._copies: dict[str, Tensor] = {}  # reused: the first touch of new memory takes longer than the copy
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
 
@@ -54,7 +54,7 @@ class Saver:
         hooks: Mapping[str, Any],
         manifest: Mapping[str, Any],
     ) -> None:
-        """Save the state after ``step`` steps; afterwards it may change.
+        """Save the state after ``step`` steps; it may change once this returns.
 
         Raises:
             CheckpointError: this or, in the background, an earlier checkpoint could not be written.
@@ -73,8 +73,8 @@ class Saver:
         """Wait for the checkpoint that is being written.
 
         Raises:
-            CheckpointError: it could not be written; told once.
-            RuntimeError: another rank was lost meanwhile, as torch's collectives tell it.
+            CheckpointError: it could not be written; raised once.
+            RuntimeError: another rank was lost during the save, as torch's collectives report it.
         """
         if self._thread is not None:
             self._thread.join()
@@ -83,7 +83,7 @@ class Saver:
             raise error
 
     def _copied(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors in memory of the host that no training step writes to, unless it waits."""
+        """Copy the tensors to host memory, unless training waits for a save that can read them in place."""
         tensors = {key: local(tensor.detach()) for key, tensor in state.items()}
         on_gpu = any(tensor.is_cuda for tensor in tensors.values())
         if not on_gpu and not self.in_background:
@@ -124,26 +124,26 @@ class Saver:
             self._error = self._explained(error, final)
             if ranks.is_main:
                 log.error("%s", self._error)
-                shutil.rmtree(temporary, ignore_errors=True)  # its space may be what is missing
+                shutil.rmtree(temporary, ignore_errors=True)  # frees space on a full disk
 
     def _explained(self, error: BaseException, final: Path) -> Exception:
-        """What ends the run: the error itself where another rank is to blame, which ``processes`` explains."""
+        """Return the error that ends the run: the original where another rank failed, which ``processes`` explains."""
         failures = error.failures if isinstance(error, dcp.CheckpointException) else {}
         for cause in (error, *(reason[0] for reason in failures.values())):
             if concerns_another_rank(cause):
                 return cause
         reasons = [f"rank {rank}: {reason[0]}" for rank, reason in sorted(failures.items())] or [str(error)]
         found = list_checkpoints(self.run)
-        newest = f"the newest that is whole is {found[-1]}" if found else "no other is there"
+        newest = f"the newest complete one is {found[-1]}" if found else "there is no other"
         explained = CheckpointError(
             f"the checkpoint {final} could not be written ({'; '.join(reasons[:3])}); {newest}. Make room or choose "
-            "another output_dir=..., and give the same command again"
+            "another output_dir=..., and run the same command again"
         )
         explained.__cause__ = error
         return explained
 
     def _remove_old(self, step: int) -> None:
-        """Only those up to this step: later ones are of a continuation that was left for an earlier checkpoint."""
+        """Remove checkpoints up to this step; later ones are from before the run was resumed at an earlier step."""
         old = [path for path in list_checkpoints(self.run) if step_of(path) <= step][: -self.keep]
         for path in old:
             if not self.keep_every or step_of(path) % self.keep_every:
@@ -151,7 +151,7 @@ class Saver:
 
 
 class _CopiesPlanner(DefaultSavePlanner):
-    """Plans by the shapes of the live state, and saves copies of it."""
+    """Plans by the live state and saves copies of it."""
 
     def __init__(self, copies: Mapping[str, Tensor]) -> None:
         super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
@@ -162,13 +162,13 @@ class _CopiesPlanner(DefaultSavePlanner):
 
 
 def clear_leftovers(run: Path) -> None:
-    """Remove what saves and removals that were cut off have left."""
+    """Remove the folders of interrupted saves and removals."""
     for leftover in (run / "checkpoints").glob(".step_*"):
         shutil.rmtree(leftover)
 
 
 def _state(method: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Every tensor of the training state under its key, undivided or this rank's part of it."""
+    """Collect every tensor of the training state under its key, full or sharded."""
     reshard(method)
     state = {key_of("method", name): tensor for name, tensor in method.state_dict().items()}
     for name, parameter in method.named_parameters():
@@ -178,35 +178,35 @@ def _state(method: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Ten
 
 
 def _own_share(state: Mapping[str, Tensor], ranks: Processes) -> dict[str, Tensor]:
-    """What this rank writes: its parts of divided tensors, and a fair share of those that all ranks hold."""
+    """Select what this rank writes: its shards, and a balanced share of the tensors that all ranks hold."""
     load, own = [0] * ranks.world_size, {}
-    undivided = [key for key, tensor in state.items() if not isinstance(tensor, DTensor)]
-    # By name where sizes are equal: moments come in another order after they have been read.
-    for key in sorted(undivided, key=lambda key: (-state[key].nbytes, key)):
+    replicated = [key for key, tensor in state.items() if not isinstance(tensor, DTensor)]
+    # By name where sizes are equal: after a resume moments are in another order.
+    for key in sorted(replicated, key=lambda key: (-state[key].nbytes, key)):
         rank = load.index(min(load))
         load[rank] += state[key].nbytes
         if rank == ranks.rank:
             own[key] = state[key]
-    divided = {key: tensor for key, tensor in state.items() if isinstance(tensor, DTensor)}
-    return own | {key: tensor for key, tensor in divided.items() if tensor.to_local().numel()}
+    sharded = {key: tensor for key, tensor in state.items() if isinstance(tensor, DTensor)}
+    return own | {key: tensor for key, tensor in sharded.items() if tensor.to_local().numel()}
 
 
 def _publish(temporary: Path, final: Path, files: Mapping[str, Fingerprint], content: Mapping[str, Any]) -> None:
     for name, expected in files.items():
         file = temporary / name
         if not file.is_file() or file.stat().st_size != expected["bytes"]:
-            raise OSError(f"{file} of another rank is not whole here: output_dir must be one folder for all ranks")
+            raise OSError(f"{file} of another rank is incomplete here: output_dir must be one folder for all ranks")
     state = temporary / "state.json"
     state.write_text(content["state.json"])
     everything = {**files, state.name: fingerprint(state)}
-    (temporary / "manifest.json").write_text(sealed({**content["manifest"], "files": everything}))
-    if final.exists():  # of a continuation that was left for an earlier checkpoint
+    (temporary / "manifest.json").write_text(hashed_manifest({**content["manifest"], "files": everything}))
+    if final.exists():  # from before the run was resumed at an earlier step
         _remove(final)
     publish_directory(temporary, final)
 
 
 def _remove(path: Path) -> None:
-    """Remove a checkpoint so that no part of it is ever found under its name."""
+    """Remove a checkpoint so that no incomplete folder ever has its name."""
     leaving = path.with_name(f".{path.name}.removed")
     path.rename(leaving)
     shutil.rmtree(leaving)

@@ -1,9 +1,9 @@
-"""Checkpoints: a folder a step, whole or not there, verified before a single tensor is used.
+"""Checkpoints: one folder per step, published atomically and verified before any tensor is used.
 
 ``checkpoints/step_00001000/`` holds ``method.safetensors`` (every network of the method under its state-dict name) and
 ``optimizer.safetensors`` (moments as ``parameter name:moment``), each as one file per rank where several wrote it,
 ``state.json`` (hooks) and ``manifest.json`` (step, config, versions, size and SHA-256 of every file and of the manifest
-itself). Nothing in it can execute code when read. Any number of ranks reads what any other number has written.
+itself). No file can execute code when read. Any number of ranks can read what any other number has written.
 """
 
 import hashlib
@@ -36,17 +36,17 @@ __all__ = [
 ]
 
 FORMAT = 2
-_READABLE = (1, FORMAT)  # 1: always one file a part, and no SHA-256 of the manifest itself
+_READABLE = (1, FORMAT)  # 1: always one file per part, and no SHA-256 of the manifest itself
 _STEP = re.compile(r"step_(\d{8,})")
 _PART = re.compile(r"(method|optimizer)(_\d{5,}_of_\d{5,})?\.safetensors")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A verified checkpoint; its tensors are read when they are asked for.
+    """A verified checkpoint, whose tensors are read on demand.
 
     Attributes:
-        hooks: states of hooks by their names.
+        hooks: states of hooks by name.
     """
 
     path: Path
@@ -64,29 +64,29 @@ def checkpoint_path(run: Path, step: int) -> Path:
 
 
 def step_of(path: Path) -> int:
-    """The step of a checkpoint's folder."""
+    """Parse the step from the name of a checkpoint's folder."""
     return int(_STEP.fullmatch(path.name)[1])
 
 
 def list_checkpoints(run: Path) -> list[Path]:
-    """Published checkpoint folders of a run, oldest first."""
+    """List the published checkpoints of a run, oldest first."""
     found = [path for path in (run / "checkpoints").glob("step_*") if _STEP.fullmatch(path.name) and path.is_dir()]
     return sorted(found, key=step_of)
 
 
-def sealed(manifest: Mapping[str, Any]) -> str:
-    """The text of a manifest with the SHA-256 of all the rest of it."""
-    return json.dumps({**manifest, "sha256": _seal(manifest)}, indent=1)
+def hashed_manifest(manifest: Mapping[str, Any]) -> str:
+    """Return a manifest as JSON, with the SHA-256 of its other entries."""
+    return json.dumps({**manifest, "sha256": _sha256(manifest)}, indent=1)
 
 
 def read_checkpoint(path: Path, *, optimizer: bool = True) -> Checkpoint:
-    """Open a checkpoint after comparing every file with its manifest.
+    """Verify every file of a checkpoint against its manifest and open it.
 
     Args:
-        optimizer: the optimizer's moments too, which are often twice as large as the networks.
+        optimizer: whether to verify and open the optimizer's state, often twice as large as the networks, as well.
 
     Raises:
-        CheckpointError: a file is missing, cut short, altered or no regular file, or the format is unknown.
+        CheckpointError: a file is missing, truncated, altered or no regular file, or the format is unknown.
     """
     manifest = _manifest(path)
     files: dict[str, list[Path]] = {"method": [], "optimizer": []}
@@ -105,10 +105,10 @@ def read_checkpoint(path: Path, *, optimizer: bool = True) -> Checkpoint:
 
 
 def restore(checkpoint: Checkpoint, method: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
-    """Put a checkpoint's tensors into a method and, where training goes on, its optimizer; of divided ones a part.
+    """Load a checkpoint into a method and, to resume training, its optimizer; of sharded tensors this rank's shard.
 
     Raises:
-        CheckpointError: names, shapes or types differ; nothing has been changed then.
+        CheckpointError: names, shapes or dtypes differ; nothing has been changed then.
     """
     saved: dict[str, dict[str, TensorStorageMetadata]] = {"method": {}, "optimizer": {}}
     for key, tensor in checkpoint.reader.tensors.items():
@@ -126,18 +126,18 @@ def restore(checkpoint: Checkpoint, method: nn.Module, optimizer: torch.optim.Op
         {key: tensor for key, tensor in wanted.items() if local(tensor).numel()},
         storage_reader=checkpoint.reader,
         planner=DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
-        no_dist=True,  # every rank reads its own parts, and files are the same for all
+        no_dist=True,  # every rank reads its own shards from the same files
     )
 
 
 def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], origin: str) -> None:
-    """Put tensors under the names of its state dict into a module, all of them or none.
+    """Load tensors by their state-dict names into a module, all of them or none.
 
     Args:
-        origin: where they come from, for the message.
+        origin: source of the tensors, for error messages.
 
     Raises:
-        CheckpointError: names, shapes or types differ.
+        CheckpointError: names, shapes or dtypes differ.
     """
     _require_same(module.state_dict(), {name: (t.shape, t.dtype) for name, t in tensors.items()}, origin)
     module.load_state_dict(tensors)
@@ -149,12 +149,12 @@ def _require_same(
     problems = [f"{name} is missing" for name in own if name not in there]
     problems += [f"{name} is not part of this model" for name in there if name not in own]
     problems += [
-        f"{name} is {list(shape)} there, {list(own[name].shape)} here"
+        f"{name} has shape {list(shape)}, this model {list(own[name].shape)}"
         for name, (shape, _) in there.items()
         if name in own and own[name].shape != shape
     ]
     problems += [
-        f"{name} holds {dtype} there, {own[name].dtype} here"
+        f"{name} has dtype {dtype}, this model {own[name].dtype}"
         for name, (_, dtype) in there.items()
         if name in own and own[name].is_floating_point() != dtype.is_floating_point
     ]
@@ -166,14 +166,14 @@ def _require_same(
 def _moments(
     method: nn.Module, saved: Mapping[str, TensorStorageMetadata], origin: Path
 ) -> dict[nn.Parameter, dict[str, tuple[str, Tensor]]]:
-    """Tensors to fill for each parameter: moment -> (key, tensor), divided as the parameter where of its shape."""
+    """Allocate the state of each parameter as moment -> (key, tensor), sharded as the parameter where of its shape."""
     parameters, moments = dict(method.named_parameters()), {}
     for full_name, stored in saved.items():
         name, _, moment = full_name.rpartition(":")
         if name not in parameters:
             raise CheckpointError(f"{origin} has optimizer state of {name}, which is not part of this model")
         parameter = parameters[name]
-        # Step counters stay where the fused kernels expect them; moments live beside their parameter.
+        # Fused kernels expect step counters on the device of the parameter, unsharded.
         if stored.size == parameter.shape:
             value = torch.zeros_like(parameter.detach(), dtype=stored.properties.dtype)
         else:
@@ -183,7 +183,7 @@ def _moments(
 
 
 def _manifest(path: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint, as far as it can be trusted without its files."""
+    """Read a manifest and verify what can be verified without the other files."""
     file = path / "manifest.json"
     if not file.is_file() or file.is_symlink():
         raise CheckpointError(f"{path} is no checkpoint: it has no manifest.json. {_alternatives(path)}")
@@ -192,7 +192,7 @@ def _manifest(path: Path) -> dict[str, Any]:
         known, files = manifest.get("format"), manifest["files"]
         if known not in _READABLE:
             raise CheckpointError(f"{path} has checkpoint format {known}, this version reads 1 and {FORMAT}")
-        if known > 1 and manifest.pop("sha256") != _seal(manifest):
+        if known > 1 and manifest.pop("sha256") != _sha256(manifest):
             raise ValueError("it does not match its own SHA-256")
         step = manifest["step"]
         if not isinstance(step, int) or (_STEP.fullmatch(path.name) and step_of(path) != step):
@@ -214,7 +214,7 @@ def _verify(path: Path, name: str, expected: Mapping[str, Any]) -> None:
         raise CheckpointError(f"{path} is damaged: {name} is missing. {_alternatives(path)}")
     if file.stat().st_size != expected["bytes"]:
         raise CheckpointError(
-            f"{path} is damaged: {name} has {file.stat().st_size} bytes, its manifest says {expected['bytes']}. "
+            f"{path} is damaged: {name} has {file.stat().st_size} bytes, not {expected['bytes']}. "
             + _alternatives(path)
         )
     try:
@@ -225,8 +225,8 @@ def _verify(path: Path, name: str, expected: Mapping[str, Any]) -> None:
         raise CheckpointError(f"{path} is damaged: {name} does not match its SHA-256. {_alternatives(path)}")
 
 
-def _seal(manifest: Mapping[str, Any]) -> str:
-    # Through text once, so that tuples are lists as they will be when read.
+def _sha256(manifest: Mapping[str, Any]) -> str:
+    # Through JSON once, so that tuples become lists as they will be when read.
     plain = json.loads(json.dumps(manifest))
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
@@ -234,5 +234,5 @@ def _seal(manifest: Mapping[str, Any]) -> str:
 def _alternatives(path: Path) -> str:
     others = [str(other) for other in list_checkpoints(path.parent.parent) if other != path]
     if not others:
-        return "No other checkpoint is there; remove the run directory to start anew."
-    return f"To go on from an earlier one, pass --resume {others[-1]}"
+        return "There is no other checkpoint; remove the run directory to start again."
+    return f"To resume from an earlier one, pass --resume {others[-1]}"

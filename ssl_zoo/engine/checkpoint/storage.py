@@ -1,7 +1,9 @@
-"""Tensors of a checkpoint as safetensors files, one a part and rank, behind torch.distributed.checkpoint.
+"""Storage of torch.distributed.checkpoint (DCP): safetensors files, one per part and rank.
 
-torch's own storage keeps places of tensors in a pickle, which can execute code when read. Here every file says itself,
-in its JSON header, which piece of which tensor it holds; a file of undivided tensors is a plain safetensors file.
+The JSON header of a file names the shards that it holds; a file of full tensors alone is a plain safetensors file.
+DCP's default storage keeps that index in a pickle, which can execute code when read. Its HuggingFaceStorageWriter and
+-Reader (torch 2.14) need no pickle, but store no full shapes, so that a missing middle shard loads as unchanged values
+without an error; they don't verify or hash files, and publish no folder atomically.
 """
 
 import hashlib
@@ -31,7 +33,7 @@ from ssl_zoo.io import fsync_path
 
 Fingerprint = Mapping[str, Any]  # "bytes" and "sha256" of a file
 
-_PIECES = "pieces"  # key of a header: {tensor: [offsets of the piece, shape of the whole]}
+_SHARDS = "pieces"  # key of a header: {tensor: [offsets of the shard, shape of the full tensor]}
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -47,20 +49,21 @@ _DTYPES = {
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that can't be used or written; the message says which, why and what to do."""
+    """A checkpoint can't be used or written; the message names it, the reason and the remedy."""
 
 
 def key_of(part: str, name: str) -> str:
-    """The key of a tensor in a state of several parts, e.g. ``method/encoder.norm.weight``."""
+    """Return the key of a tensor in a state of several parts, e.g. ``method/encoder.norm.weight``."""
     return f"{part}/{name}"
 
 
 def file_name(part: str, rank: int, world_size: int) -> str:
-    """``method.safetensors``, or ``method_00001_of_00008.safetensors`` where several ranks write."""
+    """Return ``method.safetensors``, or ``method_00001_of_00008.safetensors`` where several ranks write."""
     return f"{part}.safetensors" if world_size == 1 else f"{part}_{rank + 1:05d}_of_{world_size:05d}.safetensors"
 
 
 def fingerprint(file: Path) -> dict[str, Any]:
+    """Return size and SHA-256 of a file."""
     digest = hashlib.sha256()
     with open(file, "rb") as content:
         while chunk := content.read(1 << 24):
@@ -69,11 +72,11 @@ def fingerprint(file: Path) -> dict[str, Any]:
 
 
 class SafetensorsWriter(StorageWriter):
-    """Writes this rank's pieces into a folder, flushed and read back.
+    """Writes this rank's tensors and shards into a folder, flushes the files and reads them back.
 
     Args:
-        folder: made by the main rank; seen by all ranks.
-        prepare: called on the main rank before.
+        folder: created by the main rank on a file system that all ranks share.
+        prepare: called on the main rank before it creates the folder.
         publish: called on the main rank with the fingerprints of all ranks' files when they are complete.
     """
 
@@ -104,18 +107,18 @@ class SafetensorsWriter(StorageWriter):
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         tensors: dict[str, dict[str, Tensor]] = defaultdict(dict)
-        pieces: dict[str, dict[str, list[list[int]]]] = defaultdict(dict)
+        shards: dict[str, dict[str, list[list[int]]]] = defaultdict(dict)
         items = defaultdict(list)
         for item in plan.items:
             part, _, name = item.index.fqn.partition("/")
             items[part].append(item)
             tensors[part][name] = planner.resolve_data(item)
             if item.tensor_data.chunk.sizes != item.tensor_data.size:
-                pieces[part][name] = [list(item.tensor_data.chunk.offsets), list(item.tensor_data.size)]
+                shards[part][name] = [list(item.tensor_data.chunk.offsets), list(item.tensor_data.size)]
         results = []
         for part, content in tensors.items():
             file = self.folder / file_name(part, self.rank, self.world_size)
-            written = (file.name, _write(file, content, pieces[part]))
+            written = (file.name, _write(file, content, shards[part]))
             results += [WriteResult(item.index, tensors[part][_name(item)].nbytes, written) for item in items[part]]
         return _done(results)
 
@@ -128,13 +131,13 @@ class SafetensorsWriter(StorageWriter):
 
 
 class SafetensorsReader(StorageReader):
-    """Reads pieces of tensors from safetensors files.
+    """Reads tensors and shards from safetensors files.
 
     Args:
-        files: by the part whose tensors they hold; their content has been verified.
+        files: verified files by the part whose tensors they hold.
 
     Raises:
-        CheckpointError: files that are no safetensors, or pieces that don't make up whole tensors.
+        CheckpointError: a file is no safetensors file, or shards don't make up full tensors.
     """
 
     def __init__(self, files: Mapping[str, Iterable[Path]]) -> None:
@@ -144,33 +147,32 @@ class SafetensorsReader(StorageReader):
             for path in paths:
                 self._add(part, path)
         for key, tensor in self.tensors.items():
-            pieces = sum(chunk.sizes.numel() for chunk in tensor.chunks)
-            if pieces != tensor.size.numel():
-                raise CheckpointError(f"{key} has {pieces} of its {tensor.size.numel()} values: a file is missing")
+            count = sum(chunk.sizes.numel() for chunk in tensor.chunks)
+            if count != tensor.size.numel():
+                raise CheckpointError(f"{key} has {count} of its {tensor.size.numel()} values: a file is missing")
 
     def _add(self, part: str, path: Path) -> None:
         try:
             with safe_open(path, framework="pt") as file:
-                pieces = json.loads((file.metadata() or {}).get(_PIECES, "{}"))
-                for name in file.keys():  # noqa: SIM118, it is no dict
+                shards = json.loads((file.metadata() or {}).get(_SHARDS, "{}"))
+                for name in file.keys():  # noqa: SIM118 (it is no dict)
                     values = file.get_slice(name)
                     shape = torch.Size(values.get_shape())
-                    offsets, whole = pieces.get(name, ([0] * len(shape), shape))
-                    offsets, whole = torch.Size(offsets), torch.Size(whole)
-                    self._add_piece(key_of(part, name), path, offsets, shape, whole, _DTYPES[values.get_dtype()])
+                    offsets, size = map(torch.Size, shards.get(name, ([0] * len(shape), shape)))
+                    self._add_shard(key_of(part, name), path, offsets, shape, size, _DTYPES[values.get_dtype()])
         except (SafetensorError, TypeError, ValueError, KeyError, AttributeError) as error:
             raise CheckpointError(f"{path} holds no tensors that can be read here ({error!r})") from error
 
-    def _add_piece(
-        self, key: str, path: Path, offsets: torch.Size, shape: torch.Size, whole: torch.Size, dtype: torch.dtype
+    def _add_shard(
+        self, key: str, path: Path, offsets: torch.Size, shape: torch.Size, size: torch.Size, dtype: torch.dtype
     ) -> None:
         properties = TensorProperties(dtype=dtype)
-        tensor = self.tensors.setdefault(key, TensorStorageMetadata(properties, whole, []))
-        fits = len(offsets) == len(shape) == len(whole) and all(
-            offset >= 0 and offset + size <= total for offset, size, total in zip(offsets, shape, whole, strict=True)
+        tensor = self.tensors.setdefault(key, TensorStorageMetadata(properties, size, []))
+        fits = len(offsets) == len(shape) == len(size) and all(
+            offset >= 0 and offset + length <= total for offset, length, total in zip(offsets, shape, size, strict=True)
         )
-        if not fits or tensor.size != whole or tensor.properties.dtype != dtype or (key, offsets) in self._places:
-            raise ValueError(f"{key}: a piece of shape {list(shape)} at {list(offsets)} does not fit the others")
+        if not fits or tensor.size != size or tensor.properties.dtype != dtype or (key, offsets) in self._places:
+            raise ValueError(f"{key}: a shard of shape {list(shape)} at {list(offsets)} does not fit the others")
         tensor.chunks.append(ChunkStorageMetadata(offsets, shape))
         self._places[key, offsets] = path, key.partition("/")[2]
 
@@ -195,11 +197,11 @@ class SafetensorsReader(StorageReader):
         for path, wanted in by_file.items():
             with safe_open(path, framework="pt") as file:
                 for name, item in wanted:
-                    part = tuple(
+                    slices = tuple(
                         slice(start, start + length)
                         for start, length in zip(item.storage_offsets, item.lengths, strict=True)
                     )
-                    values = file.get_slice(name)[part] if part else file.get_tensor(name)
+                    values = file.get_slice(name)[slices] if slices else file.get_tensor(name)
                     target = planner.resolve_tensor(item).detach()
                     target.copy_(values)
                     planner.commit_tensor(item, target)
@@ -210,8 +212,8 @@ class SafetensorsReader(StorageReader):
         return True
 
 
-def _write(file: Path, tensors: Mapping[str, Tensor], pieces: Mapping[str, list[list[int]]]) -> Fingerprint:
-    save_file(dict(tensors), file, metadata={_PIECES: json.dumps(pieces)} if pieces else None)
+def _write(file: Path, tensors: Mapping[str, Tensor], shards: Mapping[str, list[list[int]]]) -> Fingerprint:
+    save_file(dict(tensors), file, metadata={_SHARDS: json.dumps(shards)} if shards else None)
     fsync_path(file)
     with safe_open(file, framework="pt") as written:
         for name, tensor in tensors.items():

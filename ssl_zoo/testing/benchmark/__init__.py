@@ -1,1 +1,1 @@
-"""How fast recipes train on this machine, measured side by side."""
+"""Benchmarks: training speed of recipes on this machine, measured side by side."""

@@ -1,4 +1,4 @@
-"""One recipe in processes of its own, which train as many steps as they are told and then wait."""
+"""A benchmark case: a recipe in its own processes, which train the requested steps and then wait."""
 
 import multiprocessing
 import os
@@ -34,11 +34,12 @@ _ENDLESS = 10**9  # steps
 
 
 @dataclass(frozen=True)
-class Contest:
-    """What is timed: a recipe, or the plain restatement of it.
+class Case:
+    """A recipe to be timed.
 
     Attributes:
-        with_data: batches come from the recipe's data; otherwise one batch of noise is used again and again.
+        plain: whether ``PlainIJEPA`` trains instead of the recipe's method.
+        with_data: whether batches come from the recipe's data; otherwise every step has the same batch of noise.
     """
 
     name: str
@@ -51,28 +52,28 @@ class Contest:
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of a contestant before its first timed step."""
+    """Facts about a case that are known before its first timed step."""
 
     batch_size: int
     precision: str
     environment: Mapping[str, Any]  # versions, code, machine
-    flops_per_image: Mapping[str, float]  # forward, backward, step; the method's own, without the optimizer
-    masks_seconds: float | None  # to draw the masks of one step, on one thread, beside the step
-    fixed_seconds: float | None  # of a step with one image per micro-batch: what a step costs whatever its size
+    flops_per_image: Mapping[str, float]  # of forward, backward, step; without the optimizer
+    masks_seconds: float | None  # sampling the masks of one step on one thread, parallel to the step
+    fixed_seconds: float | None  # of a step with one image per micro-batch: the cost that no batch size saves
 
 
-class Contestant:
-    """The processes of a contest; ``steps`` runs some and returns where their time went."""
+class CaseRunner:
+    """Runs a case in its own processes; ``steps`` trains and returns the duration of each phase."""
 
-    def __init__(self, contest: Contest) -> None:
-        self.contest = contest
+    def __init__(self, case: Case) -> None:
+        self.case = case
         context = multiprocessing.get_context("spawn")
         self._pipes, self._processes, port = [], [], _free_port()
-        for rank in range(contest.world_size):
+        for rank in range(case.world_size):
             here, there = context.Pipe()
-            # Its classes may be those of plug-ins, which the process has to load first.
-            pickled = pickle.dumps(contest)
-            process = context.Process(target=_serve, args=(there, contest.plugins, pickled, rank, port))
+            # Its classes may come from plug-ins, which the process has to load first.
+            pickled = pickle.dumps(case)
+            process = context.Process(target=_serve, args=(there, case.plugins, pickled, rank, port))
             process.start()
             there.close()
             self._pipes.append(here)
@@ -80,20 +81,20 @@ class Contestant:
         self.facts: Facts = self._receive()
 
     def steps(self, count: int) -> Sequence[Mapping[str, float]]:
-        """Seconds per stretch of each step; "step" is the whole."""
+        """Train ``count`` steps; return the seconds of every phase of each, and of the "step" as a whole."""
         return self._ask(("steps", count))
 
     def peak(self) -> float:
-        """The speed of this machine's best matrix product at this moment, on all ranks together, in FLOP/s."""
-        return self._ask(("peak", 0)) * self.contest.world_size
+        """Measure the speed of this machine's fastest matmul now, in FLOP/s, summed over ranks."""
+        return self._ask(("peak", 0)) * self.case.world_size
 
     def memory(self) -> int:
-        """Bytes that the first rank held at most."""
+        """Return the peak memory of the first rank in bytes."""
         return self._ask(("memory", 0))
 
     def close(self) -> None:
         for pipe in self._pipes:
-            with suppress(BrokenPipeError):  # it has ended already
+            with suppress(BrokenPipeError):  # the process has ended already
                 pipe.send(("stop", 0))
         for process in self._processes:
             process.join()
@@ -110,7 +111,7 @@ class Contestant:
             try:
                 replies.append(pipe.recv())
             except EOFError:
-                raise RuntimeError(f"{self.contest.name}: a process of this recipe died; its error is above") from None
+                raise RuntimeError(f"{self.case.name}: a process of this recipe died; its error is above") from None
         for reply in replies:
             if isinstance(reply, Exception):
                 raise reply
@@ -125,14 +126,14 @@ def _free_port() -> str:
 
 def _serve(pipe: Connection, plugins: Sequence[str], pickled: bytes, rank: int, port: str) -> None:
     discover(plugins)
-    contest: Contest = pickle.loads(pickled)
-    if contest.world_size > 1:
-        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(contest.world_size)}
+    case: Case = pickle.loads(pickled)
+    if case.world_size > 1:
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(case.world_size)}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        torch.set_num_threads(max(1, torch.get_num_threads() // contest.world_size))
+        torch.set_num_threads(max(1, torch.get_num_threads() // case.world_size))
     try:
-        with processes(contest.config.trainer.device, contest.config.trainer.parallel) as ranks:
-            (_train_plain if contest.plain else _train)(pipe, contest, ranks)
+        with processes(case.config.trainer.device, case.config.trainer.parallel) as ranks:
+            (_train_plain if case.plain else _train)(pipe, case, ranks)
     except (ValueError, LookupError, OSError, RuntimeError) as error:
         pipe.send(error)
 
@@ -159,13 +160,13 @@ class _OnDemand(Hook):
         self.data_seconds.append(result.data_seconds)
         self.left -= 1
         if self.left == 0:
-            stretches = self.clock.collect()
-            waits = zip(stretches, self.data_seconds, strict=True)
+            phases = self.clock.collect()
+            waits = zip(phases, self.data_seconds, strict=True)
             self.pipe.send([{**step, "data wait": wait} for step, wait in waits])
             trainer.stop = not self._wait(trainer.device)
 
     def _wait(self, device: torch.device) -> bool:
-        """Answer requests until one asks for steps (true) or for the end (false)."""
+        """Answer requests until one is for steps (true) or for the end (false)."""
         self.data_seconds: list[float] = []
         while True:
             request, self.left = self.pipe.recv()
@@ -178,7 +179,7 @@ class _OnDemand(Hook):
 
 
 class _SameNoise(TrainingData):
-    """One batch of noise, in page-locked memory where there is a GPU, with masks drawn anew for each step."""
+    """Yields the same batch of noise, page-locked where there is a GPU, with new masks in each step."""
 
     def batch(self, step: int) -> Batch:
         rows = self._rows
@@ -203,7 +204,7 @@ def _data(config: RunConfig, ranks: Processes, with_data: bool) -> TrainingData:
         return build_data(config, ranks)
     views = build_views(config.views, config.backbone)
     return _SameNoise(
-        range(_ENDLESS),  # stands for a source: nothing but its length is asked for
+        range(_ENDLESS),  # in place of a source: only its length is read
         views,
         build_generators(views, config.masks, config.backbone),
         seed=config.seed,
@@ -219,11 +220,11 @@ def _trainer(config: RunConfig, ranks: Processes, data: TrainingData, **settings
     return Trainer(method, data, ranks, optim=config.optim, config=config.trainer, seed=config.seed, **settings)
 
 
-def _train(pipe: Connection, contest: Contest, ranks: Processes) -> None:
-    config = replace(contest.config, trainer=replace(contest.config.trainer, num_steps=_ENDLESS))
+def _train(pipe: Connection, case: Case, ranks: Processes) -> None:
+    config = replace(case.config, trainer=replace(case.config.trainer, num_steps=_ENDLESS))
     facts = _facts(config, ranks)
     clock = Clock(ranks.device)
-    data = _data(config, ranks, contest.with_data)
+    data = _data(config, ranks, case.with_data)
     trainer = _trainer(config, ranks, data, hooks=[_OnDemand(pipe, facts, clock)], phase=clock)
     clock.watch(trainer.method)
     trainer.train()
@@ -252,7 +253,7 @@ def _facts(config: RunConfig, ranks: Processes) -> Facts:
 
 
 def _fixed_cost(config: RunConfig, ranks: Processes) -> float:
-    """Seconds of a step on one image per rank and micro-batch, the quickest of several."""
+    """Measure the seconds of a step on one image per rank and micro-batch; the fastest of several counts."""
     smallest = ranks.world_size * config.trainer.gradient_accumulation_steps
     steps = _FIXED_COST_STEPS[ranks.device.type]
     config = replace(config, trainer=replace(config.trainer, batch_size=smallest, num_steps=steps))
@@ -275,11 +276,11 @@ class _WholeSteps(Hook):
         self.clock.stop("step")
 
 
-def _train_plain(pipe: Connection, contest: Contest, ranks: Processes) -> None:
-    precision = resolve_precision(contest.config.trainer.precision, ranks.device)
+def _train_plain(pipe: Connection, case: Case, ranks: Processes) -> None:
+    precision = resolve_precision(case.config.trainer.precision, ranks.device)
     dtype = torch.bfloat16 if precision is Precision.bf16 else torch.float32
-    contestant = PlainIJEPA(contest.config, ranks.device, dtype)
-    batch_size = contest.config.trainer.batch_size
+    plain = PlainIJEPA(case.config, ranks.device, dtype)
+    batch_size = case.config.trainer.batch_size
     pipe.send(Facts(batch_size, precision.value, environment(ranks, precision), {}, None, None))
     clock = Clock(ranks.device)
     for request, count in _requests(pipe):
@@ -291,7 +292,7 @@ def _train_plain(pipe: Connection, contest: Contest, ranks: Processes) -> None:
             for _ in range(count):
                 clock.new_step()
                 with clock("step"):
-                    contestant.step()
+                    plain.step()
             pipe.send(list(clock.collect()))
 
 

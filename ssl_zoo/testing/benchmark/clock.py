@@ -1,4 +1,4 @@
-"""Durations of named stretches of a step, by events on CUDA, which stop nothing, and by the wall clock elsewhere."""
+"""Durations of the phases of a step: by CUDA events, which need no sync, and by the wall clock on a CPU."""
 
 import time
 from collections import defaultdict
@@ -12,7 +12,7 @@ _Mark = float | torch.cuda.Event
 
 
 class Clock:
-    """Collects stretches; a name that occurs several times in a step is summed."""
+    """Measures phases; a phase that occurs several times in a step is summed."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -21,12 +21,12 @@ class Clock:
         self.new_step()
 
     def new_step(self) -> None:
-        """Stretches from here on belong to the next step."""
+        """Attribute phases from now on to the next step."""
         self._steps.append(defaultdict(list))
 
     def start(self, name: str) -> None:
         if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-            return  # a recording is replayed as a whole
+            return  # a replay of the captured graph has no phases
         self._open[name] = self._mark()
 
     def stop(self, name: str) -> None:
@@ -41,13 +41,13 @@ class Clock:
         self.stop(name)
 
     def watch(self, method: nn.Module) -> None:
-        """Time the forward of each direct part of a method under its own name."""
+        """Time the forward pass of each child module of a method under the module's name."""
         for name, part in method.named_children():
             part.register_forward_pre_hook(lambda module, inputs, name=name: self.start(name))
             part.register_forward_hook(lambda module, inputs, output, name=name: self.stop(name))
 
     def collect(self) -> Sequence[Mapping[str, float]]:
-        """Seconds of every stretch in each step since the last call; waits for the device."""
+        """Return the seconds of every phase in each step since the last call; waits for the device."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         finished = [step for step in self._steps if step]
@@ -63,6 +63,6 @@ class Clock:
         return event
 
 
-def _seconds(stretch: tuple[_Mark, _Mark]) -> float:
-    start, stop = stretch
+def _seconds(phase: tuple[_Mark, _Mark]) -> float:
+    start, stop = phase
     return stop - start if isinstance(start, float) else start.elapsed_time(stop) / 1e3

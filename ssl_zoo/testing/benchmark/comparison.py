@@ -1,20 +1,20 @@
-"""Several recipes on one machine, turn by turn, so that whatever else it does hits them alike."""
+"""Comparison of recipes in turns, so that other load on the machine affects all of them alike."""
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ssl_zoo.testing.benchmark.case import Contest, Contestant, Facts
+from ssl_zoo.testing.benchmark.case import Case, CaseRunner, Facts
 
-# In the order of a step; names that a method gives its parts come where "forward" stands.
-_ENGINE_STRETCHES = ("data wait", "forward", "backward", "forward and backward", "clip", "optimizer", "averages")
-_WAITS, _FIXED = 0.1, 0.3  # parts of a step from which on waiting for data, or its fixed cost, limits it
+# In the order of a step; the method's own modules stand in place of "forward".
+_ENGINE_PHASES = ("data wait", "forward", "backward", "forward and backward", "clip", "optimizer", "ema")
+_WAITS, _FIXED = 0.1, 0.3  # fractions of a step above which waiting for data, or the fixed cost, is the bottleneck
 
 
 @dataclass(frozen=True)
 class Timing:
-    """A duration over all timed steps, in seconds."""
+    """Quartiles of a duration over all timed steps, in seconds."""
 
     median: float
     low: float  # first quartile
@@ -28,13 +28,13 @@ class Timing:
 
 @dataclass(frozen=True)
 class Result:
-    """What one recipe did on this machine."""
+    """Measurements of one case on this machine."""
 
-    contest: Contest
+    case: Case
     facts: Facts
     step: Timing
-    stretches: Mapping[str, float]  # median seconds per step of what its time went into
-    peak_flops: float  # of this machine's best matrix product, measured between the rounds
+    phases: Mapping[str, float]  # median seconds per step
+    peak_flops: float  # of this machine's fastest matmul, measured between the rounds
     memory_bytes: int
 
     @property
@@ -43,19 +43,19 @@ class Result:
 
     @property
     def flops_per_second(self) -> float | None:
-        """Of the method's own operations; None where they were not counted."""
+        """FLOP/s of the method, without the optimizer; None where its FLOPs were not counted."""
         per_image = self.facts.flops_per_image.get("step")
         return None if per_image is None else per_image * self.images_per_second
 
     @property
     def utilisation(self) -> float | None:
-        """Model FLOPs utilisation: the achieved share of the matrix peak."""
+        """Model FLOPs utilisation (MFU): the achieved fraction of the matmul peak."""
         return None if self.flops_per_second is None else self.flops_per_second / self.peak_flops
 
     @property
     def limit(self) -> str:
-        """What a faster run of this recipe would have to change first."""
-        waiting = self.stretches.get("data wait", 0.0) / self.step.median
+        """The bottleneck of this recipe."""
+        waiting = self.phases.get("data wait", 0.0) / self.step.median
         if waiting > _WAITS:
             return f"loader: a step waits {waiting:.0%} of its time for data"
         fixed = self.facts.fixed_seconds
@@ -63,18 +63,18 @@ class Result:
             return ""
         if fixed > _FIXED * self.step.median:
             return f"fixed cost: a step of one image takes {fixed / self.step.median:.0%} of this one"
-        return f"compute: {self.utilisation:.0%} of the matrix peak"
+        return f"compute: {self.utilisation:.0%} of the matmul peak"
 
     def plain(self) -> dict[str, Any]:
-        """Everything as JSON takes it."""
+        """Return all figures as JSON values."""
         return {
-            "name": self.contest.name,
-            "world_size": self.contest.world_size,
-            "with_data": self.contest.with_data,
+            "name": self.case.name,
+            "world_size": self.case.world_size,
+            "with_data": self.case.with_data,
             **asdict(self.facts),
             "images_per_second": self.images_per_second,
             "step_seconds": asdict(self.step),
-            "stretch_seconds": dict(self.stretches),
+            "phase_seconds": dict(self.phases),
             "flops_per_second": self.flops_per_second,
             "peak_flops_per_second": self.peak_flops,
             "utilisation": self.utilisation,
@@ -83,66 +83,65 @@ class Result:
         }
 
 
-def race(
-    contests: Sequence[Contest],
+def compare(
+    cases: Sequence[Case],
     *,
     rounds: int,
     steps: int,
     warmup: int,
-    tell: Callable[[str], None] = lambda line: None,
+    report: Callable[[str], None] = lambda line: None,
 ) -> Sequence[Result]:
-    """Let every contestant train ``steps`` steps in turn, ``rounds`` times, after ``warmup`` steps each.
+    """Train ``steps`` steps of every case in turn, ``rounds`` times, after ``warmup`` steps each.
 
-    Contestants of one process each wait for each other; those of several processes run after the others have left,
-    because processes that only wait still hold memory and ports.
+    The processes of all cases live until the end, hence hold their memory while another case trains.
 
     Raises:
-        ValueError: a recipe that can't be built or run.
-        RuntimeError: a process of a contestant died.
+        ValueError: a recipe can't be built or run.
+        RuntimeError: a process of a case died.
     """
-    started: list[Contestant] = []
+    runners: list[CaseRunner] = []
     try:
-        for contest in contests:
-            tell(f"starting {contest.name}")
-            started.append(Contestant(contest))
-        for contestant in started:
-            contestant.steps(warmup)
-        taken: list[list[Mapping[str, float]]] = [[] for _ in started]
-        peaks: list[list[float]] = [[] for _ in started]
+        for case in cases:
+            report(f"starting {case.name}")
+            runners.append(CaseRunner(case))
+        for runner in runners:
+            runner.steps(warmup)
+        timed: list[list[Mapping[str, float]]] = [[] for _ in runners]
+        peaks: list[list[float]] = [[] for _ in runners]
         for number in range(rounds):
-            tell(f"round {number + 1} of {rounds}")
-            for position, contestant in enumerate(started):
-                peaks[position].append(contestant.peak())
-                taken[position].extend(contestant.steps(steps))
-        return [_result(c, s, statistics.median(p)) for c, s, p in zip(started, taken, peaks, strict=True)]
+            report(f"round {number + 1} of {rounds}")
+            for position, runner in enumerate(runners):
+                peaks[position].append(runner.peak())
+                timed[position].extend(runner.steps(steps))
+        return [_result(c, s, statistics.median(p)) for c, s, p in zip(runners, timed, peaks, strict=True)]
     finally:
-        for contestant in started:
-            contestant.close()
+        for runner in runners:
+            runner.close()
 
 
-def _result(contestant: Contestant, steps: Sequence[Mapping[str, float]], peak: float) -> Result:
+def _result(runner: CaseRunner, steps: Sequence[Mapping[str, float]], peak: float) -> Result:
     names = dict.fromkeys(name for step in steps for name in step if name != "step")
     medians = {name: statistics.median(step.get(name, 0.0) for step in steps) for name in names}
-    # A recorded step has no parts; only the steps before it was recorded had some.
+    # The replay of a CUDA graph has no phases; only the steps before its capture had some.
     medians = {name: seconds for name, seconds in medians.items() if seconds or name == "data wait"}
     return Result(
-        contestant.contest,
-        contestant.facts,
+        runner.case,
+        runner.facts,
         Timing.of([step["step"] for step in steps]),
-        ordered(medians),
+        in_step_order(medians),
         peak,
-        contestant.memory(),
+        runner.memory(),
     )
 
 
-def ordered(stretches: Mapping[str, float]) -> dict[str, float]:
-    """In the order of a step, the parts of the forward before what is left of it."""
-    parts = {name: seconds for name, seconds in stretches.items() if name not in _ENGINE_STRETCHES}
+def in_step_order(phases: Mapping[str, float]) -> dict[str, float]:
+    """Sort phases as in a step, the method's modules before the rest of the forward pass."""
+    modules = {name: seconds for name, seconds in phases.items() if name not in _ENGINE_PHASES}
     result: dict[str, float] = {}
-    for name in _ENGINE_STRETCHES:
-        if name == "forward" and name in stretches:
-            result |= parts
-            result["loss and rest of forward"] = max(0.0, stretches["forward"] - sum(parts.values()))
-        elif name in stretches:
-            result[name] = stretches[name]
+    for name in _ENGINE_PHASES:
+        if name == "forward" and name in phases:
+            result |= modules
+            result["loss and rest of forward"] = max(0.0, phases["forward"] - sum(modules.values()))
+        elif name in phases:
+            result[name] = phases[name]
     return result

@@ -1,4 +1,4 @@
-"""Images per second that one core reads, decodes and augments, beside torchvision's ImageFolder on the same files."""
+"""Data loading on one core, compared with torchvision's ImageFolder on the same files."""
 
 import tempfile
 import time
@@ -32,12 +32,12 @@ from ssl_zoo.engine.build import RunConfig, build_views
 from ssl_zoo.engine.device import prepare_device
 from ssl_zoo.seeding import generator_for
 
-_BATCH = 32  # images that are augmented together
+_BATCH = 32  # images augmented together
 
 
 @dataclass(frozen=True)
 class Loading:
-    """CPU milliseconds per image of one way to load, medians over rounds."""
+    """CPU milliseconds per image of one implementation, medians over rounds."""
 
     name: str
     decode: float  # read and decode
@@ -50,7 +50,7 @@ class Loading:
 
 @dataclass(frozen=True)
 class PixelDifference:
-    """Between views of equal crop boxes, in steps of 8-bit values."""
+    """Difference of pixels between views with equal crop boxes, in 8-bit steps."""
 
     mean: float
     largest: int
@@ -59,7 +59,7 @@ class PixelDifference:
 
 @dataclass(frozen=True)
 class LoadingResult:
-    """What a comparison found."""
+    """Speed of both implementations, and the difference of their pixels."""
 
     num_images: int
     torchvision: Loading
@@ -67,7 +67,7 @@ class LoadingResult:
     difference: PixelDifference
 
     def plain(self) -> dict[str, Any]:
-        """Everything as JSON takes it."""
+        """Return all figures as JSON values."""
         ways = {way.name: {**vars(way), "images_per_second": way.images_per_second} for way in self._ways}
         return {"num_images": self.num_images, "ways": ways, "difference": vars(self.difference)}
 
@@ -76,7 +76,7 @@ class LoadingResult:
         return self.torchvision, self.own
 
     def table(self) -> Table:
-        """One column a way; ratios are to torchvision."""
+        """Build a table with one column per implementation; ratios are to torchvision."""
         table = Table("", *(way.name for way in self._ways), title="Loading, one core", title_justify="left")
         first = self.torchvision.images_per_second
         rows: Mapping[str, Callable[[Loading], str]] = {
@@ -89,26 +89,26 @@ class LoadingResult:
         for title, cell in rows.items():
             table.add_row(title, *map(cell, self._ways))
         difference = self.difference
-        told = f"{difference.mean:.3f} on average, {difference.largest} at most, {difference.above_one:.2%} above 1"
-        table.add_row("8-bit steps from torchvision's pixels", "", told)
+        text = f"{difference.mean:.3f} on average, {difference.largest} at most, {difference.above_one:.2%} above 1"
+        table.add_row("8-bit steps from torchvision's pixels", "", text)
         return table
 
 
 def compare_loading(config: RunConfig, *, num_images: int, rounds: int) -> LoadingResult:
-    """Load the first images of a recipe's data for its first view in turns, on one thread, in CPU time.
+    """Measure the CPU time of loading the first images of a recipe's data, in turns, on one thread, for its first view.
 
     Raises:
-        ValueError: data without image files, or a view of more than a random resized crop and a flip, which is all that
-            is restated with torchvision.
+        ValueError: the data has no image files, or the view has more than a random resized crop and a flip, which is
+            all that the torchvision pipeline has.
     """
-    prepare_device(torch.device("cpu"))  # as the trainer does, for both ways
+    prepare_device(torch.device("cpu"))  # as the trainer does, for both implementations
     spec = build_views(config.views, config.backbone)[0]
     _check(spec.config)
     source = SOURCES.build(config.data, Split.train)
     data = TrainingData(source, [spec], {}, seed=config.seed, batch_size=_BATCH)
     count = min(num_images, len(source)) // _BATCH * _BATCH
     if count == 0:
-        raise ValueError(f"the data has {len(source)} images, --images {num_images} asks for some; {_BATCH} are needed")
+        raise ValueError(f"the data has {len(source)} images, --images is {num_images}; at least {_BATCH} are needed")
     with tempfile.TemporaryDirectory() as folder, _one_thread():
         files = _image_folder(source, count, Path(folder))
         transform = _torchvision_view(spec)
@@ -142,7 +142,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def _image_folder(source: Source, count: int, folder: Path) -> ImageFolder:
-    """The first images of a source, as files of one class."""
+    """Write the first images of a source as files of one class."""
     (folder / "images").mkdir()
     for index in range(count):
         content = source.encoded(index)
@@ -170,7 +170,7 @@ def _time_torchvision(files: ImageFolder, transform: Compose) -> tuple[float, fl
 
 
 def _time_own(data: TrainingData, count: int) -> tuple[float, float]:
-    """Of the calls that ``TrainingData.batch`` and ``to_device`` consist of, on the same images."""
+    """Time the calls of ``TrainingData.batch`` and ``to_device`` on the same images."""
     decoding = augmenting = 0.0
     [spec] = data.views
     for start in range(0, count, _BATCH):
@@ -184,9 +184,9 @@ def _time_own(data: TrainingData, count: int) -> tuple[float, float]:
 
 
 def _pixel_difference(files: ImageFolder, source: Source, spec: ViewSpec, count: int) -> PixelDifference:
-    draws, differences = sample_params(spec.config, count, generator_for("loading", "boxes")), []
+    params, differences = sample_params(spec.config, count, generator_for("loading", "boxes")), []
     sizes = torch.tensor([source.image(index).shape[1:] for index in range(count)])
-    boxes = crop_boxes(draws, *sizes.unbind(1), spec.config).tolist()
+    boxes = crop_boxes(params, *sizes.unbind(1), spec.config).tolist()
     mode = InterpolationMode(spec.config.interpolation)
     for index, box in enumerate(boxes):
         theirs = numpy.asarray(TF.resized_crop(files[index][0], *box, spec.size, mode)).astype(int)

@@ -1,4 +1,4 @@
-"""What this machine multiplies at best: the yardstick of a step's speed."""
+"""The fastest matmul of this machine, to which a step's speed is compared."""
 
 import time
 
@@ -9,7 +9,7 @@ _REPETITIONS = 3
 
 
 def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations per second of the fastest square matrix product; a product and a sum are two."""
+    """Measure the FLOP/s of the fastest square matmul; a multiply-add is two FLOPs."""
     return max(_speed(side, device, dtype) for side in _SIDES[device.type])
 
 

@@ -1,8 +1,8 @@
-"""The yardstick of ``--baseline plain``: an I-JEPA step as a straightforward research code computes it.
+"""The baseline of ``--baseline plain``: an I-JEPA step as a straightforward research code computes it.
 
-Kept slow on purpose: attention as a matrix product, a softmax and another product; a predictor input that repeats the
-context for every target block; an unfused optimizer; an average that visits parameters one by one; masks drawn image by
-image. What it computes is I-JEPA's step on the same sizes.
+It is slow on purpose: attention as a matmul, a softmax and another matmul; a predictor input that repeats the context
+for every target block; an unfused optimizer; an EMA that updates parameters one by one; masks sampled image by image.
+The computation is I-JEPA's step at the same sizes.
 """
 
 import copy
@@ -25,10 +25,10 @@ class PlainBlock(nn.Module):
 
     def __init__(self, dim: int, num_heads: int, mlp_ratio: float) -> None:
         super().__init__()
-        self.num_heads, hidden = num_heads, round(dim * mlp_ratio)
+        self.num_heads, mlp_dim = num_heads, round(dim * mlp_ratio)
         self.norm1, self.norm2 = nn.LayerNorm(dim, eps=1e-6), nn.LayerNorm(dim, eps=1e-6)
         self.qkv, self.proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
-        self.fc1, self.act, self.fc2 = nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim)
+        self.fc1, self.act, self.fc2 = nn.Linear(dim, mlp_dim), nn.GELU(), nn.Linear(mlp_dim, dim)
 
     def forward(self, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
         batch, length, dim = x.shape
@@ -82,15 +82,15 @@ def gather(tokens: Float[Tensor, "B N D"], index: Int[Tensor, "B K"]) -> Float[T
 
 
 class PlainIJEPA:
-    """The networks and the step on random images of the recipe's size, always the same ones.
+    """Trains I-JEPA on one batch of random images of the recipe's size.
 
     Raises:
-        ValueError: the recipe is no I-JEPA recipe.
+        ValueError: the recipe does not train I-JEPA.
     """
 
     def __init__(self, config: RunConfig, device: torch.device, precision: torch.dtype) -> None:
         if not (isinstance(config.method, IJEPAConfig) and isinstance(config.masks, MultiblockConfig)):
-            raise ValueError("--baseline plain restates I-JEPA alone: the first recipe must have method=ijepa")
+            raise ValueError("--baseline plain implements I-JEPA alone: the first recipe must have method=ijepa")
         self.config, self.device, self.precision = config, device, precision
         self.encoder = PlainEncoder(config.backbone).to(device)
         self.teacher = copy.deepcopy(self.encoder).requires_grad_(False)
@@ -102,24 +102,24 @@ class PlainIJEPA:
         self.images = torch.randn(count, 3, *size, device=device)
 
     def step(self) -> None:
-        """Masks, loss, gradients, AdamW's update and the average's, parameter by parameter."""
+        """Run one step: masks, loss, gradients, AdamW, and the EMA parameter by parameter."""
         keep, targets = self._masks()
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision is torch.bfloat16):
             with torch.no_grad():
                 features = self.teacher(self.images)
                 features = F.layer_norm(features, features.shape[-1:])
-                wanted = torch.cat([gather(features, block) for block in targets])
+                expected = torch.cat([gather(features, block) for block in targets])
             predicted = self.predictor(self.encoder(self.images, keep), keep, targets)
-            loss = F.smooth_l1_loss(predicted, wanted)
+            loss = F.smooth_l1_loss(predicted, expected)
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
         with torch.no_grad():
-            for online, average in zip(self.encoder.parameters(), self.teacher.parameters(), strict=True):
-                average.mul_(0.996).add_(online, alpha=0.004)
+            for online, ema in zip(self.encoder.parameters(), self.teacher.parameters(), strict=True):
+                ema.mul_(0.996).add_(online, alpha=0.004)
 
     def _masks(self) -> tuple[Tensor, list[Tensor]]:
-        """Per image: a context of the recipe's length, and target blocks of one middle size at random places."""
+        """Sample per image a context of the recipe's length, and target blocks of one medium size at random places."""
         masks, (rows, columns) = self.config.masks, self.config.backbone.grid
         area = sum(masks.target_scale) / 2 * rows * columns
         height = min(rows, round(math.sqrt(area)))
@@ -132,7 +132,7 @@ class PlainIJEPA:
                 index = torch.arange(rows * columns).view(rows, columns)[top : top + height, left : left + width]
                 block.append(index.flatten())
                 free.view(-1)[block[-1]] = False
-            seen = torch.cat([free.flatten().nonzero()[:, 0], torch.arange(rows * columns)])
-            contexts.append(seen[: round(masks.context_fraction * rows * columns)])
+            context = torch.cat([free.flatten().nonzero()[:, 0], torch.arange(rows * columns)])
+            contexts.append(context[: round(masks.context_fraction * rows * columns)])
         stacked = [torch.stack(block).to(self.device) for block in targets]
         return torch.stack(contexts).to(self.device), stacked

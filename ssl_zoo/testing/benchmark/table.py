@@ -8,8 +8,8 @@ from ssl_zoo.testing.benchmark.comparison import Result
 
 
 def table(results: Sequence[Result]) -> Table:
-    """Speeds, where the time of a step goes, and what limits it; ratios are to the first column."""
-    columns = (Column(result.contest.name, overflow="fold") for result in results)  # similar names must not be cut off
+    """Build a table of speed, time per phase and bottleneck; ratios are to the first column."""
+    columns = (Column(result.case.name, overflow="fold") for result in results)  # similar names must not be cut off
     built = Table("", *columns, title="Training steps", title_justify="left")
     for title, cells in _rows(results):
         built.add_row(title, *cells)
@@ -18,22 +18,22 @@ def table(results: Sequence[Result]) -> Table:
 
 def _rows(results: Sequence[Result]) -> list[tuple[str, list[str]]]:
     first = results[0].images_per_second
-    names = dict.fromkeys(name for result in results for name in result.stretches)
+    names = dict.fromkeys(name for result in results for name in result.phases)
     rows = [
         ("images/s", [f"{r.images_per_second:,.1f}" for r in results]),
         ("relative to the first", [f"{r.images_per_second / first:.2f}x" for r in results]),
-        ("images per step", [f"{r.facts.batch_size:,}" for r in results]),
-        ("processes", [str(r.contest.world_size) for r in results]),
-        ("number format", [r.facts.precision for r in results]),
+        ("batch size", [f"{r.facts.batch_size:,}" for r in results]),
+        ("processes", [str(r.case.world_size) for r in results]),
+        ("precision", [r.facts.precision for r in results]),
         ("ms per step", [_spread(r) for r in results]),
     ]
     rows += [(f"  {name}", [_share(r, name) for r in results]) for name in names]
     rows += [
-        ("masks of a step, beside it", [_milliseconds(r.facts.masks_seconds) for r in results]),
+        ("masks of a step, in parallel", [_milliseconds(r.facts.masks_seconds) for r in results]),
         ("a step of one image", [_milliseconds(r.facts.fixed_seconds) for r in results]),
         ("GFLOPs per image", [_giga(r.facts.flops_per_image.get("step")) for r in results]),
         ("GFLOP/s", [_giga(r.flops_per_second) for r in results]),
-        ("best matrix product, GFLOP/s", [_giga(r.peak_flops) for r in results]),
+        ("fastest matmul, GFLOP/s", [_giga(r.peak_flops) for r in results]),
         ("model FLOPs utilisation", ["" if r.utilisation is None else f"{r.utilisation:.0%}" for r in results]),
         ("peak memory", [f"{r.memory_bytes / 2**30:.2f} GiB" for r in results]),
         ("limited by", [r.limit for r in results]),
@@ -47,9 +47,9 @@ def _spread(result: Result) -> str:
 
 
 def _share(result: Result, name: str) -> str:
-    if name not in result.stretches:
+    if name not in result.phases:
         return ""
-    seconds = result.stretches[name]
+    seconds = result.phases[name]
     return f"{1e3 * seconds:,.1f} ({seconds / result.step.median:.0%})"
 
 

@@ -1,1 +1,1 @@
-"""Faults on purpose: what is promised of a run that is killed, starved or lied to, as scenarios that anyone can run."""
+"""Fault injection: scenarios that kill processes, fill disks and damage files, and check that runs survive."""

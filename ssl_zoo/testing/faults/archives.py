@@ -1,4 +1,4 @@
-"""Archives for faults and tests: written member by member, with whatever header is wanted."""
+"""Tar archives for faults and tests, written member by member with arbitrary headers."""
 
 import io
 import tarfile
@@ -22,7 +22,7 @@ def member(name: str | bytes, **settings: object) -> tarfile.TarInfo:
 
 
 def write_tar(path: Path, files: Iterable[tuple[str | bytes | tarfile.TarInfo, bytes]], **options: object) -> Path:
-    """An archive of names, or whole headers, and contents."""
+    """Write an archive of names, or complete headers, and contents."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w", **options) as tar:
         for name, data in files:

@@ -1,4 +1,4 @@
-"""All scenarios by name, and the table of what came of them."""
+"""All scenarios by name, and the table of their outcomes."""
 
 import json
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ SCENARIOS = {
 
 
 def line(report: Report) -> str:
-    """A scenario's outcome on one line."""
+    """Format a scenario's outcome as one line."""
     if report.impossible:
         return f"{report.scenario.name}: not possible here: {report.impossible}"
     outcome = (
@@ -23,14 +23,14 @@ def line(report: Report) -> str:
 
 
 def table(reports: Sequence[Report], reference: Path, command: str) -> str:
-    """Outcomes as Markdown, with the command, the machine and the code that gave them.
+    """Format outcomes as Markdown, with the command, the machine and the commit.
 
     Args:
-        reference: a run on this machine, whose ``environment.json`` says the rest.
+        reference: a run on this machine, whose ``environment.json`` has machine and commit.
     """
     environment = json.loads((reference / "environment.json").read_text())
     commit = (environment["commit"] or "unknown")[:12] + (" with changes" if environment["dirty"] else "")
-    head = ("name", "fault", "must end in", "bound", "slowest", "injected", "survived")
+    head = ("name", "fault", "required outcome", "bound", "slowest", "injected", "survived")
     rows = [head, ("---",) * len(head), *map(_row, reports)]
     injected, survived = sum(report.injected for report in reports), sum(report.survived for report in reports)
     minutes = sum(report.seconds for report in reports) / 60

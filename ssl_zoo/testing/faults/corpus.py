@@ -1,7 +1,7 @@
-"""The hostile corpus: archives that must be refused, images that must be replaced, odd images that must be read.
+"""A hostile corpus: archives that must be refused, images that must be replaced, odd images that must be read.
 
-Nothing of it may be executed, memory and time must stay bounded, and a run must go on without the bad samples. The
-payloads would leave a file ``CANARY`` in the working directory if anything ran them.
+No payload may be executed, memory and time must stay bounded, and a run must continue without the bad samples. An
+executed payload leaves a file ``CANARY`` in the working directory.
 """
 
 import io
@@ -16,7 +16,7 @@ from ssl_zoo.testing.faults.archives import jpeg, member, write_tar
 
 
 def _headers(count: int, size: int = 0, kind: bytes = b"x", payload: bytes = b"") -> bytes:
-    """Extended headers in a row, as tarfile would not write them."""
+    """Build consecutive extended headers, which tarfile would not write."""
     info = member("pax", type=kind, size=size or len(payload))
     block = info.tobuf(tarfile.USTAR_FORMAT)
     return (block + payload + b"\0" * (-len(payload) % 512)) * count
@@ -33,7 +33,7 @@ def _raw(path: Path, data: bytes) -> None:
 
 
 _PICKLE = b"cos\nsystem\n(S'touch CANARY'\ntR."
-# Name -> how to write it to a path, and what its refusal must say.
+# Name -> (function that writes the archive, pattern of the expected error).
 ARCHIVES = {
     "a pickle .pyd": (lambda path: write_tar(path, [("0.jpg", jpeg(0)), ("0.pyd", _PICKLE)]), r"0\.pyd is of a type"),
     "a pickle .pkl": (lambda path: write_tar(path, [("0.jpg", jpeg(0)), ("0.pkl", _PICKLE)]), r"0\.pkl is of a type"),
@@ -88,7 +88,7 @@ ARCHIVES = {
 
 
 def _png(width: int, height: int, data: bytes = b"") -> bytes:
-    """A PNG whose header promises that size, with compressed zeros as its content."""
+    """Build a PNG whose header declares that size, with compressed zeros as content."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -103,13 +103,13 @@ def _encoded(image: Image.Image, kind: str, **options: object) -> bytes:
     return buffer.getvalue()
 
 
-def _turned() -> bytes:
+def _rotated() -> bytes:
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned clockwise when it is shown
+    exif[0x0112] = 6  # rotate clockwise for display
     return _encoded(Image.new("RGB", (16, 24)), "JPEG", exif=exif)
 
 
-# Name -> content, and what the report of its replacement must say. "large.jpg" is above 150,000 bytes.
+# Name -> (content, text expected in the report of its replacement). "large.jpg" is above 150,000 bytes.
 BAD_IMAGES = {
     "bomb.png": (_png(50_000, 50_000), "more pixels than data.max_image_pixels"),
     "large.jpg": (jpeg(0) + b"\0" * 200_000, "bytes are more than data.max_image_bytes"),
@@ -121,10 +121,10 @@ BAD_IMAGES = {
     "zip.webp": (b"PK\x03\x04" + b"\0" * 100, "not an image"),
     "small.png": (_png(2, 2), "pixels are below data.min_image_side"),
 }
-# Of 24x16 pixels once they are read.
+# Decoded, all have 24x16 pixels.
 ODD_IMAGES = {
     "cmyk.jpg": _encoded(Image.new("CMYK", (24, 16)), "JPEG"),
     "sixteen.png": _encoded(Image.new("I;16", (24, 16), 40_000), "PNG"),
-    "turned.jpg": _turned(),
+    "rotated.jpg": _rotated(),
     "profile.jpg": _encoded(Image.new("RGB", (24, 16)), "JPEG", icc_profile=b"\0" * 90_000),
 }

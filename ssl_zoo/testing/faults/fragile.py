@@ -1,9 +1,9 @@
-"""A plug-in with I-JEPA that fails where it is told to, and notes which samples it was given.
+"""A plug-in with an I-JEPA that fails on request and records the samples it gets.
 
-The environment says what happens, so that a run and its continuation have the same configuration:
-``SSL_ZOO_FAULT="nan 1 5"`` makes the loss of rank 1 not a number in step 5, ``"raise 0 5"`` raises in rank 0. In the
-folder ``SSL_ZOO_NOTES``, ``rank_1.pid`` names the process of rank 1, and ``rank_1.samples`` gets a line per step: its
-number and the ids of the samples.
+Environment variables request faults, so that an interrupted and a resumed run have the same configuration:
+``SSL_ZOO_FAULT="nan 1 5"`` makes the loss of rank 1 NaN in step 5, ``"raise 0 5"`` raises in rank 0. In the folder
+``SSL_ZOO_NOTES``, ``rank_1.pid`` has the process id of rank 1, and ``rank_1.samples`` one line per step: its number
+and the ids of the samples.
 """
 
 import os
@@ -21,12 +21,12 @@ _NOTES = Path(os.environ["SSL_ZOO_NOTES"])
 
 @dataclass
 class FragileConfig(IJEPAConfig):
-    """I-JEPA that can be made to fail."""
+    """I-JEPA with fault injection."""
 
 
 @METHODS.register("fragile", FragileConfig)
 class Fragile(IJEPA):
-    """I-JEPA that fails when the environment says so; for tests of whole runs."""
+    """I-JEPA that fails in the rank and step of ``SSL_ZOO_FAULT``."""
 
     def forward(self, batch: Batch, step: Step) -> Output:
         number = step.progress.step + 1
@@ -37,5 +37,5 @@ class Fragile(IJEPA):
             case ["nan", at_rank, at_step] if (at_rank, at_step) == (_RANK, str(number)):
                 return replace(output, losses={"nan": output.loss * float("nan")})
             case ["raise", at_rank, at_step] if (at_rank, at_step) == (_RANK, str(number)):
-                raise RuntimeError(f"rank {_RANK} raises in step {number}, as the test asks")
+                raise RuntimeError(f"rank {_RANK} raises in step {number}, as requested")
         return output

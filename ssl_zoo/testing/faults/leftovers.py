@@ -1,4 +1,4 @@
-"""What a run left in its directory, read without the engine's own code: metrics, checkpoints, and what differs."""
+"""Inspection of a run directory without the engine's own code: metrics, checkpoints, differences."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ _TIMING = {"images_per_second", "data_wait", "memory_bytes"}
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
-    """The whole records of ``metrics.jsonl``, without what depends on the clock."""
+    """Read the complete records of ``metrics.jsonl``, without the keys that depend on the clock."""
     path, records = run / "metrics.jsonl", []
     for line in path.read_text().splitlines(keepends=True) if path.is_file() else []:
         if line.endswith("\n"):
@@ -21,27 +21,27 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """Published checkpoints, oldest first."""
+    """List the published checkpoints, oldest first."""
     return sorted((run / "checkpoints").glob("step_*"), key=step_of)
 
 
 def step_of(checkpoint: Path) -> int:
-    """The step of a checkpoint's folder, also while it has a hidden name."""
+    """Parse the step from a checkpoint's folder name, published or hidden."""
     return int(checkpoint.name.lstrip(".").removeprefix("step_"))
 
 
 def unfinished(run: Path) -> list[Path]:
-    """Folders that a save has not published; not those that are being removed, which end in ``.removed``."""
+    """List the folders of unpublished saves, without those that are being removed, which end in ``.removed``."""
     return [path for path in (run / "checkpoints").glob(".step_*") if path.suffix != ".removed"]
 
 
 def files(checkpoint: Path) -> list[Path]:
-    """The files that a checkpoint's manifest names."""
+    """List the files in a checkpoint's manifest."""
     return [checkpoint / name for name in json.loads((checkpoint / "manifest.json").read_text())["files"]]
 
 
 def damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint according to its own manifest; None if it is whole."""
+    """Describe the first difference between a checkpoint and its manifest; None if it is valid."""
     try:
         expected = json.loads((checkpoint / "manifest.json").read_text())["files"]
     except (OSError, ValueError) as error:
@@ -54,16 +54,16 @@ def damage(checkpoint: Path) -> str | None:
     return None
 
 
-def difference(run: Path, whole: Path) -> str | None:
-    """Where first a run differs from an undisturbed one; None if records and last tensors have equal bits."""
-    records, expected = metrics(run), metrics(whole)
+def difference(run: Path, reference: Path) -> str | None:
+    """Describe the first difference from a reference run; None if records and last tensors have equal bits."""
+    records, expected = metrics(run), metrics(reference)
     if [record["step"] for record in records] != [record["step"] for record in expected]:
         return f"steps {[record['step'] for record in records]} are logged"
     for record, other in zip(records, expected, strict=True):
         if record != other:
             keys = [key for key in other if record.get(key) != other[key]]
             return f"step {other['step']}: {', '.join(keys)} differ"
-    last, last_expected = checkpoints(run)[-1], checkpoints(whole)[-1]
+    last, last_expected = checkpoints(run)[-1], checkpoints(reference)[-1]
     if last.name != last_expected.name:
         return f"the last checkpoint is {last.name}, not {last_expected.name}"
     tensors, others = _tensors(last), _tensors(last_expected)

@@ -1,7 +1,7 @@
-"""Tools as processes of their own, which can be signalled, waited for, and limited.
+"""Tools in their own processes, which can be signalled, waited for, and limited.
 
-They are forked from a process that has imported the tools already, by Python's fork server, since importing torch takes
-ten times as long as the few steps of a tiny training. Several ranks are forked and watched by torchrun's agent.
+Python's fork server forks them from a process that has imported the tools already, since importing torch takes ten
+times as long as the few steps of a tiny training. Several ranks are forked and monitored by torchrun's agent.
 """
 
 import importlib
@@ -24,24 +24,24 @@ _PRELOADED = (
 
 
 class NotSurvived(Exception):
-    """A promise was broken; the message says which."""
+    """A run did not survive a fault; the message has the violated expectation."""
 
 
-def expect(is_kept: bool, otherwise: str) -> None:
-    """Raise NotSurvived with the text ``otherwise`` unless the promise is kept."""
-    if not is_kept:
-        raise NotSurvived(otherwise)
+def expect(holds: bool, message: str) -> None:
+    """Raise NotSurvived with ``message`` unless the expectation holds."""
+    if not holds:
+        raise NotSurvived(message)
 
 
 class Command:
-    """A tool that was started, in a process group of its own.
+    """A running tool in its own process group.
 
     Args:
-        module: whose ``main`` is called with the arguments.
-        log: gets what it prints; appended to.
-        environment: further variables.
-        ranks: more than one run under torchrun's agent.
-        more_bytes: limit of the memory that it may map beyond what it begins with.
+        module: the module whose ``main`` is called with the arguments.
+        log: file to which its output is appended.
+        environment: additional environment variables.
+        ranks: number of processes; more than one run under torchrun's agent.
+        more_bytes: limit of the memory that it may map in addition to that at its start.
     """
 
     def __init__(
@@ -68,18 +68,18 @@ class Command:
 
     @property
     def output(self) -> str:
-        """What was printed since this start."""
+        """Everything printed since this start."""
         with open(self.log, "rb") as file:
             file.seek(self._log_start)
             return file.read().decode(errors="replace")
 
-    def last_words(self) -> str:
-        """The last ``error:`` that was printed, or the last line."""
+    def last_error(self) -> str:
+        """Return the last printed line that starts with ``error:``, or the last line."""
         lines = [line.strip() for line in self.output.splitlines() if line.strip()] or ["nothing printed"]
         return next((line for line in reversed(lines) if line.startswith("error: ")), lines[-1])
 
     def pids(self) -> list[int]:
-        """Process ids of the tool, first, and of everything that it started."""
+        """List the process ids of the tool, which is first, and of all its descendants."""
         found, new = [], [self._process.pid]
         while new:
             found += new
@@ -87,27 +87,27 @@ class Command:
         return found
 
     def kill_all(self) -> None:
-        """End every process at once, as a power cut does."""
+        """Kill all processes at once, as a power cut does."""
         pids = self.pids()
-        for number in (signal.SIGSTOP, signal.SIGKILL):  # stopped first, so that nobody reacts to the death of another
+        for number in (signal.SIGSTOP, signal.SIGKILL):  # stopped first, so that none reacts to the death of another
             for pid in pids:
-                with suppress(ProcessLookupError):  # it ended just now
+                with suppress(ProcessLookupError):  # it has just ended
                     os.kill(pid, number)
         self._process.join()
 
     def end(self, within_s: float) -> int:
-        """The exit status, after at most ``within_s`` seconds.
+        """Wait for the exit status for at most ``within_s`` seconds.
 
         Raises:
-            NotSurvived: it still runs then and is killed, or a process that it started outlives it.
+            NotSurvived: it still runs then and is killed, or a descendant outlives it.
         """
         started = self.pids()
         self._process.join(within_s)
         if self.is_alive:
             self.kill_all()
-            raise NotSurvived(f"it still ran {within_s:.0f} s later: {self.last_words()}")
+            raise NotSurvived(f"it still ran {within_s:.0f} s later: {self.last_error()}")
         left = [pid for pid in started if _is_running(pid)]
-        expect(not left, f"it ended and left {len(left)} processes behind: {self.last_words()}")
+        expect(not left, f"it ended and left {len(left)} processes behind: {self.last_error()}")
         return self._process.exitcode
 
 
@@ -125,7 +125,9 @@ def _start(
     os.dup2(output, 2)
     os.environ.update(environment)
     os.chdir(log.parent)
-    multiprocessing.set_start_method("fork", force=True)  # data workers of a command are forks, not of this kind
+    multiprocessing.set_start_method(
+        "fork", force=True
+    )  # data workers of a command are forked, not from the fork server
     if more_bytes is not None:
         mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (mapped + more_bytes, mapped + more_bytes))
@@ -134,7 +136,7 @@ def _start(
         return
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    # As torchrun --standalone does it.
+    # As in torchrun --standalone.
     place = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": str(log)}
     config = LaunchConfig(1, 1, ranks, start_method="fork", max_restarts=0, **place)
     elastic_launch(config, _call)(module, arguments)
@@ -145,7 +147,7 @@ def _call(module: str, arguments: Sequence[str]) -> None:
     try:
         status = importlib.import_module(module).main(arguments)
     except Exception:
-        # Of a function torchrun prints no traceback; of a command, which this stands for, the interpreter does.
+        # torchrun prints no traceback of a function; the interpreter prints that of a command.
         traceback.print_exc()
         status = 1
     if status:
@@ -165,4 +167,4 @@ def _is_running(pid: int) -> bool:
         status = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
         return False
-    return status.rpartition(")")[2].split()[0] not in "ZX"  # dead, but nobody has asked for its status yet
+    return status.rpartition(")")[2].split()[0] not in "ZX"  # dead, but not reaped yet

@@ -1,113 +1,113 @@
-"""One of two ranks: stopped politely, killed, halted, raising, or with a loss that is not a number."""
+"""Faults of one of two ranks: SIGTERM, SIGKILL, SIGSTOP, an exception, a NaN loss."""
 
 import os
 import signal
 
 from ssl_zoo.testing.faults.leftovers import checkpoints, metrics, step_of
 from ssl_zoo.testing.faults.processes import expect
-from ssl_zoo.testing.faults.scenario import Laboratory, Report, Scenario, expect_whole_checkpoints
+from ssl_zoo.testing.faults.scenario import Bench, Report, Scenario, expect_valid_checkpoints
 
 _AT_STEP = 7
 _TIMEOUT_MINUTES = 0.1
-_GRACE_S = 30.0  # torchrun waits as long for ranks that do not end when they are told to, then kills them
-_SLACK_S = 30.0  # for processes that take turns on one core
+_GRACE_S = 30.0  # torchrun waits this long for ranks that do not end on SIGTERM, then kills them
+_SLACK_S = 30.0  # for processes that share one core
 
 
-def terminated(laboratory: Laboratory, report: Report) -> None:
-    run = laboratory.folder / "rank-terminated"
+def terminated(bench: Bench, report: Report) -> None:
+    run = bench.folder / "rank-terminated"
     with report.fault("SIGTERM"):
-        training = laboratory.start(run, "trainer.checkpoint_every=1000", ranks=2)
+        training = bench.start(run, "trainer.checkpoint_every=1000", ranks=2)
         training.wait_for_step(_AT_STEP)
         os.kill(training.rank(1), signal.SIGTERM)
         status = report.end(training)
-        expect(status == 0, f"status {status}: {training.last_words()}")
+        expect(status == 0, f"status {status}: {training.last_error()}")
         saved, logged = [step_of(path) for path in checkpoints(run)], metrics(run)[-1]["step"]
         expect(saved == [logged], f"checkpoints {saved}, though step {logged} was the last")
-        laboratory.finish_equal(run, "trainer.checkpoint_every=1000", ranks=2)
+        bench.finish_equal(run, "trainer.checkpoint_every=1000", ranks=2)
 
 
-def killed(laboratory: Laboratory, report: Report) -> None:
-    run = laboratory.folder / "rank-killed"
+def killed(bench: Bench, report: Report) -> None:
+    run = bench.folder / "rank-killed"
     with report.fault("SIGKILL"):
-        training = laboratory.start(run, ranks=2)
+        training = bench.start(run, ranks=2)
         training.wait_for_step(_AT_STEP)
         os.kill(training.rank(1), signal.SIGKILL)
         expect(report.end(training) != 0, "the job ended with status 0")
-        expect_whole_checkpoints(run)
-        laboratory.finish_equal(run, ranks=2)
+        expect_valid_checkpoints(run)
+        bench.finish_equal(run, ranks=2)
 
 
-def halted(laboratory: Laboratory, report: Report) -> None:
-    run = laboratory.folder / "rank-halted"
+def halted(bench: Bench, report: Report) -> None:
+    run = bench.folder / "rank-halted"
     with report.fault("SIGSTOP"):
-        training = laboratory.start(run, f"trainer.timeout_minutes={_TIMEOUT_MINUTES}", ranks=2)
+        training = bench.start(run, f"trainer.timeout_minutes={_TIMEOUT_MINUTES}", ranks=2)
         training.wait_for_step(_AT_STEP)
         os.kill(training.rank(1), signal.SIGSTOP)
         expect(report.end(training) != 0, "the job ended with status 0")
-        expect("trainer.timeout_minutes" in training.output, f"no word of the timeout: {training.last_words()}")
-        expect_whole_checkpoints(run)
-        laboratory.finish_equal(run, ranks=2)
+        expect("trainer.timeout_minutes" in training.output, f"the timeout is not named: {training.last_error()}")
+        expect_valid_checkpoints(run)
+        bench.finish_equal(run, ranks=2)
 
 
-def raising(laboratory: Laboratory, report: Report) -> None:
-    run = laboratory.folder / "rank-raising"
+def raising(bench: Bench, report: Report) -> None:
+    run = bench.folder / "rank-raising"
     with report.fault("raise"):
-        training = laboratory.start(run, ranks=2, fault=f"raise 1 {_AT_STEP}")
+        training = bench.start(run, ranks=2, fault=f"raise 1 {_AT_STEP}")
         training.wait_for_step(_AT_STEP - 1)
         expect(report.end(training) != 0, "the job ended with status 0")
-        expect("as it was told to" in training.output, f"the reason is not told: {training.last_words()}")
-        expect_whole_checkpoints(run)
-        laboratory.finish_equal(run, ranks=2)
+        expect("as requested" in training.output, f"the exception is not shown: {training.last_error()}")
+        expect_valid_checkpoints(run)
+        bench.finish_equal(run, ranks=2)
 
 
-def not_a_number(laboratory: Laboratory, report: Report) -> None:
+def not_a_number(bench: Bench, report: Report) -> None:
     for ranks in (1, 2):
-        run = laboratory.folder / f"not-a-number-{ranks}"
+        run = bench.folder / f"not-a-number-{ranks}"
         with report.fault(f"NaN in the last of {ranks} ranks"):
-            training = laboratory.start(run, ranks=ranks, fault=f"nan {ranks - 1} {_AT_STEP}")
+            training = bench.start(run, ranks=ranks, fault=f"nan {ranks - 1} {_AT_STEP}")
             training.wait_for_step(_AT_STEP - 1)
-            expect(report.end(training) == 1, f"not refused: {training.last_words()}")
-            told = f"the loss or a gradient of step {_AT_STEP} is not finite"
-            expect(told in training.output, f"another reason: {training.last_words()}")
+            expect(report.end(training) == 1, f"not refused: {training.last_error()}")
+            message = f"the loss or a gradient of step {_AT_STEP} is not finite"
+            expect(message in training.output, f"another error: {training.last_error()}")
             batches = list(run.glob(f"non_finite_step_{_AT_STEP:08d}_rank_*"))
             expect(len(batches) == ranks, f"{len(batches)} of {ranks} batches are saved")
-            expect_whole_checkpoints(run)
-            laboratory.finish_equal(run, ranks=ranks)
+            expect_valid_checkpoints(run)
+            bench.finish_equal(run, ranks=ranks)
 
 
 SCENARIOS = (
     Scenario(
         "sigterm_rank",
         "SIGTERM to one of two ranks",
-        "both save after the same step and end with status 0; the same command goes on",
+        "both save after the same step and end with status 0; the same command resumes",
         _SLACK_S,
         terminated,
     ),
     Scenario(
         "kill_rank",
         "SIGKILL of one of two ranks",
-        "the job ends with an error; the same command goes on",
+        "the job ends with an error; the same command resumes",
         _GRACE_S + _SLACK_S,
         killed,
     ),
     Scenario(
         "halt_rank",
         f"SIGSTOP of one of two ranks, trainer.timeout_minutes={_TIMEOUT_MINUTES}",
-        "the other rank ends with an error that names the setting; the same command goes on",
+        "the other rank ends with an error that names the setting; the same command resumes",
         60 * _TIMEOUT_MINUTES + _GRACE_S + _SLACK_S,
         halted,
     ),
     Scenario(
         "raise_in_rank",
         "an exception in one of two ranks",
-        "the job ends with the exception; the same command goes on",
+        "the job ends with the exception; the same command resumes",
         _GRACE_S + _SLACK_S,
         raising,
     ),
     Scenario(
         "nan",
-        f"a loss that is not a number in step {_AT_STEP}, on the only and on one of two ranks",
-        "one error, status 1, the batch is saved; the same command goes on",
+        f"a NaN loss in step {_AT_STEP}, on the only and on one of two ranks",
+        "one error, status 1, the batch is saved; the same command resumes",
         _GRACE_S + _SLACK_S,
         not_a_number,
     ),

@@ -1,4 +1,4 @@
-"""A scenario: a fault, how it is injected, how it must end, and what came of it."""
+"""Scenarios: a fault, its injection, the required outcome, and the report."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,20 +11,20 @@ from ssl_zoo.testing.faults.leftovers import checkpoints, damage, difference
 from ssl_zoo.testing.faults.processes import Command, NotSurvived, expect
 from ssl_zoo.testing.faults.training import Training
 
-_RUN_SECONDS = 300.0  # for an undisturbed training to end
+_RUN_SECONDS = 300.0  # limit of a training without faults
 
 
 class NotPossible(Exception):
-    """This machine does not allow the fault to be injected; the message says why."""
+    """The fault can't be injected on this machine; the message has the reason."""
 
 
 @dataclass
-class Laboratory:
-    """Where scenarios take place.
+class Bench:
+    """The test bench of all scenarios: a folder, common settings and reference runs.
 
     Args:
-        folder: on the file system to be tested.
-        settings: for all trainings, e.g. ``trainer.device=cuda``.
+        folder: a folder on the file system to be tested.
+        settings: settings of all trainings, e.g. ``trainer.device=cuda``.
     """
 
     folder: Path
@@ -37,36 +37,36 @@ class Laboratory:
         return self._started[-1]
 
     def close(self) -> None:
-        """End the trainings that still run, after a failure or a Ctrl-C."""
+        """Kill the trainings that still run, after a failure or a Ctrl-C."""
         while self._started:
             training = self._started.pop()
             if training.is_alive:
                 training.kill_all()
 
     def reference(self, *settings: str, ranks: int = 1) -> Path:
-        """A finished, undisturbed run, trained when it is first asked for."""
+        """Return a finished run without faults, trained on the first call."""
         key = (ranks, *settings)
         if key not in self._references:
-            run = self.folder / f"undisturbed-{len(self._references)}"
+            run = self.folder / f"reference-{len(self._references)}"
             self.finish(run, *settings, ranks=ranks)
             self._references[key] = run
         return self._references[key]
 
     def finish(self, run: Path, *settings: str, **options: object) -> None:
-        """Start or continue a run that must come to its end."""
+        """Start or resume a run that must finish."""
         training = self.start(run, *settings, **options)
         status = training.end(_RUN_SECONDS)
-        expect(status == 0, f"the run could not go on: status {status}, {training.last_words()}")
+        expect(status == 0, f"the run could not resume: status {status}, {training.last_error()}")
 
     def finish_equal(self, run: Path, *settings: str, reference: Path | None = None, ranks: int = 1) -> None:
-        """Continue a run to its end, which must be that of the undisturbed one, bit for bit."""
+        """Resume a run to its end, which must equal that of the reference bit for bit."""
         self.finish(run, *settings, ranks=ranks)
         different = difference(run, reference or self.reference(ranks=ranks))
-        expect(different is None, f"the continued run is not the undisturbed one: {different}")
+        expect(different is None, f"the resumed run differs from the reference: {different}")
 
 
-def expect_whole_checkpoints(run: Path) -> None:
-    """Every published checkpoint must be what its manifest says."""
+def expect_valid_checkpoints(run: Path) -> None:
+    """Raise NotSurvived unless every published checkpoint matches its manifest."""
     for checkpoint in checkpoints(run):
         found = damage(checkpoint)
         expect(found is None, f"a published checkpoint is damaged: {found}")
@@ -74,23 +74,23 @@ def expect_whole_checkpoints(run: Path) -> None:
 
 @dataclass
 class Report:
-    """What came of the faults of one scenario."""
+    """Outcome of the faults of one scenario."""
 
     scenario: "Scenario"
     injected: int = 0
     survived: int = 0
-    slowest_s: float = 0.0  # from a fault to the end of the processes that it hit
-    seconds: float = 0.0  # all in all
+    slowest_s: float = 0.0  # from a fault to the end of the affected processes
+    seconds: float = 0.0  # duration of the scenario
     problem: str | None = None
     impossible: str | None = None
 
     @property
-    def is_kept(self) -> bool:
+    def has_passed(self) -> bool:
         return self.problem is None and self.injected == self.survived
 
     @contextmanager
     def fault(self, what: str) -> Iterator[None]:
-        """Count a fault; it counts as survived when the block ends without NotSurvived."""
+        """Count a fault, as survived when the block ends without NotSurvived."""
         self.injected += 1
         try:
             yield
@@ -99,7 +99,7 @@ class Report:
         self.survived += 1
 
     def end(self, command: Command) -> int:
-        """The exit status of a process that a fault has just hit, which must end within the scenario's bound."""
+        """Wait for a process that must end within the scenario's bound after a fault; return its exit status."""
         started = time.monotonic()
         status = command.end(self.scenario.bound_s)
         self.slowest_s = max(self.slowest_s, time.monotonic() - started)
@@ -111,36 +111,36 @@ class Scenario:
     """A kind of fault.
 
     Attributes:
-        injection: how it is done, in words.
-        ending: what must come of it, in words.
-        bound_s: seconds after the fault by which the processes must have ended.
+        injection: description of the injection.
+        ending: description of the required outcome.
+        bound_s: seconds within which the processes must end after the fault.
     """
 
     name: str
     injection: str
     ending: str
     bound_s: float
-    inject: Callable[[Laboratory, Report], None]
+    inject: Callable[[Bench, Report], None]
 
-    def run(self, laboratory: Laboratory) -> Report:
+    def run(self, bench: Bench) -> Report:
         report, started = Report(self), time.monotonic()
         try:
-            self.inject(laboratory, report)
+            self.inject(bench, report)
         except NotSurvived as error:
             report.problem = str(error)
         except NotPossible as error:
             report.impossible = str(error)
         finally:
-            laboratory.close()
+            bench.close()
         report.seconds = time.monotonic() - started
         return report
 
 
 def choose(scenarios: Mapping[str, Scenario], names: Sequence[str]) -> list[Scenario]:
-    """Scenarios by name, all without names.
+    """Select scenarios by name, or all if there are no names.
 
     Raises:
-        ValueError: one is unknown.
+        ValueError: a name is unknown.
     """
     for name in names:
         if name not in scenarios:

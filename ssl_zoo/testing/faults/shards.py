@@ -1,4 +1,4 @@
-"""Shards from an enemy, shards with bad images, and shards of unequal sizes."""
+"""Malicious shards, shards with bad images, and shards of unequal sizes."""
 
 import re
 from collections.abc import Sequence
@@ -8,19 +8,19 @@ from ssl_zoo.testing.faults.archives import jpeg, write_tar
 from ssl_zoo.testing.faults.corpus import ARCHIVES, BAD_IMAGES, ODD_IMAGES
 from ssl_zoo.testing.faults.leftovers import difference, metrics
 from ssl_zoo.testing.faults.processes import Command, expect
-from ssl_zoo.testing.faults.scenario import Laboratory, Report, Scenario
+from ssl_zoo.testing.faults.scenario import Bench, Report, Scenario
 from ssl_zoo.testing.faults.training import NUM_STEPS, samples
 
-_INDEX_BYTES = 256 << 20  # that the indexing tool may map beyond what it begins with
-_TRAINING_BYTES = 1 << 30  # the same of a training; the bomb would take seven times as much
+_INDEX_BYTES = 256 << 20  # that the indexing tool may map in addition to those at its start
+_TRAINING_BYTES = 1 << 30  # the same for a training; the decompression bomb would take seven times as much
 _SLACK_S = 30.0
 _PATHS = ("pipe:touch CANARY; cat a.tar", "file:a.tar", "ftp://127.0.0.1/a.tar", "PIPE:touch CANARY")
-_SIZES = (5, 22, 17)  # of uneven shards
+_SIZES = (5, 22, 17)  # of uneven shards, in samples
 _AT_STEP = 9
 
 
-def archives(laboratory: Laboratory, report: Report) -> None:
-    place = laboratory.folder / "hostile-archives"
+def archives(bench: Bench, report: Report) -> None:
+    place = bench.folder / "hostile-archives"
     place.mkdir()
     for number, (name, (build, complaint)) in enumerate(ARCHIVES.items()):
         archive = place / f"{number}.tar"
@@ -32,47 +32,47 @@ def archives(laboratory: Laboratory, report: Report) -> None:
             _expect_refused(report, place, ["--index", path, str(place / "out")], "there is no handler for")
 
 
-def images(laboratory: Laboratory, report: Report) -> None:
-    """Bad images are reported and passed over, also by a run that was killed; too many of them end the run."""
-    place = laboratory.folder / "hostile-images"
+def images(bench: Bench, report: Report) -> None:
+    """Bad images are reported and replaced, also by a resumed run; too many of them end the run."""
+    place = bench.folder / "hostile-images"
     data = _hostile_shard(place)
-    whole, run = place / "whole", place / "killed"
+    reference, run = place / "reference", place / "killed"
     tolerant = "loader.max_corrupt_fraction=0.9"
-    _finish(laboratory, whole, data, tolerant)
-    told = (whole / "corrupt_samples.txt").read_text()
+    _finish(bench, reference, data, tolerant)
+    listed = (reference / "corrupt_samples.txt").read_text()
     for name, (_, reason) in BAD_IMAGES.items():
         with report.fault(name):
-            expect(re.search(rf"/{re.escape(name)}\t.*{re.escape(reason)}", told) is not None, "it is not reported")
+            expect(re.search(rf"/{re.escape(name)}\t.*{re.escape(reason)}", listed) is not None, "it is not reported")
     for name in ODD_IMAGES:
-        expect(f"/{name}" not in told, f"{name} is reported, though it can be read")
-    expect(metrics(whole)[-1]["step"] == NUM_STEPS, "the run did not go on to its end")
-    training = laboratory.start(run, tolerant, data=data)
+        expect(f"/{name}" not in listed, f"{name} is reported, though it can be read")
+    expect(metrics(reference)[-1]["step"] == NUM_STEPS, "the run did not finish")
+    training = bench.start(run, tolerant, data=data)
     training.wait_for_step(_AT_STEP)
     training.kill_all()
-    _finish(laboratory, run, data, tolerant)
-    different = difference(run, whole)
-    expect(different is None, f"the continued run is not the undisturbed one: {different}")
+    _finish(bench, run, data, tolerant)
+    different = difference(run, reference)
+    expect(different is None, f"the resumed run differs from the reference: {different}")
     with report.fault("more bad images than loader.max_corrupt_fraction"):
-        training = laboratory.start(place / "strict", "loader.max_corrupt_fraction=0.01", data=data)
-        status, words = report.end(training), training.last_words()
-        expect(status == 1 and "loader.max_corrupt_fraction" in words, f"status {status}: {words}")
+        training = bench.start(place / "strict", "loader.max_corrupt_fraction=0.01", data=data)
+        status, error = report.end(training), training.last_error()
+        expect(status == 1 and "loader.max_corrupt_fraction" in error, f"status {status}: {error}")
     _expect_nothing_ran(place)
 
 
-def uneven(laboratory: Laboratory, report: Report) -> None:
-    """Shards of different sizes on two ranks: every epoch has every sample once, through a kill."""
-    place, number = laboratory.folder / "uneven-shards", 0
+def uneven(bench: Bench, report: Report) -> None:
+    """Shards of different sizes on two ranks: every epoch has every sample once, despite a kill."""
+    place, number = bench.folder / "uneven-shards", 0
     for shard, size in enumerate(_SIZES):
         write_tar(place / f"{shard}.tar", [(f"{number + i:03}.jpg", jpeg(number + i, (40, 40))) for i in range(size)])
         number += size
     _index(place, [str(place / f"{shard}.tar") for shard in range(len(_SIZES))])
     data = (*_webdataset(place), "data.shuffle=shards", "data.shuffle_window=8")
     with report.fault("SIGKILL in the second epoch"):
-        run = laboratory.folder / "uneven"
-        training = laboratory.start(run, data=data, ranks=2)
+        run = bench.folder / "uneven"
+        training = bench.start(run, data=data, ranks=2)
         training.wait_for_step(_AT_STEP)
         training.kill_all()
-        laboratory.finish(run, data=data, ranks=2)
+        bench.finish(run, data=data, ranks=2)
         given = [samples(run, rank) for rank in range(2)]
         stream = [sample for step in range(1, NUM_STEPS + 1) for rank in given for sample in rank[step]]
         for epoch in range(len(stream) // number):
@@ -82,9 +82,9 @@ def uneven(laboratory: Laboratory, report: Report) -> None:
 
 def _expect_refused(report: Report, place: Path, arguments: Sequence[str], complaint: str) -> None:
     tool = Command("ssl_zoo.tools.make_shards", arguments, place / "log", more_bytes=_INDEX_BYTES)
-    status, words = report.end(tool), tool.last_words()
-    expect(status == 1 and words.startswith("error: "), f"status {status}: {words}")
-    expect(re.search(complaint, words) is not None, f"another reason: {words}")
+    status, error = report.end(tool), tool.last_error()
+    expect(status == 1 and error.startswith("error: "), f"status {status}: {error}")
+    expect(re.search(complaint, error) is not None, f"another error: {error}")
     _expect_nothing_ran(place)
 
 
@@ -93,7 +93,7 @@ def _expect_nothing_ran(place: Path) -> None:
 
 
 def _hostile_shard(place: Path) -> tuple[str, ...]:
-    """Settings for a shard with good, bad and odd images, and with samples that no index takes."""
+    """Write a shard with good, bad and odd images and invalid samples; return the settings that read it."""
     files = [(f"{number:04}.jpg", jpeg(number, (40, 40))) for number in range(31)]
     files += [(name, data) for name, (data, _) in BAD_IMAGES.items()] + list(ODD_IMAGES.items())
     files += [("twice.jpg", jpeg(1)), ("twice.jpg", jpeg(2)), (b"\xff\n.jpg", jpeg(3, (40, 40)))]
@@ -105,29 +105,29 @@ def _index(place: Path, shards: Sequence[str]) -> None:
     tool = Command(
         "ssl_zoo.tools.make_shards", ["--index", *shards, str(place)], place / "log", more_bytes=_INDEX_BYTES
     )
-    expect(tool.end(_SLACK_S) == 0, f"no manifest: {tool.last_words()}")
+    expect(tool.end(_SLACK_S) == 0, f"no manifest: {tool.last_error()}")
 
 
 def _webdataset(place: Path) -> tuple[str, ...]:
     return ("data=webdataset", f"data.path={place}", f"data.test_path={place}")
 
 
-def _finish(laboratory: Laboratory, run: Path, data: Sequence[str], *settings: str) -> None:
-    laboratory.finish(run, *settings, data=data, more_bytes=_TRAINING_BYTES)
+def _finish(bench: Bench, run: Path, data: Sequence[str], *settings: str) -> None:
+    bench.finish(run, *settings, data=data, more_bytes=_TRAINING_BYTES)
 
 
 SCENARIOS = (
     Scenario(
         "hostile_archives",
-        "tar archives with pickles, commands, links, devices, ways out, bombs and lies, and paths that are commands",
-        f"refused by name, nothing is executed, within {_INDEX_BYTES >> 20} MiB of further memory",
+        "tar archives with pickles, commands, links, devices, path traversal, bombs, false headers; commands as paths",
+        f"refused by name, nothing is executed, within {_INDEX_BYTES >> 20} MiB of additional memory",
         _SLACK_S,
         archives,
     ),
     Scenario(
         "hostile_images",
-        "a shard with bombs, cut and empty images, programs named as images; too many of them",
-        f"replaced, named, counted within {_TRAINING_BYTES >> 20} MiB of further memory, the run goes on and resumes; "
+        "a shard with bombs, truncated and empty images, programs named as images; too many of them",
+        f"replaced, named, counted within {_TRAINING_BYTES >> 20} MiB of additional memory, the run finishes, resumes; "
         "too many are one error, status 1",
         _SLACK_S,
         images,

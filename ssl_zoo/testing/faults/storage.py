@@ -10,124 +10,123 @@ from pathlib import Path
 
 from ssl_zoo.testing.faults.leftovers import checkpoints, damage, files
 from ssl_zoo.testing.faults.processes import expect
-from ssl_zoo.testing.faults.scenario import Laboratory, NotPossible, Report, Scenario, expect_whole_checkpoints
+from ssl_zoo.testing.faults.scenario import Bench, NotPossible, Report, Scenario, expect_valid_checkpoints
 from ssl_zoo.testing.faults.training import Training
 
 _SLACK_S = 30.0
 _FLIPS_PER_FILE = 2
-_FEW_BYTES, _MANY_BYTES = 2 << 20, 64 << 20  # of a file system for a few checkpoints, and of one for all
+_FEW_BYTES, _MANY_BYTES = 2 << 20, 64 << 20  # sizes of a file system for a few checkpoints, and for all
 _AT_STEP = 4
 
 
-def disk_full(laboratory: Laboratory, report: Report) -> None:
-    """A full disk is one error, damages no checkpoint, and is forgotten once there is room."""
-    place = laboratory.folder / "small-disk"
+def disk_full(bench: Bench, report: Report) -> None:
+    """A full disk is one error and damages no checkpoint; with room the run resumes."""
+    place = bench.folder / "small-disk"
     with _mounted(place, "-t", "tmpfs", "-o", f"size={_FEW_BYTES}", "tmpfs"):
         run = place / "run"
         with report.fault("no space left"):
-            training = laboratory.start(run)
+            training = bench.start(run)
             _expect_one_error(report, training, "No space left on device")
-            expect_whole_checkpoints(run)
+            expect_valid_checkpoints(run)
         with report.fault("no space left when it starts again"):
-            training = laboratory.start(run)
+            training = bench.start(run)
             _expect_one_error(report, training, "No space left on device")
-            expect_whole_checkpoints(run)
+            expect_valid_checkpoints(run)
         _mount("-o", f"remount,size={_MANY_BYTES}", str(place))
-        laboratory.finish_equal(run)
+        bench.finish_equal(run)
 
 
-def read_only(laboratory: Laboratory, report: Report) -> None:
-    run = laboratory.folder / "read-only"
+def read_only(bench: Bench, report: Report) -> None:
+    run = bench.folder / "read-only"
     with report.fault("read-only while it runs"):
-        training = laboratory.start(run)
+        training = bench.start(run)
         training.wait_for_step(_AT_STEP)
         with _read_only(run / "checkpoints"):
             _expect_one_error(report, training, "Read-only file system")
-        expect_whole_checkpoints(run)
+        expect_valid_checkpoints(run)
     with report.fault("read-only when it starts"), _read_only(run):
-        _expect_one_error(report, laboratory.start(run), "Read-only file system")
-    laboratory.finish_equal(run)
+        _expect_one_error(report, bench.start(run), "Read-only file system")
+    bench.finish_equal(run)
 
 
-def truncated(laboratory: Laboratory, report: Report) -> None:
-    def damages(whole: bytes) -> Iterator[tuple[str, bytes]]:
-        for length in (len(whole) // 2, 0):
-            yield f"{length} bytes", whole[:length]
+def truncated(bench: Bench, report: Report) -> None:
+    def damages(content: bytes) -> Iterator[tuple[str, bytes]]:
+        for length in (len(content) // 2, 0):
+            yield f"{length} bytes", content[:length]
 
-    _each_refused(laboratory, report, "truncated", damages)
+    _each_refused(bench, report, "truncated", damages)
 
 
-def bit_flips(laboratory: Laboratory, report: Report) -> None:
-    draws = random.Random("bits")
+def bit_flips(bench: Bench, report: Report) -> None:
+    bits = random.Random("bits")
 
-    def damages(whole: bytes) -> Iterator[tuple[str, bytes]]:
-        for bit in draws.sample(range(8 * len(whole)), _FLIPS_PER_FILE):
-            flipped = bytearray(whole)
+    def damages(content: bytes) -> Iterator[tuple[str, bytes]]:
+        for bit in bits.sample(range(8 * len(content)), _FLIPS_PER_FILE):
+            flipped = bytearray(content)
             flipped[bit // 8] ^= 1 << bit % 8
             yield f"bit {bit}", bytes(flipped)
 
-    _each_refused(laboratory, report, "bit-flipped", damages)
+    _each_refused(bench, report, "bit-flipped", damages)
 
 
-def half_written(laboratory: Laboratory, report: Report) -> None:
-    run = _copy(laboratory, "half-written")
+def half_written(bench: Bench, report: Report) -> None:
+    run = _copy(bench, "half-written")
     newest = checkpoints(run)[-1]
     with report.fault("a step folder without manifest"):
         (newest / "manifest.json").unlink()
-        files_left = sorted(newest.iterdir())
-        files_left[0].unlink()
-        _expect_refused(laboratory, report, run)
+        sorted(newest.iterdir())[0].unlink()
+        _expect_refused(bench, report, run)
     with report.fault("the folder of an unfinished save"):
         newest.rename(newest.with_name(f".{newest.name}"))
-        laboratory.finish_equal(run)
+        bench.finish_equal(run)
 
 
-def _copy(laboratory: Laboratory, name: str) -> Path:
-    run = laboratory.folder / name
-    shutil.copytree(laboratory.reference(), run)
+def _copy(bench: Bench, name: str) -> Path:
+    run = bench.folder / name
+    shutil.copytree(bench.reference(), run)
     return run
 
 
 def _each_refused(
-    laboratory: Laboratory, report: Report, name: str, damages: Callable[[bytes], Iterator[tuple[str, bytes]]]
+    bench: Bench, report: Report, name: str, damages: Callable[[bytes], Iterator[tuple[str, bytes]]]
 ) -> None:
-    """Damage each file of the newest checkpoint in turn, then go on from the checkpoint before.
+    """Damage each file of the newest checkpoint in turn, then resume from the previous checkpoint.
 
     Args:
-        damages: of a file's content: what is done to it, and what becomes of it.
+        damages: maps a file's content to descriptions of damages and the damaged contents.
     """
-    run = _copy(laboratory, name)
+    run = _copy(bench, name)
     newest = checkpoints(run)[-1]
     for file in [*files(newest), newest / "manifest.json"]:
-        whole = file.read_bytes()
-        for what, content in damages(whole):
-            file.write_bytes(content)
+        original = file.read_bytes()
+        for what, damaged in damages(original):
+            file.write_bytes(damaged)
             with report.fault(f"{file.name}: {what}"):
-                _expect_refused(laboratory, report, run)
-        file.write_bytes(whole)
+                _expect_refused(bench, report, run)
+        file.write_bytes(original)
     files(newest)[0].write_bytes(b"")
-    _finish_from_previous(laboratory, run)
+    _finish_from_previous(bench, run)
 
 
-def _expect_refused(laboratory: Laboratory, report: Report, run: Path) -> None:
-    """A damaged newest checkpoint must be an error that names the one before it, which is whole."""
+def _expect_refused(bench: Bench, report: Report, run: Path) -> None:
+    """Expect an error about the damaged newest checkpoint that names the previous one, which must be valid."""
     newest, previous = checkpoints(run)[-1], checkpoints(run)[-2]
-    training = laboratory.start(run)
+    training = bench.start(run)
     _expect_one_error(report, training, newest.name)
-    expect(f"--resume {previous}" in training.last_words(), f"no remedy is told: {training.last_words()}")
-    expect(damage(previous) is None, f"the one before it is damaged too: {damage(previous)}")
+    expect(f"--resume {previous}" in training.last_error(), f"no remedy is named: {training.last_error()}")
+    expect(damage(previous) is None, f"the previous one is damaged too: {damage(previous)}")
 
 
-def _finish_from_previous(laboratory: Laboratory, run: Path) -> None:
-    laboratory.finish(run, "--resume", str(checkpoints(run)[-2]))
-    laboratory.finish_equal(run)
+def _finish_from_previous(bench: Bench, run: Path) -> None:
+    bench.finish(run, "--resume", str(checkpoints(run)[-2]))
+    bench.finish_equal(run)
 
 
-def _expect_one_error(report: Report, training: Training, told: str) -> None:
+def _expect_one_error(report: Report, training: Training, message: str) -> None:
     status = report.end(training)
-    words = training.last_words()
-    expect(status == 1 and words.startswith("error: ") and told in words, f"status {status}, not told: {words}")
-    expect("Traceback" not in training.output, f"a traceback comes before: {words}")
+    error = training.last_error()
+    expect(status == 1 and error.startswith("error: ") and message in error, f"status {status}, another error: {error}")
+    expect("Traceback" not in training.output, f"there is a traceback: {error}")
 
 
 @contextmanager
@@ -137,7 +136,7 @@ def _mounted(place: Path, *arguments: str) -> Iterator[None]:
     try:
         yield
     finally:
-        subprocess.run(["umount", "--lazy", str(place)], check=True)  # somebody may still be there after a failure
+        subprocess.run(["umount", "--lazy", str(place)], check=True)  # after a failure a process may still use it
 
 
 @contextmanager
@@ -147,7 +146,7 @@ def _read_only(place: Path) -> Iterator[None]:
             try:
                 _mount("-o", "remount,bind,ro", str(place))
                 break
-            except NotPossible:  # as long as a file is being written there
+            except NotPossible:  # while a file is being written there
                 if attempt == 99:
                     raise
                 time.sleep(0.02)
@@ -158,44 +157,44 @@ def _mount(*arguments: str) -> None:
     try:
         done = subprocess.run(["mount", *arguments], capture_output=True, text=True)
     except FileNotFoundError as error:
-        raise NotPossible("there is no command mount") from error
+        raise NotPossible("the command mount is missing") from error
     if done.returncode:
-        raise NotPossible(f"nothing can be mounted here: {done.stderr.strip()}")
+        raise NotPossible(f"mounting is not permitted: {done.stderr.strip()}")
 
 
 SCENARIOS = (
     Scenario(
         "disk_full",
         f"a file system of {_FEW_BYTES >> 20} MiB (tmpfs), enlarged later",
-        "one error, status 1, at every start; with room the same command goes on",
+        "one error, status 1, at every start; with room the same command resumes",
         _SLACK_S,
         disk_full,
     ),
     Scenario(
         "read_only",
         "checkpoints/ mounted read-only while a run writes to it, the run directory before a start",
-        "one error, status 1; the same command goes on when it is writable",
+        "one error, status 1; the same command resumes when it is writable",
         _SLACK_S,
         read_only,
     ),
     Scenario(
         "truncated",
-        "each file of the newest checkpoint cut to half and to nothing",
-        "refused with file and remedy; --resume with the checkpoint before it goes on",
+        "each file of the newest checkpoint truncated to half and to 0 bytes",
+        "refused with file and remedy; --resume with the previous checkpoint succeeds",
         _SLACK_S,
         truncated,
     ),
     Scenario(
         "bit_flip",
         "random bits of the newest checkpoint's files",
-        "refused with file and remedy; --resume with the checkpoint before it goes on",
+        "refused with file and remedy; --resume with the previous checkpoint succeeds",
         _SLACK_S,
         bit_flips,
     ),
     Scenario(
         "half_written",
         "a step folder without manifest; the hidden folder of an unfinished save",
-        "refused with the remedy; ignored and removed, the same command goes on",
+        "refused with the remedy; ignored and removed, the same command resumes",
         _SLACK_S,
         half_written,
     ),

@@ -1,4 +1,4 @@
-"""Tiny trainings with the training tool, and what can be seen of them from outside."""
+"""Tiny trainings with the training tool, observed from outside."""
 
 import importlib.util
 import time
@@ -9,7 +9,7 @@ from ssl_zoo.testing.faults.leftovers import metrics
 from ssl_zoo.testing.faults.processes import Command, NotSurvived
 
 _POLL_SECONDS = 0.001
-_START_SECONDS = 240.0  # a loaded machine may need as long to import everything
+_START_SECONDS = 240.0  # limit of a wait, since imports are slow on a loaded machine
 _RECIPE = "ijepa/demo.yaml"
 NUM_STEPS = 16
 NUM_SAMPLES = 44  # five and a half steps
@@ -28,10 +28,10 @@ class Training(Command):
     """One start of the training tool.
 
     Args:
-        run: its output directory.
-        settings: further ``key=value`` pairs and options of the tool.
-        data: those of the data.
-        fault: what ``ssl_zoo.testing.faults.fragile`` is to do.
+        run: output directory.
+        settings: additional ``key=value`` pairs and options of the tool.
+        data: settings of the data.
+        fault: fault for ``ssl_zoo.testing.faults.fragile``.
         more_bytes: see Command.
     """
 
@@ -60,12 +60,12 @@ class Training(Command):
         """Wait until ``happened()``.
 
         Raises:
-            NotSurvived: the training ended before, or nothing happened for long.
+            NotSurvived: the training ended before, or the wait timed out.
         """
         deadline = time.monotonic() + _START_SECONDS
         while not happened():
             if not self.is_alive and not happened():
-                raise NotSurvived(f"the training ended before {what}: {self.last_words()}")
+                raise NotSurvived(f"the training ended before {what}: {self.last_error()}")
             if time.monotonic() > deadline:
                 raise NotSurvived(f"no {what} within {_START_SECONDS:.0f} s")
             time.sleep(_POLL_SECONDS)
@@ -75,12 +75,12 @@ class Training(Command):
         self.wait_for(lambda: any(record["step"] == step for record in metrics(self.run)), f"step {step}")
 
     def rank(self, rank: int) -> int:
-        """Process id of a rank."""
+        """Return the process id of a rank."""
         return int((_beside(self.run, "notes") / f"rank_{rank}.pid").read_text())
 
 
 def samples(run: Path, rank: int) -> dict[int, list[int]]:
-    """Ids of the samples that a rank was given in each step, the last time that the step was run."""
+    """Read the ids of a rank's samples in each step, at the last time that the step ran."""
     lines = (_beside(run, "notes") / f"rank_{rank}.samples").read_text().splitlines()
     return {step: ids for step, *ids in ([int(word) for word in line.split()] for line in lines)}
 

@@ -1,4 +1,4 @@
-"""Checkpoints: whole, verified, or refused with a remedy."""
+"""Checkpoints are complete and verified, or refused with a remedy."""
 
 import json
 import os
@@ -22,10 +22,10 @@ from ssl_zoo.engine.checkpoint.saver import Saver
 from ssl_zoo.engine.checkpoint.state import (
     CheckpointError,
     checkpoint_path,
+    hashed_manifest,
     list_checkpoints,
     read_checkpoint,
     restore,
-    sealed,
     step_of,
 )
 from ssl_zoo.engine.checkpoint.storage import fingerprint
@@ -47,12 +47,12 @@ def run(finished: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def reseal(checkpoint: Path, **changes: object) -> None:
-    """Make the manifest fit what is in the folder, as somebody would who means to deceive."""
+def forge_manifest(checkpoint: Path, **changes: object) -> None:
+    """Make the manifest match the files in the folder, as an attacker would."""
     manifest = json.loads((checkpoint / "manifest.json").read_text())
     del manifest["sha256"]
     manifest["files"] |= {name: fingerprint(checkpoint / name) for name in manifest["files"]}
-    (checkpoint / "manifest.json").write_text(sealed({**manifest, **changes}))
+    (checkpoint / "manifest.json").write_text(hashed_manifest({**manifest, **changes}))
 
 
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:
@@ -60,14 +60,14 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step_00000004", "step_00000005"]
 
 
-def test_those_of_a_longer_rhythm_are_kept_for_good(tmp_path: Path) -> None:
+def test_keep_every_keeps_checkpoints_permanently(tmp_path: Path) -> None:
     tiny_trainer(tmp_path, num_steps=5, checkpoint_every=1, keep_checkpoints=1, keep_every=2).train()
     assert [step_of(path) for path in list_checkpoints(tmp_path)] == [2, 4, 5]
     with pytest.raises(ValueError, match=r"keep_every=3 is no multiple of trainer.checkpoint_every=2"):
         TrainerConfig(checkpoint_every=2, keep_every=3)
 
 
-def test_a_checkpoint_written_in_the_background_is_of_its_step_bit_for_bit(tmp_path: Path) -> None:
+def test_a_checkpoint_written_in_the_background_has_the_bits_of_its_step(tmp_path: Path) -> None:
     for name, in_background in (("background", True), ("waiting", False)):
         settings = {"num_steps": 4, "checkpoint_every": 1, "keep_checkpoints": 4, "async_checkpoints": in_background}
         tiny_trainer(tmp_path / name, **settings).train()
@@ -79,9 +79,9 @@ def test_a_checkpoint_written_in_the_background_is_of_its_step_bit_for_bit(tmp_p
 
 @contextmanager
 def disk_to_fill() -> Iterator[Callable[[], None]]:
-    """Call what it yields to have every file end after 20 kB with an error, as on a disk that is full.
+    """Yield a function after whose call every file is limited to 20 kB, as on a full disk.
 
-    It ends with the block, since the file that pytest's own output goes to may be larger.
+    The limit ends with the block, since the file of pytest's own output may be larger.
     """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
@@ -91,7 +91,7 @@ def disk_to_fill() -> Iterator[Callable[[], None]]:
 
 
 @pytest.mark.parametrize("in_background", [True, False])
-def test_a_checkpoint_that_finds_no_room_ends_the_run_and_leaves_the_others(
+def test_a_full_disk_ends_the_run_and_leaves_the_other_checkpoints(
     tmp_path: Path, in_background: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Filling(Hook):
@@ -104,15 +104,15 @@ def test_a_checkpoint_that_finds_no_room_ends_the_run_and_leaves_the_others(
                 fill_disk()
 
     trainer = tiny_trainer(tmp_path, hooks=[Filling()], checkpoint_every=2, async_checkpoints=in_background)
-    wanted = r"step_00000004 could not be .*whole is .*step_00000002\. Make"
-    with disk_to_fill() as fill_disk, pytest.raises(CheckpointError, match=wanted):
+    message = r"step_00000004 could not be .*complete one is .*step_00000002\. Make"
+    with disk_to_fill() as fill_disk, pytest.raises(CheckpointError, match=message):
         trainer.train()
     assert "could not be written" in caplog.text
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000002"]
     assert read_checkpoint(list_checkpoints(tmp_path)[-1]).step == 2
 
 
-def test_a_save_that_waits_for_a_lost_rank_blames_the_rank_and_not_the_disk(
+def test_a_save_that_loses_a_rank_reports_the_rank_and_not_the_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def lost(*_: object, **__: object) -> None:
@@ -169,7 +169,7 @@ def test_a_flipped_bit_anywhere_in_the_manifest_is_refused(run: Path) -> None:
             read_checkpoint(file.parent)
 
 
-def test_after_damage_a_run_goes_on_from_an_earlier_checkpoint_and_replaces_the_damaged_one(run: Path) -> None:
+def test_a_run_resumes_from_the_checkpoint_before_a_damaged_one_and_replaces_it(run: Path) -> None:
     earlier, newest = list_checkpoints(run)
     (newest / "method.safetensors").write_bytes(b"")
     trainer = tiny_trainer(run, num_steps=4, checkpoint_every=2)
@@ -186,19 +186,19 @@ def test_links_and_paths_in_a_manifest_are_refused(run: Path, name: str) -> None
     (newest / "folder").mkdir()
     (newest.parent / "state.json").write_text("{}")
     files = json.loads((newest / "manifest.json").read_text())["files"]
-    reseal(newest, files={**files, name: files["state.json"]})
+    forge_manifest(newest, files={**files, name: files["state.json"]})
     with pytest.raises(CheckpointError, match=re.escape(name)):
         read_checkpoint(newest)
 
 
-def test_a_pickle_under_the_name_of_a_checkpoint_is_not_run(run: Path) -> None:
+def test_a_pickle_under_the_name_of_a_checkpoint_is_not_executed(run: Path) -> None:
     class Payload:
         def __reduce__(self) -> tuple:
             return os.mkdir, (str(run / "executed"),)
 
     newest = list_checkpoints(run)[-1]
     (newest / "method.safetensors").write_bytes(pickle.dumps({"encoder.norm.weight": Payload()}))
-    reseal(newest)
+    forge_manifest(newest)
     with pytest.raises(CheckpointError, match=r"method.safetensors holds no tensors that can be read"):
         read_checkpoint(newest)
     assert not (run / "executed").exists()
@@ -224,14 +224,14 @@ def test_a_checkpoint_of_another_model_changes_nothing(run: Path) -> None:
     tensors["encoder.norm.weight"] = torch.ones(7)
     del tensors["encoder.norm.bias"]
     save_file(tensors, newest / "method.safetensors")
-    reseal(newest)
+    forge_manifest(newest)
     before = trainer.method.encoder.norm.weight.clone()
-    with pytest.raises(CheckpointError, match=r"encoder.norm.bias is missing; .*\[7\] there, \[48\] here"):
+    with pytest.raises(CheckpointError, match=r"encoder.norm.bias is missing; .*shape \[7\], this model \[48\]"):
         restore(read_checkpoint(newest), trainer.method, trainer.optimization.optimizer)
     assert torch.equal(trainer.method.encoder.norm.weight, before)
 
 
-def test_the_manifest_tells_step_method_and_config(run: Path) -> None:
+def test_the_manifest_has_step_method_and_config(run: Path) -> None:
     manifest = json.loads((list_checkpoints(run)[-1] / "manifest.json").read_text())
     assert manifest["step"] == 4 and manifest["method"] == "ijepa" and "config" in manifest
 
@@ -275,7 +275,7 @@ def test_a_process_killed_while_saving_leaves_a_loadable_newest_checkpoint(tmp_p
         assert read_checkpoint(newest).step == int(newest.name.removeprefix("step_"))
 
 
-def test_saving_over_nothing_but_a_missing_parent_works(tmp_path: Path) -> None:
+def test_saving_creates_missing_parent_folders(tmp_path: Path) -> None:
     method = torch.nn.Linear(2, 2)
     Saver(tmp_path / "a" / "b", ALONE).save(1, method, torch.optim.SGD(method.parameters()), {}, {})
     assert load_file(checkpoint_path(tmp_path / "a" / "b", 1) / "method.safetensors").keys() == {"weight", "bias"}

@@ -1,4 +1,4 @@
-"""Pieces of tensors in safetensors files: what is read as whole, and what is refused."""
+"""Shards of tensors in safetensors files: which make up full tensors, and which are refused."""
 
 import json
 from pathlib import Path
@@ -11,17 +11,17 @@ from torch import Tensor
 from ssl_zoo.engine.checkpoint.storage import CheckpointError, SafetensorsReader, file_name
 
 
-def write(path: Path, tensors: dict[str, Tensor], pieces: dict[str, list[list[int]]] | None = None) -> Path:
-    save_file(tensors, path, metadata=None if pieces is None else {"pieces": json.dumps(pieces)})
+def write(path: Path, tensors: dict[str, Tensor], shards: dict[str, list[list[int]]] | None = None) -> Path:
+    save_file(tensors, path, metadata=None if shards is None else {"pieces": json.dumps(shards)})
     return path
 
 
-def test_names_of_files_tell_who_wrote_them() -> None:
+def test_file_names_have_the_rank_that_wrote_them() -> None:
     assert file_name("method", 0, 1) == "method.safetensors"
     assert file_name("optimizer", 2, 8) == "optimizer_00003_of_00008.safetensors"
 
 
-def test_pieces_of_two_files_make_one_tensor(tmp_path: Path) -> None:
+def test_shards_of_two_files_make_one_tensor(tmp_path: Path) -> None:
     first = write(tmp_path / "a.safetensors", {"x": torch.zeros(2, 3)}, {"x": [[0, 0], [3, 3]]})
     second = write(tmp_path / "b.safetensors", {"x": torch.ones(1, 3), "y": torch.ones(())}, {"x": [[2, 0], [3, 3]]})
     tensors = SafetensorsReader({"method": [first, second]}).tensors
@@ -30,7 +30,7 @@ def test_pieces_of_two_files_make_one_tensor(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("pieces", "reason"),
+    ("shards", "reason"),
     [
         ({"x": [[0, 0], [3, 3]]}, "has 6 of its 9 values"),
         ({"x": [[2, 0], [3, 3]]}, "does not fit"),
@@ -40,8 +40,8 @@ def test_pieces_of_two_files_make_one_tensor(tmp_path: Path) -> None:
         ([1], "can be read"),
     ],
 )
-def test_pieces_that_make_no_whole_are_refused(tmp_path: Path, pieces: object, reason: str) -> None:
-    file = write(tmp_path / "a.safetensors", {"x": torch.zeros(2, 3)}, pieces)
+def test_shards_that_make_no_full_tensor_are_refused(tmp_path: Path, shards: object, reason: str) -> None:
+    file = write(tmp_path / "a.safetensors", {"x": torch.zeros(2, 3)}, shards)
     with pytest.raises(CheckpointError, match=reason):
         SafetensorsReader({"method": [file]})
 

@@ -1,4 +1,4 @@
-"""The benchmark: real trainings in processes of their own, and what is concluded from their times."""
+"""The benchmark: real trainings in their own processes, and the conclusions from their times."""
 
 import json
 import subprocess
@@ -12,12 +12,12 @@ from tiny_commands import ROOT
 
 from ssl_zoo.config import compose
 from ssl_zoo.engine.settings import Precision
-from ssl_zoo.testing.benchmark.case import Contest, Facts
+from ssl_zoo.testing.benchmark.case import Case, Facts
 from ssl_zoo.testing.benchmark.clock import Clock
-from ssl_zoo.testing.benchmark.comparison import Result, Timing, ordered
+from ssl_zoo.testing.benchmark.comparison import Result, Timing, in_step_order
 from ssl_zoo.testing.benchmark.peak import matrix_peak
 from ssl_zoo.testing.benchmark.plain import PlainIJEPA
-from ssl_zoo.tools.benchmark import contests, main, parse
+from ssl_zoo.tools.benchmark import cases, main, parse
 
 TINY = ["backbone.embed_dim=24", "backbone.num_heads=2", "backbone.depth=2", "trainer.batch_size=4"]
 TINY_IJEPA = [*TINY, "method.predictor_dim=16", "method.predictor_depth=1"]
@@ -26,11 +26,11 @@ DEMO = "configs/ijepa/demo.yaml"
 
 def result(**changes: object) -> Result:
     facts = Facts(8, "fp32", {}, {"step": 2e9}, 1e-3, 0.01)
-    base = Result(Contest("a", None), facts, Timing(0.1, 0.1, 0.1), {"data wait": 0.001}, 400e9, 2**30)
+    base = Result(Case("a", None), facts, Timing(0.1, 0.1, 0.1), {"data wait": 0.001}, 400e9, 2**30)
     return replace(base, **changes)
 
 
-def test_utilisation_is_achieved_over_peak() -> None:
+def test_utilisation_is_achieved_over_peak_flops() -> None:
     assert result().images_per_second == pytest.approx(80)
     assert result().utilisation == pytest.approx(80 * 2e9 / 400e9)
 
@@ -39,22 +39,22 @@ def test_utilisation_is_achieved_over_peak() -> None:
     ("changes", "limit"),
     [
         ({}, "compute: 40%"),
-        ({"stretches": {"data wait": 0.03}}, "loader: a step waits 30%"),
+        ({"phases": {"data wait": 0.03}}, "loader: a step waits 30%"),
         ({"facts": Facts(8, "fp32", {}, {"step": 2e9}, 1e-3, 0.05)}, "fixed cost: a step of one image takes 50%"),
     ],
 )
-def test_limit_names_what_to_change_first(changes: dict, limit: str) -> None:
+def test_limit_is_the_bottleneck(changes: dict, limit: str) -> None:
     assert result(**changes).limit.startswith(limit)
 
 
-def test_parts_of_the_forward_stand_before_its_rest() -> None:
-    stretches = {"encoder": 2.0, "forward": 5.0, "target": 1.0, "backward": 4.0, "data wait": 0.5}
+def test_modules_come_before_the_rest_of_the_forward_pass() -> None:
+    phases = {"encoder": 2.0, "forward": 5.0, "target": 1.0, "backward": 4.0, "data wait": 0.5}
     expected = {"data wait": 0.5, "encoder": 2.0, "target": 1.0, "loss and rest of forward": 2.0, "backward": 4.0}
-    assert ordered(stretches) == expected
-    assert list(ordered(stretches)) == list(expected)
+    assert in_step_order(phases) == expected
+    assert list(in_step_order(phases)) == list(expected)
 
 
-def test_clock_sums_stretches_of_one_name_within_a_step() -> None:
+def test_clock_sums_repeated_phases_of_a_step() -> None:
     clock = Clock(torch.device("cpu"))
     for repetitions in (2, 1):
         clock.new_step()
@@ -96,7 +96,7 @@ def test_columns_are_recipes_times_sweep_times_processes() -> None:
     assert arguments.overrides == ["seed=3"]
     arguments.sweep = "trainer.batch_size=4,8"
     arguments.baseline = ["plain-fp32", "plain"]
-    fp32, plain, *built = contests(arguments)
+    fp32, plain, *built = cases(arguments)
     assert fp32.plain and fp32.config.trainer.precision is Precision.fp32
     assert plain.plain and plain.config == built[0].config
     assert [(c.config.trainer.batch_size, c.world_size) for c in built] == [(4, 1), (4, 2), (8, 1), (8, 2)] * 2
@@ -110,14 +110,19 @@ def test_command_times_recipe_baseline_and_two_processes(tmp_path, capsys: pytes
     plain, alone, pair = json.loads(out.read_text())
     assert [r["world_size"] for r in (plain, alone, pair)] == [1, 1, 2]
     assert all(r["images_per_second"] > 0 and r["peak_flops_per_second"] > 0 for r in (plain, alone, pair))
-    assert {"target", "encoder", "predictor", "backward", "optimizer", "averages"} <= alone["stretch_seconds"].keys()
+    assert {"target", "encoder", "predictor", "backward", "optimizer", "averages"} <= alone["phase_seconds"].keys()
     assert "images/s" in capsys.readouterr().out
 
 
-def test_under_torchrun_it_says_how_to_time_several_processes(monkeypatch, capsys: pytest.CaptureFixture) -> None:
+def test_the_error_under_torchrun_has_the_option_for_several_processes(
+    monkeypatch, capsys: pytest.CaptureFixture
+) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(["--config", DEMO]) == 1
-    assert "without torchrun and with --scaling 1,2" in capsys.readouterr().err
+    assert (
+        "tools/benchmark.py starts its processes itself: run it without torchrun and with --scaling 1,2"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.slow

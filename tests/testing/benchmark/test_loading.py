@@ -1,4 +1,4 @@
-"""Loading beside torchvision, on a few files."""
+"""Data loading compared with torchvision, on a few files."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def photographs(tmp_path) -> Path:
     return tmp_path
 
 
-def test_both_ways_load_the_same_pixels(photographs):
+def test_both_implementations_load_the_same_pixels(photographs):
     config = compose(RECIPE, ["data=imagefolder", f"data.path={photographs}", "data.test_fraction=0.01"]).config
     result = compare_loading(config, num_images=40, rounds=2)
     assert result.num_images == 32
@@ -38,7 +38,7 @@ def test_both_ways_load_the_same_pixels(photographs):
         (["views.crop_scale=[1.0,1.0]"], "it takes no random crop"),
     ],
 )
-def test_what_can_not_be_compared_is_one_clear_error(photographs, overrides, message, capsys):
+def test_a_view_that_torchvision_lacks_is_one_clear_error(photographs, overrides, message, capsys):
     given = ["data=imagefolder", f"data.path={photographs}", *overrides]
     assert main(["--config", RECIPE, *given, "--loading"]) == 1
     assert message in capsys.readouterr().err
