@@ -30,7 +30,7 @@ from ssl_zoo.eval.offline import Baselines, Evaluated, ExtractionProgress, evalu
 from ssl_zoo.eval.online import OnlineProbe
 from ssl_zoo.method import Method, build_method
 from ssl_zoo.nn import ViT
-from ssl_zoo.registry import discover
+from ssl_zoo.plugins import discover
 
 ALL_IMAGES = ["probe.train_samples=0", "probe.test_samples=0"]
 

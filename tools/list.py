@@ -9,7 +9,8 @@ if __package__ in (None, ""):  # run as a file: the checkout's packages are one 
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from ssl_zoo.config import presets
-from ssl_zoo.registry import BROKEN_PLUGINS, REGISTRIES, Registry, UnknownName, discover, nearest
+from ssl_zoo.plugins import discover
+from ssl_zoo.registry import BROKEN_PLUGINS, REGISTRIES, Registry, UnknownName, nearest
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -31,7 +31,7 @@ from ssl_zoo.eval.online import OnlineProbe
 from ssl_zoo.method import build_method
 from ssl_zoo.planning.plan import Plan
 from ssl_zoo.planning.scale import Machine, ScalePlan
-from ssl_zoo.registry import discover
+from ssl_zoo.plugins import discover
 
 
 def train(composed: Composed, resume: str, console: Console, ranks: Processes) -> None:

@@ -16,7 +16,7 @@ from ssl_zoo.planning.allocation_tracker import ACTIVATIONS, GRADIENTS, Ledger
 from ssl_zoo.planning.memory_simulation import Rehearsal, rehearse
 from ssl_zoo.planning.plan import count_parameters, plan_batch
 from ssl_zoo.planning.scale import Machine, ScalePlan
-from ssl_zoo.registry import discover
+from ssl_zoo.plugins import discover
 
 discover()
 
