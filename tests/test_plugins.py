@@ -134,16 +134,19 @@ class Added_{group}Config({base}):
 class Added:
     """Is added to {group}."""
 '''
-# Every group that a recipe chooses from, methods aside: masks, targets, data and all that are registered later.
+# Every section that is chosen from registered parts, except the method, whose plug-in is above.
 BASES = {group: base for group, base in sections().items() if group in REGISTRIES and group != "method"}
 CHOOSE = """
-import sys
-from ssl_zoo.config import load_config
+from ssl_zoo.config import ConfigError, load_config
 from ssl_zoo.plugins import discover
 discover(["parts.py"])
-config = load_config("chosen.yaml", sys.argv[1:])
+config = load_config("chosen.yaml")
 print({group: [type(getattr(config, group)).__name__, getattr(config, group).amount] for group in %s})
 print(config.probe.evaluators)
+try:
+    load_config("chosen.yaml", ["masks.amount=0"])
+except ConfigError as error:
+    print(error)
 """
 
 
@@ -172,15 +175,38 @@ def test_a_plugin_file_adds_a_part_of_every_kind_to_the_list(parts):
     assert re.search(r"^added +Is added to masks\.$", masks.stdout, re.MULTILINE)
 
 
-def test_a_recipe_chooses_parts_of_a_plugin_file_and_sets_their_own_keys(parts):
+def test_a_recipe_chooses_parts_of_a_plugin_file_and_sets_their_own_keys_within_bounds(parts):
     done = run(parts, "-c", CHOOSE % list(BASES))
     chosen = {group: [f"Added_{group}Config", 5] for group in BASES}
-    assert done.stdout.splitlines() == [str(chosen), "['added']"], done.stderr
+    refused = "masks.amount=0 must be at least 1"
+    assert done.stdout.splitlines() == [str(chosen), "['added']", refused], done.stderr
 
 
-def test_bounds_of_a_part_of_a_plugin_file_are_checked(parts):
-    done = run(parts, "-c", CHOOSE % list(BASES), "masks.amount=0")
-    assert "masks.amount=0 must be at least 1" in done.stderr
+DISCOVER = """
+import importlib
+from ssl_zoo.plugins import discover
+from ssl_zoo.registry import BROKEN_PLUGINS, REGISTRIES
+importlib.import_module("ssl_zoo.{package}").__path__.append("extra")
+discover()
+print("added" in REGISTRIES["masks"].names(), *BROKEN_PLUGINS)
+"""
+
+
+@pytest.mark.parametrize(
+    "package, broken, printed",
+    [("masks", False, "True"), ("masks", True, None), ("methods", True, "False ssl_zoo.methods.extra")],
+)
+def test_a_file_of_a_package_needs_no_import_list_and_only_a_broken_method_file_is_skipped(
+    tmp_path, package, broken, printed
+):
+    part = PART.format(group="masks", module="ssl_zoo.masks", base="MasksConfig")
+    (tmp_path / "extra").mkdir()
+    (tmp_path / "extra" / "extra.py").write_text("nowhere_defined\n" if broken else part)
+    done = run(tmp_path, "-c", DISCOVER.format(package=package))
+    if printed is None:
+        assert "nowhere_defined" in done.stderr and done.returncode == 1
+    else:
+        assert done.stdout.strip() == printed, done.stderr
 
 
 def test_methods_refuse_a_second_import_under_another_name(folder):

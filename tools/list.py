@@ -1,4 +1,4 @@
-"""Names of the registered parts: ``python tools/list.py [kind] [--plugin MODULE_OR_FILE]``."""
+"""List the registered parts: ``python tools/list.py [kind] [--plugin MODULE_OR_FILE]``."""
 
 import argparse
 import sys
@@ -33,16 +33,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _kinds() -> list[tuple[str, str]]:
-    return [(group, f"{', '.join(name for name, _ in _names(kind))}") for group, kind in REGISTRIES.items()]
+    return [(group, ", ".join(name for name, _ in _names(kind))) for group, kind in REGISTRIES.items()]
 
 
 def _names(registry: Registry) -> list[tuple[str, str]]:
-    """The registered classes, then the presets: YAML options that set values of one of them."""
+    """Return name and summary of the registered classes, then of the presets (YAML options that set their values)."""
     return [(name, registry.summary(name)) for name in registry.names()] + sorted(presets(registry.group).items())
 
 
 def _registry(word: str) -> Registry:
-    """The registry of a group or kind; ``method``, ``methods`` and ``mask generator`` are understood."""
+    """Return the registry of a group or kind, e.g. ``masks``, ``mask generator`` or ``mask generators``."""
     spellings = {
         spelling: kind for kind in REGISTRIES.values() for spelling in (kind.group, kind.kind, f"{kind.kind}s")
     }

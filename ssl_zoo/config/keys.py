@@ -87,11 +87,7 @@ def flat(values: DictConfig) -> dict[str, Any]:
 
 
 def check_bounds(values: DictConfig, section: str = "") -> None:
-    """Check that every value of a resolved configuration, or of one section, is inside the bounds of its key.
-
-    Raises:
-        ConfigError: the first value outside, with its full dotted key and the permitted range.
-    """
+    """Raise ConfigError for the first value of a resolved configuration, or one section, outside its key's bounds."""
     given = flat(values)
     for key in keys_of(values):
         if key.name.startswith(section) and (message := out_of_bounds(key.name, given[key.name], key.bounds)):

@@ -69,7 +69,7 @@ def forbidden(keys: set[str]) -> list[str]:
         (registered, "masks.mask_ratio"),
         (sections_of_the_schema, "trainer.batch_size"),
         (lambda: of_files("train.yaml", "*/*.yaml"), "optim.lr"),  # recipes and the options of groups
-        (lambda: of_files("studies/*.yaml"), "entries"),
+        (lambda: of_files("studies/*.yaml"), "masks.num_targets"),
     ],
     ids=["registered options", "sections", "recipes and options", "studies"],
 )
