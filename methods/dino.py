@@ -1,38 +1,140 @@
-"""DINO: a student learns to say of small and large crops what its average says of the large ones.
+"""DINO: a student matches its EMA teacher's distribution over prototypes across global and local crops.
 
 Paper: Caron et al., "Emerging Properties in Self-Supervised Vision Transformers", arXiv 2104.14294. Reference:
 facebookresearch/dino.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
 
-from ssl_zoo.method import METHODS, Batch, Output, Progress
-from ssl_zoo.self_distillation import (
-    NUM_GLOBAL,
-    SelfDistillation,
-    SelfDistillationConfig,
-    cross_entropy_across_views,
-    project,
+from ssl_zoo.collapse import DISTRIBUTION_LIMITS, distribution_metrics
+from ssl_zoo.losses.self_distillation import center_and_sharpen, cross_entropy_across_views
+from ssl_zoo.method import (
+    METHODS,
+    Batch,
+    Clip,
+    Ema,
+    EmaConfig,
+    EmaCopy,
+    Limit,
+    Masks,
+    Method,
+    MethodConfig,
+    Output,
+    ParamGroup,
+    Schedule,
+    Step,
+    Target,
+    ViewSpec,
+    ViT,
 )
+from ssl_zoo.nn.heads import PrototypeHead
+from ssl_zoo.plotting import rows_of
+from ssl_zoo.refusals import refuse_target, require_global_crops
+from ssl_zoo.schedules import Shape, after_warmup
+from ssl_zoo.settings import setting
 
 
 @dataclass
-class DINOConfig(SelfDistillationConfig):
-    """DINO: a head over prototypes, temperatures, and the crops. Defaults: the reference's ViT-S/16, 300 epochs."""
+class DINOConfig(MethodConfig):
+    """DINO: a head over prototypes, temperatures, the teacher. Defaults: the reference's ViT-S/16, 300 epochs."""
+
+    num_prototypes: int = setting(65536, "outputs of the head", at_least=1)
+    head_dim: int = setting(2048, "width of the head's hidden layers", at_least=1)
+    head_layers: int = setting(3, "linear layers of the head before the prototypes", at_least=1)
+    bottleneck_dim: int = setting(256, "width of the unit vectors that meet the prototypes", at_least=1)
+    norm_last_layer: bool = setting(True, "prototypes keep length one; the reference lets ViT-S learn their lengths")
+    student_temp: float = setting(0.1, "temperature of the student's distributions", above=0)
+    warmup_teacher_temp: float = setting(0.04, "temperature of the teacher's distributions at the start", above=0)
+    teacher_temp: float = setting(0.07, "temperature of the teacher's distributions after its warm-up", above=0)
+    teacher_temp_warmup_epochs: float = setting(
+        30.0, "epochs in which the teacher's temperature changes linearly", at_least=0
+    )
+    ema: EmaConfig = setting(EmaConfig(schedule=Shape.cosine), "EMA weights of the teacher, head included")
+    center_momentum: float = setting(
+        0.9, "momentum of the mean output that is subtracted from the teacher's", at_least=0, at_most=1
+    )
+    freeze_last_layer_epochs: float = setting(1.0, "epochs in which the prototypes are not trained", at_least=0)
 
 
 @METHODS.register("dino", DINOConfig)
-class DINO(SelfDistillation):
-    """Match an averaged teacher's sharpened, centered distributions across crops of an image (arXiv 2104.14294)."""
+class DINO(Method):
+    """Match an EMA teacher's sharpened, centered distributions across crops of an image (arXiv 2104.14294)."""
+
+    default_views = "dino"
+    regularizes = True
 
     config: DINOConfig
+    center: Float[Tensor, "K"]
 
-    def forward(self, batch: Batch, progress: Progress) -> Output:
-        student = project(self.encoder, self.head, batch.views).float()
+    def __init__(self, config: DINOConfig, encoder: ViT, target: Target | None) -> None:
+        refuse_target("DINO", target)
+        super().__init__(config, encoder, None)
+        self.head = PrototypeHead(
+            encoder.embed_dim,
+            hidden_dim=config.head_dim,
+            bottleneck_dim=config.bottleneck_dim,
+            num_prototypes=config.num_prototypes,
+            num_layers=config.head_layers,
+            unit_length=config.norm_last_layer,
+        )
+        self.teacher_encoder, self.teacher_head = EmaCopy(encoder), EmaCopy(self.head)
+        self.register_buffer("center", torch.zeros(config.num_prototypes))
+
+    def schedules(self) -> Mapping[str, Schedule]:
+        config = self.config
+        first, last, epochs = config.warmup_teacher_temp, config.teacher_temp, config.teacher_temp_warmup_epochs
+        return {"teacher_temp": lambda progress: after_warmup(first, last, progress.epoch, epochs)}
+
+    def forward(self, batch: Batch, step: Step) -> Output:
+        global_crops, local_crops = batch.group("global"), batch.group("local")
+        student_features = [self.encoder.pooled(self.encoder(torch.cat(global_crops)))]
+        if local_crops:
+            student_features.append(self.encoder.pooled(self.encoder(torch.cat(local_crops))))
+        student_features = torch.cat(student_features)
+        student = self.head(student_features).unflatten(0, (len(batch.views), -1)).float()
         with torch.no_grad():
-            teacher = project(self.teacher_encoder, self.teacher_head, batch.views[:NUM_GLOBAL]).float()
-        probabilities = self.distributions(teacher, self.center, self.teacher_temperature(progress.fraction))
-        loss = cross_entropy_across_views(student / self.config.student_temperature, probabilities)
-        return Output(loss, self.metrics(probabilities), {"center": teacher.mean(dim=(0, 1))})
+            teacher_features = self.encoder.pooled(self.teacher_encoder(torch.cat(global_crops)))
+            teacher = self.teacher_head(teacher_features).unflatten(0, (len(global_crops), -1)).float()
+        probabilities = center_and_sharpen(teacher, self.center, step.values["teacher_temp"])
+        loss = cross_entropy_across_views(student / self.config.student_temp, probabilities)
+        regularization = self.regularize(step, tokens=student_features)
+        statistics = {"center": teacher.mean(dim=(0, 1))}
+        return Output({"self_distillation": loss, **regularization}, distribution_metrics(probabilities), statistics)
+
+    def emas(self) -> Sequence[Ema]:
+        networks = ((self.encoder, self.teacher_encoder), (self.head, self.teacher_head))
+        return [Ema(online, teacher, self.config.ema.momentum_at) for online, teacher in networks]
+
+    def after_backward(self, step: Step) -> None:
+        if step.progress.epoch < self.config.freeze_last_layer_epochs:
+            for parameter in self.head.last_layer.parameters():
+                parameter.grad = None  # the optimizer then skips it: neither decay nor moments
+
+    def after_step(self, step: Step, statistics: Mapping[str, Tensor]) -> None:
+        self.center.lerp_(statistics["center"], 1 - self.config.center_momentum)
+
+    def param_groups(self) -> Sequence[ParamGroup]:
+        """Clip each parameter's gradient on its own, as the reference does."""
+        return [replace(group, clip=Clip.per_parameter) for group in super().param_groups()]
+
+    def eval_encoder(self) -> ViT:
+        return self.teacher_encoder.module
+
+    def collapse_limits(self) -> Sequence[Limit]:
+        return DISTRIBUTION_LIMITS
+
+    def check_inputs(self, views: Mapping[str, ViewSpec], masks: Mapping[str, Masks]) -> None:
+        require_global_crops(self, views, self.encoder)
+        if masks:
+            raise ValueError("DINO's crops are not masked: set masks=null, or choose method=ibot")
+
+    def visualize(self, batch: Batch) -> Mapping[str, Float[Tensor, "3 rows columns"]]:
+        """Show ``crops``: each image's global and local crops, the local ones enlarged."""
+        size = batch.views["global_0"].shape[-2:]
+        return {"crops": rows_of([F.interpolate(batch.pixels(name), size) for name in batch.views])}

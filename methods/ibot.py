@@ -1,156 +1,185 @@
-"""iBOT: DINO, and at masked patches of the large crops the same task once more, patch by patch.
+"""iBOT: DINO on crops, and the same task at the masked patches of the global crops.
 
 Paper: Zhou et al., "iBOT: Image BERT Pre-Training with Online Tokenizer", arXiv 2111.07832. Reference: bytedance/ibot.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from ssl_zoo.data.batch import ViewConfig
-from ssl_zoo.masks import Masks
-from ssl_zoo.method import METHODS, Batch, Output, Progress, Target, ViT
-from ssl_zoo.plotting import on_grey, rows_of
-from ssl_zoo.schedules import Shape, ramp
-from ssl_zoo.self_distillation import (
-    COLOURS,
-    NUM_GLOBAL,
-    SelfDistillation,
-    SelfDistillationConfig,
-    cross_entropy_across_views,
-    image_features,
+from ssl_zoo.collapse import DISTRIBUTION_LIMITS, distribution_metrics
+from ssl_zoo.losses.self_distillation import center_and_sharpen, cross_entropy_across_views, cross_entropy_at_patches
+from ssl_zoo.method import (
+    METHODS,
+    Batch,
+    Clip,
+    Ema,
+    EmaConfig,
+    EmaCopy,
+    Limit,
+    Masks,
+    Method,
+    MethodConfig,
+    Output,
+    ParamGroup,
+    Schedule,
+    Step,
+    Target,
+    ViewSpec,
+    ViT,
 )
+from ssl_zoo.nn.heads import PrototypeHead
+from ssl_zoo.plotting import on_grey, rows_of
+from ssl_zoo.refusals import refuse_target, require_global_crops
+from ssl_zoo.schedules import Shape, after_warmup
 from ssl_zoo.settings import setting
 
 
 @dataclass
-class IBOTConfig(SelfDistillationConfig):
-    """iBOT: DINO's settings, and those of the loss at patches. Defaults: the published ViT-S/16."""
+class IBOTConfig(MethodConfig):
+    """iBOT: DINO's settings and those of the loss at patches. Defaults: the published ViT-S/16, 800 epochs."""
 
-    num_prototypes: int = setting(8192, "outputs of the head, which images and patches share")
+    num_prototypes: int = setting(8192, "outputs of the head, which images and patches share", at_least=1)
+    head_dim: int = setting(2048, "width of the head's hidden layers", at_least=1)
+    head_layers: int = setting(3, "linear layers of the head before the prototypes", at_least=1)
+    bottleneck_dim: int = setting(256, "width of the unit vectors that meet the prototypes", at_least=1)
     norm_last_layer: bool = setting(False, "prototypes keep length one; the reference does so for ViT-B and larger")
-    teacher_patch_temperature: float = setting(0.04, "of the teacher's at patches, at the start of the run")
-    final_teacher_patch_temperature: float = setting(0.07, "of the teacher's at patches, after the warm-up")
-    image_weight: float = setting(1.0, "of the loss of whole crops")
-    patch_weight: float = setting(1.0, "of the loss at masked patches")
-    num_local_crops: int = setting(10, "small crops, which the student alone sees")
-    frozen_last_layer: float = setting(1 / 800, "fraction of the run in which prototypes don't move")
-    temperature_warmup: float = setting(
-        30 / 800, "fraction of the run in which the teacher's temperatures rise linearly"
+    student_temp: float = setting(0.1, "temperature of the student's distributions", above=0)
+    warmup_teacher_temp: float = setting(0.04, "temperature of the teacher's distributions at the start", above=0)
+    teacher_temp: float = setting(0.07, "temperature of the teacher's distributions after its warm-up", above=0)
+    warmup_teacher_patch_temp: float = setting(0.04, "the same at patches, at the start", above=0)
+    teacher_patch_temp: float = setting(0.07, "the same at patches, after the warm-up", above=0)
+    teacher_temp_warmup_epochs: float = setting(
+        30.0, "epochs in which the teacher's temperatures change linearly", at_least=0
     )
-    global_view: ViewConfig = setting(ViewConfig(crop_scale=[0.25, 1.0], blur=1.0, **COLOURS), "first large crop")
-    second_global_view: ViewConfig = setting(
-        ViewConfig(crop_scale=[0.25, 1.0], blur=0.1, solarize=0.2, **COLOURS), "second large crop"
+    image_weight: float = setting(1.0, "weight of the loss of crops", at_least=0)
+    patch_weight: float = setting(1.0, "weight of the loss at masked patches", at_least=0)
+    mask_start_epoch: float = setting(
+        0.0, "epoch before which nothing is masked; the warm-up of the patch temperature begins there", at_least=0
     )
-    local_view: ViewConfig = setting(ViewConfig(crop_scale=[0.05, 0.25], blur=0.5, **COLOURS), "small crops")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for key in ("teacher_patch_temperature", "final_teacher_patch_temperature"):
-            if getattr(self, key) <= 0:
-                raise ValueError(f"method.{key}={getattr(self, key)}: needs a positive number")
-        for key in ("image_weight", "patch_weight"):
-            if getattr(self, key) < 0:
-                raise ValueError(f"method.{key}={getattr(self, key)} must not be negative")
+    ema: EmaConfig = setting(EmaConfig(schedule=Shape.cosine), "EMA weights of the teacher, head included")
+    center_momentum: float = setting(
+        0.9, "momentum of the mean outputs that are subtracted from the teacher's", at_least=0, at_most=1
+    )
+    freeze_last_layer_epochs: float = setting(1.0, "epochs in which the prototypes are not trained", at_least=0)
 
 
 @METHODS.register("ibot", IBOTConfig)
-class IBOT(SelfDistillation):
-    """Match an averaged teacher's distributions across crops and at the patches masked from them (arXiv 2111.07832)."""
+class IBOT(Method):
+    """Match an EMA teacher's distributions across crops and at masked patches of global crops (arXiv 2111.07832)."""
 
+    default_views = "ibot"
     default_masks = "random_ratio"
-    masked = True
+    regularizes = True
 
     config: IBOTConfig
+    center: Float[Tensor, "K"]
     patch_center: Float[Tensor, "K"]
 
     def __init__(self, config: IBOTConfig, encoder: ViT, target: Target | None) -> None:
-        super().__init__(config, encoder, target)
+        refuse_target("iBOT", target)
+        super().__init__(config, encoder, None)
+        self.head = PrototypeHead(
+            encoder.embed_dim,
+            hidden_dim=config.head_dim,
+            bottleneck_dim=config.bottleneck_dim,
+            num_prototypes=config.num_prototypes,
+            num_layers=config.head_layers,
+            unit_length=config.norm_last_layer,
+        )
+        self.teacher_encoder, self.teacher_head = EmaCopy(encoder), EmaCopy(self.head)
         self.mask_token = nn.Parameter(torch.zeros(1, encoder.embed_dim))
+        self.register_buffer("center", torch.zeros(config.num_prototypes))
         self.register_buffer("patch_center", torch.zeros(config.num_prototypes))
-        self._patch_temperature = ramp(
-            Shape.linear, config.teacher_patch_temperature, config.final_teacher_patch_temperature
-        )
 
-    def forward(self, batch: Batch, progress: Progress) -> Output:
-        masked = self.masked_patches(batch)
-        images, patches = self.outputs(batch, masked)
-        teacher_images, teacher_patches = self.teacher_outputs(batch)
-        probabilities = self.distributions(teacher_images, self.center, self.teacher_temperature(progress.fraction))
-        patch_probabilities = self.distributions(
-            teacher_patches, self.patch_center, self.teacher_patch_temperature(progress.fraction)
+    def schedules(self) -> Mapping[str, Schedule]:
+        config = self.config
+        epochs, start = config.teacher_temp_warmup_epochs, config.mask_start_epoch
+        image, patch = (
+            (config.warmup_teacher_temp, config.teacher_temp),
+            (config.warmup_teacher_patch_temp, config.teacher_patch_temp),
         )
-        temperature = self.config.student_temperature
-        image_loss = cross_entropy_across_views(images / temperature, probabilities)
-        patch_loss = cross_entropy_at_patches(patches / temperature, patch_probabilities, masked)
-        loss = self.config.image_weight * image_loss + self.config.patch_weight * patch_loss
-        metrics = {"image_loss": image_loss.detach(), "patch_loss": patch_loss.detach()}
-        hides = {"target_tokens": masked.sum(dim=1).float().mean()}
-        statistics = {"center": teacher_images.mean(dim=(0, 1)), "patch_center": teacher_patches.mean(dim=(0, 1))}
-        return Output(loss, {**self.metrics(probabilities), **metrics, **hides}, statistics)
+        return {
+            "teacher_temp": lambda progress: after_warmup(*image, progress.epoch, epochs),
+            "teacher_patch_temp": lambda progress: after_warmup(*patch, progress.epoch - start, epochs),
+            "is_masking": lambda progress: float(progress.epoch >= start),
+        }
+
+    def forward(self, batch: Batch, step: Step) -> Output:
+        global_crops, local_crops = batch.group("global"), batch.group("local")
+        masked = self.masked_patches(batch) & step.values["is_masking"].bool()
+        tokens = self.encoder(torch.cat(global_crops), masked=masked, mask_token=self.mask_token)
+        features = [self.encoder.pooled(tokens)]
+        if local_crops:
+            features.append(self.encoder.pooled(self.encoder(torch.cat(local_crops))))
+        features = torch.cat(features)
+        student = self.head(features).float().unflatten(0, (len(batch.views), -1))
+        student_patches = self.head(self.encoder.patches(tokens)).float()
+        with torch.no_grad():  # the teacher sees global crops, none of their patches masked
+            tokens = self.teacher_encoder(torch.cat(global_crops))
+            teacher = self.teacher_head(self.encoder.pooled(tokens)).float().unflatten(0, (len(global_crops), -1))
+            teacher_patches = self.teacher_head(self.encoder.patches(tokens)).float()
+        probabilities = center_and_sharpen(teacher, self.center, step.values["teacher_temp"])
+        patch_probabilities = center_and_sharpen(teacher_patches, self.patch_center, step.values["teacher_patch_temp"])
+        temperature = self.config.student_temp
+        image_loss = cross_entropy_across_views(student / temperature, probabilities)
+        patch_loss = cross_entropy_at_patches(student_patches / temperature, patch_probabilities, masked)
+        losses = {"image": self.config.image_weight * image_loss, "patch": self.config.patch_weight * patch_loss}
+        losses |= self.regularize(step, tokens=features)
+        metrics = {**distribution_metrics(probabilities), "target_patches": masked.sum(dim=1).float().mean()}
+        statistics = {"center": teacher.mean(dim=(0, 1)), "patch_center": teacher_patches.mean(dim=(0, 1))}
+        return Output(losses, metrics, statistics)
 
     def masked_patches(self, batch: Batch) -> Bool[Tensor, "S N"]:
-        """Hidden patches of all large crops, crop after crop.
+        """Return the masks of all global crops, crop after crop; True = masked."""
+        return torch.cat([masks.all_masked(self.encoder.num_patches) for masks in batch.masks.values()])
 
-        Raises:
-            ValueError: the run has no masks.
-        """
-        if None in batch.masks[:NUM_GLOBAL]:
-            raise ValueError(f"iBOT hides patches of its large crops: choose masks, e.g. masks={self.default_masks}")
-        return torch.cat([masks.all_masked(self.encoder.num_patches) for masks in batch.masks[:NUM_GLOBAL]])
+    def emas(self) -> Sequence[Ema]:
+        networks = ((self.encoder, self.teacher_encoder), (self.head, self.teacher_head))
+        return [Ema(online, teacher, self.config.ema.momentum_at) for online, teacher in networks]
 
-    def outputs(
-        self, batch: Batch, masked: Bool[Tensor, "S N"]
-    ) -> tuple[Float[Tensor, "views B K"], Float[Tensor, "S N K"]]:
-        """The head's for all crops and for all patches of the large ones, whose masked patches are replaced."""
-        large, small = torch.cat(batch.views[:NUM_GLOBAL]), batch.views[NUM_GLOBAL:]
-        tokens = self.encoder(large, masked=masked, mask_token=self.mask_token)
-        features = [image_features(self.encoder, tokens)]
-        if small:
-            features.append(image_features(self.encoder, self.encoder(torch.cat(small))))
-        images = self.head(torch.cat(features)).float().unflatten(0, (len(batch.views), -1))
-        return images, self.head(tokens[:, self.encoder.num_prefix_tokens :]).float()
+    def after_backward(self, step: Step) -> None:
+        if step.progress.epoch < self.config.freeze_last_layer_epochs:
+            for parameter in self.head.last_layer.parameters():
+                parameter.grad = None  # the optimizer then skips it: neither decay nor moments
 
-    @torch.no_grad()
-    def teacher_outputs(self, batch: Batch) -> tuple[Float[Tensor, "large B K"], Float[Tensor, "S N K"]]:
-        """The head's for the large crops and all their patches, none of them masked."""
-        tokens = self.teacher_encoder(torch.cat(batch.views[:NUM_GLOBAL]))
-        images = self.teacher_head(image_features(self.teacher_encoder, tokens)).float()
-        patches = self.teacher_head(tokens[:, self.encoder.num_prefix_tokens :]).float()
-        return images.unflatten(0, (NUM_GLOBAL, -1)), patches
+    def after_step(self, step: Step, statistics: Mapping[str, Tensor]) -> None:
+        for name in ("center", "patch_center"):
+            getattr(self, name).lerp_(statistics[name], 1 - self.config.center_momentum)
 
-    def teacher_patch_temperature(self, fraction: float) -> float:
-        """At a fraction of the run."""
-        return self._patch_temperature(self.warmed_up(fraction))
+    def param_groups(self) -> Sequence[ParamGroup]:
+        """Clip each parameter's gradient on its own, as the reference does."""
+        return [replace(group, clip=Clip.per_parameter) for group in super().param_groups()]
 
-    def after_step(self, progress: Progress, statistics: Mapping[str, Tensor]) -> None:
-        super().after_step(progress, statistics)
-        self.patch_center.lerp_(statistics["patch_center"], 1 - self.config.center_momentum)
+    def eval_encoder(self) -> ViT:
+        return self.teacher_encoder.module
 
-    def check_masks(self, masks: Masks | None) -> None:
-        if masks is not None and masks.context.shape[1] > 1:
+    def collapse_limits(self) -> Sequence[Limit]:
+        return DISTRIBUTION_LIMITS
+
+    def check_inputs(self, views: Mapping[str, ViewSpec], masks: Mapping[str, Masks]) -> None:
+        require_global_crops(self, views, self.encoder)
+        if set(masks) != {"global_0", "global_1"}:
             raise ValueError(
-                f"iBOT hides one set of patches per crop, but these masks have {masks.context.shape[1]} contexts; set "
+                f"iBOT masks patches of both global crops: choose masks, e.g. masks={self.default_masks}, and views "
+                f"whose global crops alone are masked, e.g. views={self.default_views}"
+            )
+        num_contexts = masks["global_0"].context.shape[1]
+        if num_contexts > 1:
+            raise ValueError(
+                f"iBOT masks one set of patches per crop, but these masks have {num_contexts} contexts; set "
                 f"masks.num_masks=1 or choose other masks, e.g. masks={self.default_masks}"
             )
 
-    @torch.no_grad()
     def visualize(self, batch: Batch) -> Mapping[str, Float[Tensor, "3 rows columns"]]:
-        """``crops``, and ``masks``: both large crops with their masked patches in grey."""
-        seen = (~self.masked_patches(batch)).unflatten(0, (NUM_GLOBAL, -1))
-        views = (self.config.global_view, self.config.second_global_view)
-        shown = [view.unnormalize(images) for view, images in zip(views, batch.views, strict=False)]
-        masked = [on_grey(image, patches, self.encoder.grid) for image, patches in zip(shown, seen, strict=True)]
-        return {**super().visualize(batch), "masks": rows_of(masked)}
-
-
-def cross_entropy_at_patches(
-    logits: Float[Tensor, "S N K"], probabilities: Float[Tensor, "S N K"], masked: Bool[Tensor, "S N"]
-) -> Float[Tensor, ""]:
-    """Mean over crops of the mean over a crop's masked patches; a crop without any counts as zero."""
-    losses = -(probabilities * F.log_softmax(logits, dim=-1)).sum(dim=-1)
-    return ((losses * masked).sum(dim=1) / masked.sum(dim=1).clamp(min=1)).mean()
+        """Show ``crops``, the local ones enlarged, and ``masks``: global crops with masked patches in grey."""
+        size, crops = batch.views["global_0"].shape[-2:], {name: batch.pixels(name) for name in batch.views}
+        visible = {name: ~masks.all_masked(self.encoder.num_patches) for name, masks in batch.masks.items()}
+        return {
+            "crops": rows_of([F.interpolate(crop, size) for crop in crops.values()]),
+            "masks": rows_of([on_grey(crops[name], patches, self.encoder.grid) for name, patches in visible.items()]),
+        }

@@ -4,86 +4,83 @@ Paper: Assran et al., "Self-Supervised Learning from Images with a Joint-Embeddi
 arXiv 2301.08243. Reference: facebookresearch/ijepa.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import Enum
 
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from ssl_zoo.data.batch import ViewConfig
-from ssl_zoo.masked_method import MaskedMethod, MaskedMethodConfig
-from ssl_zoo.masks import Masks
-from ssl_zoo.method import METHODS, Target, ViT
+from ssl_zoo.collapse import feature_metrics
+from ssl_zoo.losses.regression import Distance
+from ssl_zoo.method import METHODS, Batch, Masks, Method, MethodConfig, Output, Step, Target, ViewSpec, ViT
 from ssl_zoo.nn import NarrowViT
+from ssl_zoo.refusals import require_masked_image, require_target
 from ssl_zoo.settings import setting
-
-
-class Loss(Enum):
-    """Distance between prediction and target."""
-
-    smooth_l1 = "smooth_l1"  # the reference code
-    l2 = "l2"  # the paper, eq. 1; its sum over elements is a mean here, a constant factor that AdamW ignores
+from ssl_zoo.targets.visualize import show_predictions
 
 
 @dataclass
-class IJEPAConfig(MaskedMethodConfig):
+class IJEPAConfig(MethodConfig):
     """I-JEPA: a narrow predictor and the loss in latent space."""
 
-    predictor_dim: int = setting(384, "width of the predictor")
-    predictor_depth: int = setting(12, "blocks of the predictor")
-    predictor_heads: int | None = setting(None, "attention heads of the predictor; null takes the encoder's")
-    loss: Loss = setting(Loss.smooth_l1, "smooth_l1 as the reference code, l2 as the paper")
-    smooth_l1_beta: float = setting(1.0, "difference at which smooth_l1 turns from square to linear")
-    view: ViewConfig = setting(ViewConfig(crop_scale=[0.3, 1.0]), "rendering of the one view")
-
-    def __post_init__(self) -> None:
-        if self.predictor_depth < 1:
-            raise ValueError(f"method.predictor_depth={self.predictor_depth}: needs 1 or more")
-        if self.predictor_dim % 4:
-            raise ValueError(f"method.predictor_dim={self.predictor_dim} must be a multiple of 4, for its positions")
-        if self.predictor_heads is not None and self.predictor_dim % self.predictor_heads:
-            raise ValueError(
-                f"method.predictor_dim={self.predictor_dim} is no multiple of "
-                f"method.predictor_heads={self.predictor_heads}"
-            )
-        if self.smooth_l1_beta <= 0:
-            raise ValueError(f"method.smooth_l1_beta={self.smooth_l1_beta}: needs a positive number")
+    predictor_dim: int = setting(384, "width of the predictor", at_least=4, multiple_of=4)
+    predictor_depth: int = setting(12, "blocks of the predictor", at_least=1)
+    predictor_heads: int | None = setting(
+        None, "attention heads of the predictor; null takes the encoder's", at_least=1
+    )
+    distance: Distance = setting(Distance.smooth_l1, "smooth_l1 as the reference code, l2 as the paper")
+    smooth_l1_beta: float = setting(1.0, "difference at which smooth_l1 turns from quadratic to linear", above=0)
 
 
 @METHODS.register("ijepa", IJEPAConfig)
-class IJEPA(MaskedMethod):
+class IJEPA(Method):
     """Predict the features of target blocks from one context block, in latent space (arXiv 2301.08243)."""
 
+    default_views = "ijepa"
     default_masks = "multiblock"
     default_targets = "teacher"
+    regularizes = True
 
     config: IJEPAConfig
+    target: Target
 
     def __init__(self, config: IJEPAConfig, encoder: ViT, target: Target | None) -> None:
+        require_target("I-JEPA", target)
         super().__init__(config, encoder, target)
         num_heads = config.predictor_heads or encoder.config.num_heads
         if config.predictor_dim % num_heads:
             raise ValueError(
-                f"method.predictor_dim={config.predictor_dim} is no multiple of the encoder's {num_heads} heads; "
-                "set method.predictor_heads"
+                f"method.predictor_dim={config.predictor_dim} is no multiple of {num_heads} attention heads; set "
+                "method.predictor_heads, which is by default the encoder's"
             )
         self.predictor = NarrowViT(
             dim_in=encoder.embed_dim,
             dim=config.predictor_dim,
-            dim_out=self.target.dim,
+            dim_out=target.dim,
             depth=config.predictor_depth,
             num_heads=num_heads,
             grid=encoder.grid,
         )
 
-    def predict(self, images: Float[Tensor, "B 3 H W"], masks: Masks) -> Float[Tensor, "B C pairs T target"]:
-        """Every target block from every context block, each pair in a predictor pass of its own."""
-        context = self.encoder(images, keep=masks.context)[:, :, self.encoder.num_prefix_tokens :]
-        return self.predictor(context, masks.context, masks.paired(masks.targets))
+    def forward(self, batch: Batch, step: Step) -> Output:
+        images, masks = batch.views["image"], batch.masks["image"]
+        targets = self.target(batch, masks, self.encoder)  # stop-gradient
+        context, predictions = self.predict(images, masks)
+        distance = self.config.distance(predictions, masks.paired(targets), self.config.smooth_l1_beta)
+        regularization = self.regularize(step, tokens=context, predictions=predictions)
+        metrics = feature_metrics(predictions, targets, masks, self.encoder.num_patches)
+        return Output({"prediction": distance, **regularization}, metrics)
 
-    def loss(self, predictions: Tensor, targets: Tensor) -> Float[Tensor, ""]:
-        """Mean over every element."""
-        if self.config.loss is Loss.l2:
-            return F.mse_loss(predictions, targets)
-        return F.smooth_l1_loss(predictions, targets, beta=self.config.smooth_l1_beta)
+    def predict(
+        self, images: Float[Tensor, "B 3 H W"], masks: Masks
+    ) -> tuple[Float[Tensor, "B C K D"], Float[Tensor, "B C pairs T target"]]:
+        """Encode each context, and predict every target block from it, each in a predictor pass of its own."""
+        context = self.encoder.patches(self.encoder(images, keep=masks.context))
+        return context, self.predictor(context, masks.context, masks.paired(masks.targets)).float()
+
+    def check_inputs(self, views: Mapping[str, ViewSpec], masks: Mapping[str, Masks]) -> None:
+        require_masked_image(self, views, masks)
+
+    def visualize(self, batch: Batch) -> Mapping[str, Float[Tensor, "3 rows columns"]]:
+        _, predictions = self.predict(batch.views["image"], batch.masks["image"])
+        return show_predictions(self.target, predictions, batch, self.encoder)

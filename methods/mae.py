@@ -3,37 +3,31 @@
 Paper: He et al., "Masked Autoencoders Are Scalable Vision Learners", arXiv 2111.06377. Reference: facebookresearch/mae.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from ssl_zoo.data.batch import ViewConfig
-from ssl_zoo.masked_method import MaskedMethod, MaskedMethodConfig
-from ssl_zoo.masks import Masks
-from ssl_zoo.method import METHODS, Target, ViT
+from ssl_zoo.collapse import feature_metrics
+from ssl_zoo.method import METHODS, Batch, Masks, Method, MethodConfig, Output, Step, Target, ViewSpec, ViT
 from ssl_zoo.nn import Initialization, NarrowViT
+from ssl_zoo.refusals import require_masked_image, require_target
 from ssl_zoo.settings import setting
+from ssl_zoo.targets.visualize import show_predictions
 
 
 @dataclass
-class MAEConfig(MaskedMethodConfig):
+class MAEConfig(MethodConfig):
     """MAE: a narrow decoder and the loss in pixel space. Defaults: arXiv 2111.06377, table 1 and appendix A.1."""
 
-    decoder_dim: int = setting(512, "width of the decoder")
-    decoder_depth: int = setting(8, "blocks of the decoder")
-    decoder_heads: int = setting(16, "attention heads of the decoder")
-    view: ViewConfig = setting(
-        ViewConfig(crop_scale=[0.2, 1.0], interpolation="bicubic", horizontal_flip=0.5), "rendering of the one view"
-    )
+    decoder_dim: int = setting(512, "width of the decoder", at_least=4, multiple_of=4)
+    decoder_depth: int = setting(8, "blocks of the decoder", at_least=1)
+    decoder_heads: int = setting(16, "attention heads of the decoder", at_least=1)
 
     def __post_init__(self) -> None:
-        for key in ("decoder_dim", "decoder_depth", "decoder_heads"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"method.{key}={getattr(self, key)}: needs 1 or more")
-        if self.decoder_dim % 4:
-            raise ValueError(f"method.decoder_dim={self.decoder_dim} must be a multiple of 4, for its positions")
+        super().__post_init__()
         if self.decoder_dim % self.decoder_heads:
             raise ValueError(
                 f"method.decoder_dim={self.decoder_dim} is no multiple of method.decoder_heads={self.decoder_heads}"
@@ -41,24 +35,28 @@ class MAEConfig(MaskedMethodConfig):
 
 
 @METHODS.register("mae", MAEConfig)
-class MAE(MaskedMethod):
+class MAE(Method):
     """Reconstruct masked patches from an encoding of the visible ones, in pixel space (arXiv 2111.06377).
 
     The encoder never sees a mask token: it runs over the visible patches alone, and over its class token where
     ``backbone.class_token`` asks for one, which the decoder gets as well.
     """
 
+    default_views = "mae"
     default_masks = "random"
     default_targets = "pixels"
+    regularizes = True
 
     config: MAEConfig
+    target: Target
 
     def __init__(self, config: MAEConfig, encoder: ViT, target: Target | None) -> None:
+        require_target("MAE", target)
         super().__init__(config, encoder, target)
         self.decoder = NarrowViT(
             dim_in=encoder.embed_dim,
             dim=config.decoder_dim,
-            dim_out=self.target.dim,
+            dim_out=target.dim,
             depth=config.decoder_depth,
             num_heads=config.decoder_heads,
             grid=encoder.grid,
@@ -69,15 +67,30 @@ class MAE(MaskedMethod):
             initialization=Initialization.xavier,  # appendix A.1; the encoder's is backbone.initialization
         )
 
-    def predict(self, images: Float[Tensor, "B 3 H W"], masks: Masks) -> Float[Tensor, "B C pairs T target"]:
-        """Hidden patches from visible ones; what the decoder makes of the visible ones enters no loss.
+    def forward(self, batch: Batch, step: Step) -> Output:
+        images, masks = batch.views["image"], batch.masks["image"]
+        targets = self.target(batch, masks, self.encoder)
+        visible, predictions = self.predict(images, masks)
+        # The mean over the pixels of masked patches; every image has equally many of those.
+        reconstruction = F.mse_loss(predictions, masks.paired(targets))
+        regularization = self.regularize(step, tokens=visible, predictions=predictions)
+        metrics = feature_metrics(predictions, targets, masks, self.encoder.num_patches)
+        return Output({"reconstruction": reconstruction, **regularization}, metrics)
 
-        Patches go in as they stand in the masks, visible before masked, and not in raster order as in the reference:
-        their positions are added to them, and attention does not ask for their order.
+    def predict(
+        self, images: Float[Tensor, "B 3 H W"], masks: Masks
+    ) -> tuple[Float[Tensor, "B C L D"], Float[Tensor, "B C pairs T target"]]:
+        """Encode the visible patches, and decode the masked ones; predictions of visible patches enter no loss.
+
+        The decoder gets visible patches before masked ones and not, as in the reference, in raster order: attention
+        does not depend on the order of tokens, whose positions are added to them.
         """
         visible = self.encoder(images, keep=masks.context)
-        return self.decoder(visible, masks.context, masks.paired(masks.targets))
+        return visible, self.decoder(visible, masks.context, masks.paired(masks.targets)).float()
 
-    def loss(self, predictions: Tensor, targets: Tensor) -> Float[Tensor, ""]:
-        """Mean over the pixels of masked patches; every image has equally many of those."""
-        return F.mse_loss(predictions, targets)
+    def check_inputs(self, views: Mapping[str, ViewSpec], masks: Mapping[str, Masks]) -> None:
+        require_masked_image(self, views, masks)
+
+    def visualize(self, batch: Batch) -> Mapping[str, Float[Tensor, "3 rows columns"]]:
+        _, predictions = self.predict(batch.views["image"], batch.masks["image"])
+        return show_predictions(self.target, predictions, batch, self.encoder)

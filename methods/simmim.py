@@ -1,39 +1,97 @@
-"""SimMIM: regress the raw pixels of masked cells with one linear map.
+"""SimMIM: regress the raw pixels of masked patches with one linear layer.
 
 Paper: Xie et al., "SimMIM: A Simple Framework for Masked Image Modeling", arXiv 2111.09886. Reference:
 microsoft/SimMIM.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
-from ssl_zoo.data.batch import ViewConfig
-from ssl_zoo.masked_method import MaskedMethodConfig, ReplacingMethod
-from ssl_zoo.method import METHODS
-from ssl_zoo.settings import setting
+from ssl_zoo.collapse import feature_metrics
+from ssl_zoo.losses.regression import masked_mean
+from ssl_zoo.method import (
+    METHODS,
+    Batch,
+    Masks,
+    Method,
+    MethodConfig,
+    Output,
+    ParamGroup,
+    Step,
+    Target,
+    ViewSpec,
+    ViT,
+    without_decay,
+)
+from ssl_zoo.nn import take
+from ssl_zoo.nn.initialization import initialize, initialize_token
+from ssl_zoo.refusals import refuse_masked_teacher, require_masked_image, require_one_mask, require_target
+from ssl_zoo.targets.visualize import show_predictions
 
 
 @dataclass
-class SimMIMConfig(MaskedMethodConfig):
-    """SimMIM: a linear head and the loss in pixel space. Defaults: the reference's ViT-B/16."""
-
-    view: ViewConfig = setting(ViewConfig(crop_scale=[0.67, 1.0], horizontal_flip=0.5), "rendering of the one view")
+class SimMIMConfig(MethodConfig):
+    """SimMIM has no settings of its own: its head is linear and its loss L1."""
 
 
 @METHODS.register("simmim", SimMIMConfig)
-class SimMIM(ReplacingMethod):
-    """Regress the pixels of masked cells from an encoding of all patches, with one linear map (arXiv 2111.09886).
+class SimMIM(Method):
+    """Regress the pixels of masked patches from an encoding of all patches, with one linear layer (arXiv 2111.09886).
 
-    The paper's targets are raw pixels: ``targets.normalize=false``, as its recipes say.
+    The encoder sees a mask token in place of each masked patch. The paper's targets are raw pixels:
+    ``targets.normalize=false``, as its recipes have it. Images may have different numbers of masked patches; the loss
+    is the mean over those of the batch.
     """
 
+    default_views = "simmim"
     default_masks = "cells"
     default_targets = "pixels"
+    regularizes = True
 
     config: SimMIMConfig
+    target: Target
 
-    def errors(self, predictions: Tensor, targets: Tensor) -> Float[Tensor, "B N target"]:
-        return F.l1_loss(predictions, targets, reduction="none")
+    def __init__(self, config: SimMIMConfig, encoder: ViT, target: Target | None) -> None:
+        require_target("SimMIM", target)
+        refuse_masked_teacher("SimMIM", target)
+        super().__init__(config, encoder, target)
+        self.mask_token = nn.Parameter(torch.empty(1, 1, encoder.embed_dim))
+        self.head = nn.Linear(encoder.embed_dim, target.dim)
+        initialize(self.head, encoder.config.initialization)
+        initialize_token(self.mask_token, encoder.config.initialization)
+
+    def forward(self, batch: Batch, step: Step) -> Output:
+        images, masks = batch.views["image"], batch.masks["image"]
+        masked, everywhere = masks.all_masked(self.encoder.num_patches), masks.everywhere(self.encoder.num_patches)
+        targets = self.target(batch, everywhere, self.encoder)
+        tokens = self.encoder(images, masked=masked, mask_token=self.mask_token)
+        predictions = self.head(self.encoder.patches(tokens)).float()
+        errors = F.l1_loss(predictions, targets[:, 0], reduction="none")
+        regularization = self.regularize(step, tokens=tokens, predictions=predictions)
+        metrics = feature_metrics(predictions[:, None, None], targets, everywhere, self.encoder.num_patches)
+        counts = {"visible_patches": (~masked).sum() / len(images), "target_patches": masked.sum() / len(images)}
+        return Output({"reconstruction": masked_mean(errors, masked), **regularization}, {**metrics, **counts})
+
+    def loss_weight(self, batch: Batch) -> Float[Tensor, ""]:
+        """Weigh (micro-)batches by their number of masked patches, over which the loss is a mean."""
+        return batch.masks["image"].all_masked(self.encoder.num_patches).sum().float()
+
+    def param_groups(self) -> Sequence[ParamGroup]:
+        """Exempt the class token from weight decay, as BEiT's code and its descendants do."""
+        return without_decay(super().param_groups(), self.encoder.cls_token)
+
+    def check_inputs(self, views: Mapping[str, ViewSpec], masks: Mapping[str, Masks]) -> None:
+        require_masked_image(self, views, masks)
+        require_one_mask(self, masks["image"])
+
+    def visualize(self, batch: Batch) -> Mapping[str, Float[Tensor, "3 rows columns"]]:
+        masks = batch.masks["image"]
+        masked = masks.all_masked(self.encoder.num_patches)
+        tokens = self.encoder(batch.views["image"], masked=masked, mask_token=self.mask_token)
+        predictions = take(self.head(self.encoder.patches(tokens)), masks.targets)[:, None]
+        return show_predictions(self.target, predictions, batch, self.encoder)

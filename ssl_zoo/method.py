@@ -1,14 +1,17 @@
 """The contract between engine and methods, and the glossary of its terms.
 
 *patch*: a square of pixels. *token*: the vector of a patch. *view*: one rendering of an image. *context*: patches that
-the encoder sees. *target*: patches whose content is predicted. *step*: one optimizer step. *micro-batch*: the part of a
-step's images that passes through the network at once. Letters in shapes: B images, V views, N patches, C context blocks
-of K patches, M target blocks of T patches, D width, P pixels per patch.
+the encoder sees. *target*: patches whose content is predicted. *masked*: hidden from the encoder. *step*: one optimizer
+step. *micro-batch*: the part of a step's images that passes through the network at once. *rank*: a process of the run.
+Letters in shapes: B images, V views, N patches, C context blocks of K visible patches, M target blocks of T patches, D
+width, P pixels per patch.
 """
 
+import functools
+import operator
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import ClassVar
 
@@ -16,46 +19,96 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ssl_zoo.collapse import Limit
 from ssl_zoo.data.batch import Batch, ViewSpec
+from ssl_zoo.ema import Ema, EmaConfig, EmaCopy
 from ssl_zoo.masks import Masks
 from ssl_zoo.nn import BACKBONES, BackboneConfig, ViT
 from ssl_zoo.registry import Registry
-from ssl_zoo.targets import TARGETS, Ema, Target, TargetConfig
+from ssl_zoo.regularizers import REGULARIZERS, Regularizer, RegularizerConfig
+from ssl_zoo.settings import Settings
+from ssl_zoo.targets import TARGETS, Target, TargetConfig
+from ssl_zoo.world import World
 
 __all__ = [
     "METHODS",
     "Batch",
     "Clip",
     "Ema",
+    "EmaConfig",
+    "EmaCopy",
+    "Limit",
     "Masks",
     "Method",
     "MethodConfig",
     "Output",
     "ParamGroup",
     "Progress",
+    "Schedule",
+    "Step",
     "Target",
     "ViT",
     "ViewSpec",
+    "World",
     "build_method",
+    "without_decay",
 ]
 
 
 @dataclass
-class MethodConfig:
+class MethodConfig(Settings):
     """Base of every method's config."""
+
+    section = "method"
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where the run stands when a step begins; schedules are functions of ``fraction`` alone."""
+    """Where the run stands when a step begins."""
 
     step: int  # optimizer steps completed before this one
     num_steps: int
     samples: int  # images that all ranks together have consumed before this step
+    steps_per_epoch: int = 1
 
     @property
     def fraction(self) -> float:
         return self.step / self.num_steps
+
+    @property
+    def epoch(self) -> float:
+        """Epochs completed, with their fraction."""
+        return self.step / self.steps_per_epoch
+
+
+Schedule = Callable[[Progress], float | Tensor]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a method may know of the run; ``forward``, ``after_backward`` and ``after_step`` get the same object.
+
+    Attributes:
+        progress: for ``after_backward`` and ``after_step``. ``forward`` may be captured once as a CUDA graph and
+            replayed in other steps, so a captured one can't read it.
+        values: what ``Method.schedules`` declares, at this step, as tensors on the device; replays see their values.
+        world: the collectives that a method may use.
+    """
+
+    progress: Progress
+    values: Mapping[str, Tensor] = field(default_factory=dict)
+    world: World = field(default_factory=World)
+
+    @classmethod
+    def of(
+        cls, method: "Method", progress: Progress, device: torch.device | str = "cpu", world: World | None = None
+    ) -> "Step":
+        """Evaluate a method's schedules at ``progress``."""
+        values = {
+            name: torch.as_tensor(schedule(progress), dtype=torch.float32).to(device, non_blocking=True)
+            for name, schedule in method.schedules().items()
+        }
+        return cls(progress, values, world or World())
 
 
 @dataclass(frozen=True)
@@ -63,20 +116,25 @@ class Output:
     """What one forward pass of a method returns.
 
     Attributes:
-        loss: float32 mean over the images of the local (micro-)batch; the only tensor that is differentiated.
-        metrics: detached scalars on the device; nobody reads their value between log steps. The collapse alarm knows
-            ``target_cosine``, ``target_std``, ``teacher_entropy`` and ``prototype_entropy`` (``nn/diversity.py``).
-        statistics: detached means over the images of the local (micro-)batch, which the method's ``after_step`` gets
-            as means over all images of the step, e.g. for a center.
+        losses: weighted loss terms, float32 means over the images of the local (micro-)batch. The engine differentiates
+            their sum and logs every term.
+        metrics: detached scalars on the device; nobody reads their value between log steps.
+        statistics: detached means over the images of the local (micro-)batch. The engine averages them over
+            micro-batches and ranks and hands them to ``Method.after_step``, e.g. for a center.
     """
 
-    loss: Float[Tensor, ""]
+    losses: Mapping[str, Float[Tensor, ""]]
     metrics: Mapping[str, Float[Tensor, ""]] = field(default_factory=dict)
     statistics: Mapping[str, Tensor] = field(default_factory=dict)
 
+    @property
+    def loss(self) -> Float[Tensor, ""]:
+        """The sum of all terms."""
+        return functools.reduce(operator.add, self.losses.values())
+
 
 class Clip(Enum):
-    """How the gradients of a parameter group are clipped; the norm limit is the engine's ``optim.clip_grad_norm``."""
+    """How the gradients of a parameter group are clipped; ``optim.clip_grad_norm`` is the limit of the norm."""
 
     globally = "global"
     per_parameter = "per_parameter"
@@ -95,80 +153,106 @@ class ParamGroup:
 
 
 class Method(nn.Module, ABC):
-    """One self-supervised objective with every network that it trains or averages.
+    """One self-supervised objective with every network that it trains or keeps an EMA of.
 
     ``forward`` is the only way in: the trainer wraps the instance in DDP or shards it, and a call around the wrapper
     silently skips the reduction of gradients.
+
+    Attributes:
+        default_views, default_masks, default_targets: options of the config groups, unless the recipe names others.
+        couples_images: the loss is no mean over images, e.g. a contrastive one or one of batch statistics. Gradient
+            accumulation, which would change it, is refused; ranks meet in ``step.world``.
+        regularizer: the run's regularizer, which ``regularize`` calls; set by ``build_method``.
     """
 
-    default_masks: ClassVar[str | None] = (
-        None  # options of the groups masks/ and targets/ unless the recipe names others
-    )
+    default_views: ClassVar[str] = "single_crop"
+    default_masks: ClassVar[str | None] = None
     default_targets: ClassVar[str | None] = None
+    couples_images: ClassVar[bool] = False
+    regularizes: ClassVar[bool] = False  # ``forward`` calls ``regularize``
 
     encoder: ViT
     target: Target | None
+    regularizer: Regularizer | None
 
     def __init__(self, config: MethodConfig, encoder: ViT, target: Target | None) -> None:
         super().__init__()
-        self.config, self.encoder, self.target = config, encoder, target
+        self.config, self.encoder, self.target, self.regularizer = config, encoder, target, None
 
     @abstractmethod
-    def forward(self, batch: Batch, progress: Progress) -> Output:
-        """The loss of a batch; changes no state besides gradients' graph."""
+    def forward(self, batch: Batch, step: Step) -> Output:
+        """Compute the losses of a batch; changes no state besides the graph of gradients."""
 
-    def weight(self, batch: Batch) -> Float[Tensor, ""] | None:
-        """How much this (micro-)batch's loss counts in that of the whole step; None = as much as it has images.
+    def schedules(self) -> Mapping[str, Schedule]:
+        """Declare values that change from step to step and that ``forward`` reads as ``step.values``."""
+        return {}
 
-        For losses that are means over something else than images, e.g. over hidden patches whose number differs: the
-        step's loss is then the same however its images are divided among micro-batches and ranks.
-        """
-        return None
+    def emas(self) -> Sequence[Ema]:
+        """List the EMA weights; the engine updates each after every optimizer step."""
+        return self.target.emas(self.encoder) if self.target is not None else ()
 
-    def check_masks(self, masks: Masks | None) -> None:
-        """Refuse masks of a kind that this method has no use for, before a run starts; called once per view.
+    def regularize(self, step: Step, **features: Tensor) -> Mapping[str, Float[Tensor, ""]]:
+        """Return the loss terms of the run's regularizer on these features; none without a regularizer."""
+        return {} if self.regularizer is None else self.regularizer(features, step.world)
 
-        Args:
-            masks: of one image, as the run's generator draws them; None for a view that gets none.
+    def after_backward(self, step: Step) -> None:
+        """Change gradients between backward and clipping: freeze a last layer, reduce gradients of one's own."""
 
-        Raises:
-            ValueError: with the reason and what to change.
-        """
-
-    def averages(self) -> Sequence[Ema]:
-        """Averaged networks; the engine updates each after every optimizer step."""
-        return self.target.averages(self.encoder) if self.target is not None else ()
-
-    def before_step(self, progress: Progress) -> None:
-        """Called between backward and clipping: freeze a last layer, reduce gradients of one's own."""
-
-    def after_step(self, progress: Progress, statistics: Mapping[str, Tensor]) -> None:
-        """Called once per successful optimizer step, after the averages: centers, queues.
+    def after_step(self, step: Step, statistics: Mapping[str, Tensor]) -> None:
+        """Update state once per successful optimizer step, after the EMAs: centers, queues.
 
         Args:
             statistics: those of the step's outputs, averaged over its micro-batches and all ranks.
         """
 
+    def loss_weight(self, batch: Batch) -> Float[Tensor, ""] | None:
+        """Return how much this (micro-)batch's loss counts in that of the step; None = by its number of images.
+
+        For losses that are means over something else than images, e.g. over masked patches whose number differs: the
+        step's loss is then the same for any split of its images into micro-batches and ranks.
+        """
+        return None
+
+    def check_inputs(self, views: Mapping[str, ViewSpec], masks: Mapping[str, Masks]) -> None:
+        """Refuse views or masks that this method can't use, before a run starts.
+
+        Args:
+            views: of the run, by name.
+            masks: of one image, by name of the view, as the run's generator samples them.
+
+        Raises:
+            ValueError: with the reason and what to change.
+        """
+
     def param_groups(self) -> Sequence[ParamGroup]:
-        """Trainable parameters, each in exactly one group. Default: decay for tensors of two or more dimensions."""
+        """Put each trainable parameter in exactly one group. Default: decay for tensors of two or more dimensions."""
         trainable = [p for p in self.parameters() if p.requires_grad]
         return (
             ParamGroup("decay", [p for p in trainable if p.ndim > 1], decay=True),
             ParamGroup("no_decay", [p for p in trainable if p.ndim <= 1], decay=False),
         )
 
-    def evaluated(self) -> ViT:
-        """The network that probes, exports and users get."""
-        return self.encoder
+    def eval_encoder(self) -> ViT:
+        """Return the network that probes, exports and users get."""
+        return self.encoder if self.target is None else self.target.eval_encoder(self.encoder)
 
     def visualize(self, batch: Batch) -> Mapping[str, Float[Tensor, "3 H W"]]:
-        """Images in 0..1 that show what the method does with a batch."""
+        """Return images in 0..1 that show what the method does with a batch."""
         return {}
 
-    @classmethod
-    @abstractmethod
-    def views(cls, config: MethodConfig, image_size: tuple[int, int]) -> Sequence[ViewSpec]:
-        """The views that a batch holds; a class method, since the data side is built before the networks."""
+    def collapse_limits(self) -> Sequence[Limit]:
+        """List the metrics that show a collapse; the engine's alarm watches them."""
+        return () if self.target is None else self.target.collapse_limits()
+
+
+def without_decay(groups: Sequence[ParamGroup], exempt: nn.Parameter | None) -> Sequence[ParamGroup]:
+    """Move a parameter from the first group of ``Method.param_groups`` to the second, which has no weight decay."""
+    decay, no_decay = groups
+    moved = [p for p in decay.params if p is exempt]
+    return (
+        replace(decay, params=[p for p in decay.params if p is not exempt]),
+        replace(no_decay, params=[*no_decay.params, *moved]),
+    )
 
 
 METHODS = Registry("method", "method")
@@ -178,17 +262,26 @@ def build_method(
     method: MethodConfig,
     backbone: BackboneConfig,
     target: TargetConfig | None,
+    regularizer: RegularizerConfig | None = None,
     *,
     seed: int,
     device: torch.device | str = "cpu",
 ) -> Method:
-    """The method with its encoder and target, initialised as a function of ``seed`` alone.
+    """Build a method with its encoder, target and regularizer, initialised as a function of ``seed`` alone.
 
     Args:
         device: "meta" builds without allocating or initialising a weight.
+
+    Raises:
+        ValueError: parts that don't go together.
     """
     with torch.random.fork_rng(devices=[]), torch.device(device):
         torch.manual_seed(seed)
         encoder = BACKBONES.build(backbone)
         built_target = None if target is None else TARGETS.build(target, encoder)
-        return METHODS.build(method, encoder, built_target)
+        built = METHODS.build(method, encoder, built_target)
+        if regularizer is not None:
+            if not built.regularizes:
+                raise ValueError(f"{type(built).__name__} hands no features to a regularizer: set regularizer=null")
+            built.regularizer = REGULARIZERS.build(regularizer)
+    return built

@@ -48,3 +48,9 @@ def warmed_up(start: float, warmup_fraction: float, main: ParamScheduler) -> Par
         return LinearParamScheduler(start, main(0.0))
     rise = LinearParamScheduler(start, main(0.0))
     return CompositeParamScheduler([rise, main], [warmup_fraction, 1 - warmup_fraction], ["rescaled", "rescaled"])
+
+
+def after_warmup(start: float, end: float, epoch: float, warmup_epochs: float) -> float:
+    """Change linearly from ``start`` at epoch 0 to ``end`` after ``warmup_epochs``, and keep it; constant before 0."""
+    done = min(1.0, max(0.0, epoch) / warmup_epochs) if warmup_epochs else 1.0
+    return LinearParamScheduler(start, end)(done)

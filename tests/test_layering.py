@@ -17,26 +17,34 @@ MAY_IMPORT = {
     "plugins": (),  # finds the parts by the names of their packages and imports none of them here
     "nn": (),
     "masks": (),
-    "targets": ("nn", "masks.base"),
+    "ema": (),
+    "world": (),
+    "losses": ("world",),
+    "regularizers": ("world",),
+    "collapse": ("nn", "masks.base"),
+    "targets": ("collapse", "data.batch", "ema", "nn", "masks"),
     "data": ("masks",),
-    "method": ("nn", "masks", "targets", "data.batch"),
-    "masked_method": ("method", "nn", "masks", "targets", "data.batch"),
-    "self_distillation": ("method", "nn", "data.batch"),
+    "views": ("data.batch",),
+    "method": ("collapse", "data.batch", "ema", "masks", "nn", "regularizers", "targets", "world"),
+    "refusals": ("data.batch", "masks", "method", "nn", "targets"),
     "eval": ("nn", "data"),
-    # Never eval, methods, config. nn: attention kernels per device, blocks as units of sharding. masks, targets: built
-    # from their configs for a run and for its plan, by registry.
-    "engine": ("method", "data", "nn", "masks", "targets"),
+    # Never eval, methods, config. nn: attention kernels per device, blocks as units of sharding. masks, regularizers,
+    # targets, views: built from their configs for a run and for its plan, by registry.
+    "engine": ("collapse", "data", "ema", "masks", "method", "nn", "regularizers", "targets", "views", "world"),
     # The plan of a run builds every part on the meta device.
     "planning": ("engine", "method", "data", "nn", "masks", "targets"),
-    "methods": ("method", "masked_method", "self_distillation", "nn", "masks", "targets", "data.batch"),
-    "config": ("data", "engine", "eval", "masks", "method", "nn", "plugins", "targets"),
+    "methods": (
+        *("collapse", "data.batch", "ema", "losses", "masks", "method"),
+        *("nn", "refusals", "regularizers", "targets", "world"),
+    ),
+    "config": ("data", "engine", "eval", "masks", "method", "nn", "plugins", "regularizers", "targets", "views"),
     # A study starts the training tool as a process and imports nothing of it.
     "study": ("config", "engine", "eval", "planning", "plugins"),
     "interop": ("data.batch", "engine", "method", "nn"),
     # Fault injection starts tools by their names; the benchmark and the golden verifiers restate or run methods.
     "testing": (
         *("data", "engine", "interop", "masks", "method", "methods"),
-        *("nn", "planning", "plugins", "self_distillation", "targets"),
+        *("nn", "planning", "plugins", "targets", "views"),
     ),
     "configs": (),
     "tools": (
@@ -135,7 +143,7 @@ def test_no_module_has_a_vague_name():
         ("ssl_zoo/masks/random.py", "from ..nn.vit import ViT", "masks imports nn.vit"),
         ("ssl_zoo/masks/random.py", "from .. import nn", "masks imports nn"),
         ("ssl_zoo/masks/random.py", "def sample():\n    import ssl_zoo.nn.vit", "masks imports nn.vit"),
-        ("ssl_zoo/targets/pixels.py", "from ssl_zoo.masks import random", "targets imports masks.random"),
+        ("ssl_zoo/views/single_crop.py", "from ssl_zoo.data import loader", "views imports data.loader"),
         ("ssl_zoo/engine/trainer.py", "from ssl_zoo import eval", "engine imports eval"),
         ("ssl_zoo/method.py", "from ssl_zoo.data.loader import Loader", "method imports data.loader"),
         ("ssl_zoo/seeding.py", "import ssl_zoo.registry", "seeding imports registry"),

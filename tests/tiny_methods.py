@@ -1,40 +1,36 @@
 """Every registered method at a tiny size, on one batch of random images."""
 
+import functools
 from dataclasses import dataclass
 
 import torch
 
-from ssl_zoo.data.batch import Batch
+from ssl_zoo.config import compose_section
+from ssl_zoo.data.batch import Batch, Normalize
 from ssl_zoo.engine.build import build_generators, build_views
 from ssl_zoo.masks import MASKS
 from ssl_zoo.masks.blockwise import Shortfall
-from ssl_zoo.method import METHODS, Method, Progress, build_method
+from ssl_zoo.method import METHODS, Method, Output, Progress, Step, build_method
 from ssl_zoo.nn import ViTConfig
 from ssl_zoo.plugins import discover
 from ssl_zoo.seeding import generator_for
 from ssl_zoo.targets import TARGETS
+from ssl_zoo.views import ViewSetConfig
 
 discover()
 
-PROGRESS = Progress(step=10, num_steps=100, samples=80)
+PROGRESS = Progress(step=10, num_steps=100, samples=80, steps_per_epoch=2)
 # Settings that bring a method or mask generator down to width 48 on a 4x4 grid; everything else is its default.
+TINY_HEAD = {"num_prototypes": 32, "head_dim": 32, "bottleneck_dim": 16, "freeze_last_layer_epochs": 0.0}
 TINY_METHOD = {
-    "ibot": {
-        **{"num_prototypes": 32, "head_dim": 32, "bottleneck_dim": 16},
-        **{"num_local_crops": 2, "local_size": 8, "frozen_last_layer": 0.0},
-    },
-    "dino": {
-        "num_prototypes": 32,
-        "head_dim": 32,
-        "bottleneck_dim": 16,
-        "num_local_crops": 2,
-        "local_size": 8,
-        "frozen_last_layer": 0.0,
-    },
+    "dino": TINY_HEAD,
+    "ibot": TINY_HEAD,
     "ijepa": {"predictor_dim": 32, "predictor_depth": 1, "predictor_heads": 4},
     "mae": {"decoder_dim": 32, "decoder_depth": 1, "decoder_heads": 4},
     "data2vec2": {"decoder_dim": 32, "decoder_depth": 2},
 }
+TINY_VIEWS = {"dino": ["views.num_local_crops=2", "views.local_size=8"]}
+TINY_VIEWS["ibot"] = TINY_VIEWS["dino"]
 TINY_MASKS = {
     "multiblock": {"min_patches": 1, "target_scale": [0.2, 0.3]},
     "blockwise": {"min_block_area": 2, "shortfall": Shortfall.keep},
@@ -52,6 +48,13 @@ class Tiny:
     method: Method
     batch: Batch
 
+    @property
+    def step(self) -> Step:
+        return step_of(self.method)
+
+    def output(self, batch: Batch | None = None) -> Output:
+        return self.method(batch or self.batch, self.step)
+
     def rebuilt(self, seed: int = 0) -> Method:
         return tiny_method(self.name, seed)
 
@@ -63,14 +66,36 @@ def tiny_method(name: str, seed: int = 0, **overrides: object) -> Method:
     return build_method(config, TINY_BACKBONE, target_config, seed=seed)
 
 
+@functools.cache
+def tiny_views(name: str) -> ViewSetConfig:
+    """A method's default views, at a size for 16 pixels."""
+    return compose_section("views", [f"views={METHODS.get(name).default_views}", *TINY_VIEWS.get(name, [])])
+
+
+def views_of(method: Method) -> ViewSetConfig:
+    """The default views of a method's class, for subclasses of registered ones too."""
+    return tiny_views(next(name for name, cls in METHODS if isinstance(method, cls)))
+
+
+def step_of(method: Method, progress: Progress = PROGRESS) -> Step:
+    return Step.of(method, progress)
+
+
 def tiny_batch(method: Method, name: str, num_images: int = 8, seed: int = 0, **mask_settings: object) -> Batch:
     masks = METHODS.get(name).default_masks
     mask_config = None if masks is None else MASKS.config_of(masks)(**{**TINY_MASKS.get(masks, {}), **mask_settings})
-    views = build_views(method.config, TINY_BACKBONE)
-    generators = build_generators(views, mask_config, TINY_BACKBONE)
-    images = [
-        torch.randn(num_images, 3, *view.size, generator=generator_for(seed, "images", i))
-        for i, view in enumerate(v for v in views for _ in range(v.count))
-    ]
-    drawn = [None if g is None else g(num_images, generator_for(seed, "masks", i)) for i, g in enumerate(generators)]
-    return Batch(tuple(images), tuple(drawn), torch.arange(num_images))
+    specs = build_views(tiny_views(name), TINY_BACKBONE)
+    generators = build_generators(specs, mask_config, TINY_BACKBONE)
+    return Batch(
+        views={
+            spec.name: torch.randn(num_images, 3, *spec.size, generator=generator_for(seed, "images", i))
+            for i, spec in enumerate(specs)
+        },
+        masks={
+            spec.name: generators[spec.name](num_images, generator_for(seed, "masks", i))
+            for i, spec in enumerate(specs)
+            if spec.name in generators
+        },
+        index=torch.arange(num_images),
+        normalize={spec.name: Normalize(spec.config.mean, spec.config.std) for spec in specs},
+    )

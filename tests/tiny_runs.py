@@ -1,11 +1,11 @@
-"""Tiny trainings on pictures made of noise: a few milliseconds a step."""
+"""Tiny trainings on images of noise: a few milliseconds a step."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from jaxtyping import Int, UInt8
-from tiny_methods import TINY_BACKBONE, TINY_MASKS, tiny_method
+from tiny_methods import TINY_BACKBONE, TINY_MASKS, tiny_method, views_of
 from torch import Tensor
 
 from ssl_zoo.data.loader import LoaderConfig, TrainingData
@@ -24,7 +24,7 @@ from ssl_zoo.seeding import generator_for
 
 
 class Noise(Source):
-    """Pictures of noise, each a function of its index."""
+    """Images of noise, each a function of its index."""
 
     image_size = (16, 16)
 
@@ -36,8 +36,8 @@ class Noise(Source):
         return self.num_samples
 
     def image(self, index: int) -> UInt8[Tensor, "3 H W"]:
-        draws = torch.rand(3, 16, 16, generator=generator_for("noise", index))
-        return (draws * 255).to(torch.uint8)
+        values = torch.rand(3, 16, 16, generator=generator_for("noise", index))
+        return (values * 255).to(torch.uint8)
 
     def images(self, indices: Int[Tensor, "B"]) -> UInt8[Tensor, "B 3 H W"]:
         return torch.stack([self.image(int(index)) for index in indices])
@@ -65,7 +65,7 @@ def tiny_data(
     source: Source | None = None,
     masks: str | None = "multiblock",
 ) -> TrainingData:
-    views = build_views(method.config, TINY_BACKBONE)
+    views = build_views(views_of(method), TINY_BACKBONE)
     mask_config = None if masks is None else MASKS.config_of(masks)(**TINY_MASKS.get(masks, {}))
     return TrainingData(
         source or Noise(),

@@ -20,7 +20,7 @@ from rich.logging import RichHandler
 from ssl_zoo.config import Config, compose
 from ssl_zoo.data.sources import SOURCES, Split
 from ssl_zoo.data.workers import LoaderError
-from ssl_zoo.engine.build import build_views
+from ssl_zoo.engine.build import build_run_method, build_views
 from ssl_zoo.engine.device import autocast, prepare_method, resolve_precision
 from ssl_zoo.engine.distributed import Processes, processes
 from ssl_zoo.engine.run_directory import environment
@@ -28,7 +28,7 @@ from ssl_zoo.engine.trained import TrainedMethod, choose_network, open_run, open
 from ssl_zoo.eval.cache import FeatureCache
 from ssl_zoo.eval.offline import Baselines, Evaluated, ExtractionProgress, evaluate, table
 from ssl_zoo.eval.online import OnlineProbe
-from ssl_zoo.method import Method, build_method
+from ssl_zoo.method import Method
 from ssl_zoo.nn import ViT
 from ssl_zoo.plugins import discover
 
@@ -53,7 +53,7 @@ def run(
     """
     trained, out = open_network(arguments, source, name, config)
     precision = resolve_precision(config.trainer.precision, ranks.device)
-    view = build_views(config.method, config.backbone)[0].config
+    view = build_views(config.views, config.backbone)[0].config
     identity = {"data": repr(config.data), "size": config.backbone.image_shape, "precision": precision.value}
     identity |= {"mean": list(view.mean), "std": list(view.std), "seed": config.seed}
     cache = None if arguments.no_cache else FeatureCache(out / "features", identity)
@@ -63,7 +63,7 @@ def run(
 
     encoder, initial = ready(trained.method), None
     if not arguments.no_baseline:
-        initial = ready(build_method(config.method, config.backbone, config.targets, seed=config.seed))
+        initial = ready(build_run_method(config))
     facts = {
         "weights": str(trained.checkpoint),
         "network": arguments.network,

@@ -19,7 +19,7 @@ from ssl_zoo.data.sources import SOURCES, Split
 from ssl_zoo.data.workers import LoaderError
 from ssl_zoo.engine import hooks
 from ssl_zoo.engine.alarm import Collapse, CollapseAlarm
-from ssl_zoo.engine.build import build_data
+from ssl_zoo.engine.build import build_data, build_run_method
 from ssl_zoo.engine.device import autocast, resolve_precision
 from ssl_zoo.engine.distributed import LostRank, Processes, processes
 from ssl_zoo.engine.metrics import JsonLines, Metrics, TensorBoard
@@ -28,7 +28,6 @@ from ssl_zoo.engine.report import report
 from ssl_zoo.engine.run_directory import RunDirectory, environment
 from ssl_zoo.engine.trainer import NonFiniteLoss, Trainer
 from ssl_zoo.eval.online import OnlineProbe
-from ssl_zoo.method import build_method
 from ssl_zoo.planning.plan import Plan
 from ssl_zoo.planning.scale import Machine, ScalePlan
 from ssl_zoo.plugins import discover
@@ -39,7 +38,7 @@ def train(composed: Composed, resume: str, console: Console, ranks: Processes) -
     chosen = {"choices": dict(composed.choices), **composed.plain()}
     run = RunDirectory(Path(config.output_dir), chosen, composed.plain_defaults())
     checkpoint = run.find_checkpoint(resume)
-    method = build_method(config.method, config.backbone, config.targets, seed=config.seed)
+    method = build_run_method(config)
     data = build_data(config, ranks)
     probe = OnlineProbe(
         config.probe,
@@ -62,12 +61,12 @@ def train(composed: Composed, resume: str, console: Console, ranks: Processes) -
     checkpointer = hooks.Checkpointer(run.path, config.trainer, manifest)
     observers = [
         hooks.StopOnSignal(),
-        hooks.OffendingBatch(run.path),
+        hooks.OffendingStep(run.path),
         hooks.CorruptSamples(run.corrupt_samples, config.loader.max_corrupt_fraction),
         metrics,
         alarm,
         evaluation,
-        hooks.Pictures(run.figures, config.monitor.images_every, tensorboard),
+        hooks.Visualizations(run.figures, config.monitor.images_every, tensorboard),
         checkpointer,
     ]
     trainer = Trainer(method, data, ranks, optim=config.optim, config=config.trainer, seed=config.seed, hooks=observers)

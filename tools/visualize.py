@@ -22,7 +22,7 @@ from ssl_zoo.data.files import read_images
 from ssl_zoo.data.sources import SOURCES, Split
 from ssl_zoo.data.sources.imagefolder import FilesConfig
 from ssl_zoo.engine.trained import open_run
-from ssl_zoo.engine.visualize import draw, save_images
+from ssl_zoo.engine.visualize import save_images, visualize
 from ssl_zoo.plugins import discover
 
 
@@ -43,9 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = compose(arguments.run / "config.yaml").config
         trained = open_run(arguments.run, config, arguments.checkpoint)
         images = _images(arguments.images, arguments.num_images, config)
-        pictures = draw(trained, config, images, seed=arguments.seed)
+        shown = visualize(trained, config, images, seed=arguments.seed)
         folder = arguments.out or arguments.run / "figures" / "visualize"
-        for path in save_images(pictures, folder, trained.step):
+        for path in save_images(shown, folder, trained.step):
             print(path)
     except (ValueError, LookupError, OSError, CorruptImage) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -111,7 +111,7 @@ def compose(recipe: str | Path, overrides: Sequence[str] = ()) -> Composed:
     parsed = [_parse(override) for override in overrides]
     chosen = {choice.key_or_group: choice.value() for choice in parsed if _chooses(choice, options)}
     own = _with_defaults_of_method({group: option for layer in recipes for group, option in layer.choices.items()})
-    choices = _with_defaults_of_method(_switched(own, chosen))
+    choices = _with_defaults_of_method(_switched(own, chosen, roots))
     _check_options(own, options, f"{path}: ")
     _check_options(choices, options, "")
     defaults = _compose(choices, roots)
@@ -163,13 +163,27 @@ def recipe_text(composed: Composed) -> str:
 # --- choices ----------------------------------------------------------------------------------------------------------
 
 
-def _switched(own: Mapping[str, str | None], chosen: Mapping[str, str | None]) -> dict[str, str | None]:
-    """Return the recipe's choices with those of the command line; another method brings its own masks and targets."""
-    choices = {**own, **chosen}
-    if choices.get("method") != own.get("method"):
-        for group in {"masks", "targets"} - set(chosen):
-            choices.pop(group, None)
+def _switched(
+    own: Mapping[str, str | None], chosen: Mapping[str, str | None], roots: Sequence[Path]
+) -> dict[str, str | None]:
+    """Return the recipe's choices with those of the command line; another method brings its own masks and targets.
+
+    The views stay, so that a comparison changes no augmentation unseen, unless the methods need other kinds of views.
+    """
+    choices, method = {**own, **chosen}, chosen.get("method")
+    if method == own.get("method") or method not in METHODS:
+        return choices
+    for group in {"masks", "targets"} - set(chosen):
+        choices.pop(group, None)
+    views = METHODS.get(method).default_views
+    if "views" not in chosen and _type_of("views", views, roots) is not _type_of("views", own.get("views"), roots):
+        _LOG.warning("views=%s: method=%s needs other views than views=%s", views, method, own.get("views"))
+        choices["views"] = views
     return choices
+
+
+def _type_of(group: str, option: str | None, roots: Sequence[Path]) -> type | None:
+    return None if option is None else OmegaConf.get_type(_compose({group: option}, roots), group)
 
 
 def _with_defaults_of_method(choices: Mapping[str, str | None]) -> dict[str, str | None]:
@@ -177,7 +191,8 @@ def _with_defaults_of_method(choices: Mapping[str, str | None]) -> dict[str, str
     if method not in METHODS:
         return dict(choices)
     cls = METHODS.get(method)
-    return {"masks": cls.default_masks, "targets": cls.default_targets, **choices}
+    defaults = {"views": cls.default_views, "masks": cls.default_masks, "targets": cls.default_targets}
+    return {**defaults, **choices}
 
 
 def _store_options() -> None:

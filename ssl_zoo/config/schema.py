@@ -14,8 +14,10 @@ from ssl_zoo.eval.online import ProbeConfig
 from ssl_zoo.masks import MasksConfig
 from ssl_zoo.method import MethodConfig
 from ssl_zoo.nn import BackboneConfig
+from ssl_zoo.regularizers import RegularizerConfig
 from ssl_zoo.settings import Settings, setting
 from ssl_zoo.targets import TargetConfig
+from ssl_zoo.views import ViewSetConfig
 
 SCHEMA = "schema"  # the name under which a defaults list refers to Config
 
@@ -28,8 +30,10 @@ class Config(Settings):
     output_dir: str = setting("", "run directory; by default runs/<folder of the recipe>/<name of the recipe>")
     method: MethodConfig = setting(MISSING, "the self-supervised objective")
     backbone: BackboneConfig = setting(MISSING, "the encoder")
+    views: ViewSetConfig = setting(MISSING, "which views of an image a batch holds, and their augmentations")
     masks: Optional[MasksConfig] = setting(None, "which patches are visible and which are predicted")  # noqa: UP045
     targets: Optional[TargetConfig] = setting(None, "what is predicted")  # noqa: UP045
+    regularizer: Optional[RegularizerConfig] = setting(None, "a loss term on features, beside the method's")  # noqa: UP045
     data: SourceConfig = setting(MISSING, "where images come from")
     loader: LoaderConfig = setting(LoaderConfig(), "how images are decoded and batched")
     optim: OptimConfig = setting(MISSING, "optimizer, learning rate, weight decay, clipping")

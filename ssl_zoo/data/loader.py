@@ -5,65 +5,62 @@ neither the number of ranks nor that of worker processes changes what an image l
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from ssl_zoo.data import order
-from ssl_zoo.data.batch import Batch, Corrupt, ViewSpec
+from ssl_zoo.data.batch import Batch, Corrupt, Normalize, ViewSpec
 from ssl_zoo.data.sources.base import CorruptImage, Source
-from ssl_zoo.data.transforms import Normalize, draw, evaluation_view, render_each, render_equal
+from ssl_zoo.data.transforms import ViewParams, evaluation_view, render_each, render_equal, sample_params
 from ssl_zoo.data.workers import Items, in_workers, resolve_workers
 from ssl_zoo.masks.base import MaskGenerator, Masks
 from ssl_zoo.seeding import generator_for
-from ssl_zoo.settings import setting
+from ssl_zoo.settings import Settings, setting
 
 
 @dataclass
-class LoaderConfig:
+class LoaderConfig(Settings):
     """How batches are produced; no key of it changes what is in them."""
+
+    section = "loader"
 
     num_workers: int | None = setting(
         None,
         "worker processes per rank; 0 loads in the main process; null: 0 without a GPU, else up to 8, one CPU spared",
+        at_least=0,
     )
-    prefetch_per_worker: int = setting(2, "batches that each worker keeps ready")
+    prefetch_per_worker: int = setting(2, "batches that each worker keeps ready", at_least=1)
     pin_memory: bool | None = setting(None, "page-locked batches for faster copies; null: where there is a GPU")
-    timeout_s: float = setting(300.0, "seconds after which a batch that does not come is an error; 0 waits for ever")
-    max_corrupt_fraction: float = setting(0.01, "part of the samples that may be undecodable before the run stops")
-
-    def __post_init__(self) -> None:
-        if self.num_workers is not None and self.num_workers < 0:
-            raise ValueError(f"loader.num_workers={self.num_workers} must be 0 or more, or null for automatic")
-        if self.prefetch_per_worker < 1:
-            raise ValueError(f"loader.prefetch_per_worker={self.prefetch_per_worker} must be at least 1")
-        if self.timeout_s < 0:
-            raise ValueError(f"loader.timeout_s={self.timeout_s} must be 0 or more")
-        if not 0 <= self.max_corrupt_fraction <= 1:
-            raise ValueError(f"loader.max_corrupt_fraction={self.max_corrupt_fraction} must lie in [0, 1]")
+    timeout_s: float = setting(
+        300.0, "seconds after which a batch that does not come is an error; 0 waits forever", at_least=0
+    )
+    max_corrupt_fraction: float = setting(
+        0.01, "fraction of the samples that may be undecodable before the run stops", at_least=0, at_most=1
+    )
 
 
 class TrainingData:
     """The batches of a run on one rank: ``batch(step)`` depends on the arguments here and on ``step``, nothing else.
 
     Args:
-        views: what the method asks for; a spec with ``count`` n gives n consecutive views.
-        mask_generators: one per flattened view, None for a view without masks.
+        views: in the order in which a batch holds them.
+        mask_generators: by name of the view, for the views that get masks.
         batch_size: images of the global batch, over all ranks.
 
     Raises:
-        ValueError: ``batch_size`` can't be divided among the ranks.
+        ValueError: ``batch_size`` can't be split among the ranks.
     """
 
     def __init__(
         self,
         source: Source,
         views: Sequence[ViewSpec],
-        mask_generators: Sequence[MaskGenerator | None],
+        mask_generators: Mapping[str, MaskGenerator],
         *,
         seed: int,
         batch_size: int,
@@ -74,40 +71,34 @@ class TrainingData:
         if batch_size % world_size:
             raise ValueError(f"trainer.batch_size={batch_size} is no multiple of the {world_size} ranks")
         self.source, self.seed, self.batch_size = source, seed, batch_size
-        self.views = tuple(view for view in views for _ in range(view.count))
-        self.mask_generators = tuple(mask_generators)
-        assert len(self.mask_generators) == len(self.views), "one mask generator, or None, per view"
+        self.views, self.mask_generators = tuple(views), mask_generators
         self.config = config or LoaderConfig()
         per_rank = batch_size // world_size
         self._rows = slice(rank * per_rank, (rank + 1) * per_rank)
-        self._normalize = tuple(Normalize(view.config.mean, view.config.std) for view in self.views)
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Whole steps that fit into the data, at least one."""
-        return max(1, len(self.source) // self.batch_size)
+        self._normalize = {view.name: Normalize(view.config.mean, view.config.std) for view in self.views}
 
     def indices(self, step: int) -> Int[Tensor, "G"]:
-        """Planned sample ids of the global batch."""
+        """Return the planned sample ids of the global batch."""
         return order.indices(self.seed, step, self.batch_size, len(self.source), self.source.epoch_order)
 
-    def masks(self, step: int) -> tuple[Masks | None, ...]:
-        """Masks of the global batch, one entry per view."""
-        return tuple(
-            None if masks is None else masks(self.batch_size, generator_for(self.seed, "masks", step, view))
-            for view, masks in enumerate(self.mask_generators)
-        )
+    def masks(self, step: int) -> Mapping[str, Masks]:
+        """Sample the masks of the global batch, by name of the view."""
+        return {
+            view.name: self.mask_generators[view.name](self.batch_size, generator_for(self.seed, "masks", step, number))
+            for number, view in enumerate(self.views)
+            if view.name in self.mask_generators
+        }
 
-    def sample_masks(self) -> Sequence[Masks | None]:
-        """Masks of one image per view, of the kind that all batches have; None for a view without."""
-        return [None if m is None else m(1, generator_for(self.seed, "sample")) for m in self.mask_generators]
+    def sample_masks(self) -> Mapping[str, Masks]:
+        """Sample masks of one image per masked view, of the kind that all batches have."""
+        return {name: masks(1, generator_for(self.seed, "sample")) for name, masks in self.mask_generators.items()}
 
     def fingerprint(self, step: int) -> bytes:
-        """Digest of the planned sample ids and the masks of the global batch of a step."""
+        """Return a digest of the planned sample ids and the masks of the global batch of a step."""
         return _digest(self.indices(step), self.masks(step))
 
     def batch(self, step: int) -> Batch:
-        """This rank's part of a step on the host: uint8 views, masks, sample ids.
+        """Load this rank's part of a step on the host: uint8 views, masks, sample ids.
 
         Raises:
             ValueError: no image could be decoded.
@@ -115,14 +106,17 @@ class TrainingData:
         planned, masks = self.indices(step), self.masks(step)
         rows = self._rows
         index, images, corrupt = self._load(planned[rows])
-        rendered = []
-        for view, spec in enumerate(self.views):
-            draws = draw(spec.config, self.batch_size, generator_for(self.seed, "view", step, view)).rows(rows)
+        params: dict[str, ViewParams] = {}
+        views = {}
+        for number, spec in enumerate(self.views):
+            generator = generator_for(self.seed, "view", step, number)
+            repeated = params.get(spec.same_as)
+            params[spec.name] = repeated or sample_params(spec.config, self.batch_size, generator).rows(rows)
             render = render_equal if isinstance(images, Tensor) else render_each
-            rendered.append(render(images, draws, spec))
+            views[spec.name] = render(images, params[spec.name], spec)
         return Batch(
-            views=tuple(rendered),
-            masks=tuple(None if m is None else m.map(lambda tensor: tensor[rows]) for m in masks),
+            views=views,
+            masks={name: m.map(lambda tensor: tensor[rows]) for name, m in masks.items()},
             index=index,
             corrupt=corrupt,
             fingerprint=_digest(planned, masks),
@@ -151,44 +145,41 @@ class TrainingData:
     def to_device(self, batch: Batch, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The batch on the device, its views as normalised float32; the copy moves bytes, not floats."""
         moved = batch.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
-        views = tuple(normalize(view) for normalize, view in zip(self._normalize, moved.views, strict=True))
-        return Batch(views, moved.masks, moved.index, batch.corrupt, batch.fingerprint)
+        views = {name: self._normalize[name](view) for name, view in moved.views.items()}
+        return replace(moved, views=views, normalize=self._normalize)
 
     def _load(
         self, planned: Int[Tensor, "B"]
     ) -> tuple[Int[Tensor, "B"], UInt8[Tensor, "B 3 H W"] | list[UInt8[Tensor, "3 _ _"]], tuple[Corrupt, ...]]:
-        """Sample ids, images, and what had to be replaced."""
-        equal = self.source.image_size is not None
-        if equal:
-            with suppress(CorruptImage):  # which one it is, is found out one by one
-                return planned, self.source.images(planned), ()
+        """Return sample ids, images, and the samples that had to be replaced."""
+        images = _all_decoded(self.source, planned)
+        if images is not None:
+            return planned, images, ()
         used, images, corrupt = [], [], []
         for index in planned.tolist():
             index, image = self._decodable(index, corrupt)
             used.append(index)
             images.append(image)
-        return torch.tensor(used), torch.stack(images) if equal else images, tuple(corrupt)
+        is_one_size = self.source.image_size is not None
+        return torch.tensor(used), torch.stack(images) if is_one_size else images, tuple(corrupt)
 
     def _decodable(self, index: int, corrupt: list[Corrupt]) -> tuple[int, UInt8[Tensor, "3 H W"]]:
-        """The sample, or the nearest following one that can be decoded: no draw, so the same in every process."""
+        """Return the sample, or the next one that can be decoded: not a random one, so the same in every process."""
         num_samples = len(self.source)
-        for distance in range(num_samples):
+        for distance in range(min(num_samples, _MAX_SUBSTITUTES + 1)):
             candidate = (index + distance) % num_samples
-            try:
-                return candidate, self.source.image(candidate)
-            except CorruptImage as error:
-                # A substitute that is corrupt too is not counted here, but where it is planned itself.
-                if distance == 0:
-                    corrupt.append(Corrupt(error.name, error.reason))
-                if num_samples > _MAX_SUBSTITUTES and distance == _MAX_SUBSTITUTES:
-                    break
+            image = _decoded(self.source, candidate)
+            if not isinstance(image, Corrupt):
+                return candidate, image
+            if distance == 0:  # a corrupt substitute is not counted here, but where it is planned itself
+                corrupt.append(image)
         first = corrupt[-1]
         raise ValueError(
             f"none of {distance + 1} images in a row could be decoded; the first: {first.name}: {first.reason}"
         )
 
 
-_MAX_SUBSTITUTES = 100  # a data set this broken is not worth reading to its end
+_MAX_SUBSTITUTES = 100  # a data set with more corrupt images in a row is refused
 
 
 class EvaluationData:
@@ -234,7 +225,8 @@ class EvaluationData:
             corrupt.extend(batch.corrupt)
             num_images += batch.num_images
             if batch.num_images:
-                yield self._normalize(batch.views[0]), None if labels is None else labels[batch.index], batch.index
+                images = self._normalize(batch.views["image"])
+                yield images, None if labels is None else labels[batch.index], batch.index
         self.corrupt = tuple(corrupt)
         if num_images == 0:
             first = f": {corrupt[0].name}: {corrupt[0].reason}" if corrupt else ""
@@ -247,20 +239,36 @@ class EvaluationData:
 
     def _batch(self, number: int) -> Batch:
         index = self.indices[number * self.batch_size : (number + 1) * self.batch_size]
-        if self.source.image_size is not None:
-            with suppress(CorruptImage):  # which one it is, is found out one by one
-                return Batch((evaluation_view(self.source.images(index), self.size),), index=index)
-        kept, views, corrupt = [], [torch.empty(0, 3, *self.size, dtype=torch.uint8)], []
-        for sample in index.tolist():
-            try:
-                views.append(evaluation_view(self.source.image(sample), self.size)[None])
-                kept.append(sample)
-            except CorruptImage as error:
-                corrupt.append(Corrupt(error.name, error.reason))
-        return Batch((torch.cat(views),), index=torch.tensor(kept, dtype=torch.int64), corrupt=tuple(corrupt))
+        images = _all_decoded(self.source, index)
+        if images is not None:
+            return Batch({"image": evaluation_view(images, self.size)}, index=index)
+        results = [(sample, _decoded(self.source, sample)) for sample in index.tolist()]
+        kept = [(sample, image) for sample, image in results if not isinstance(image, Corrupt)]
+        views = [torch.empty(0, 3, *self.size, dtype=torch.uint8)]
+        views += [evaluation_view(image, self.size)[None] for _, image in kept]
+        return Batch(
+            {"image": torch.cat(views)},
+            index=torch.tensor([sample for sample, _ in kept], dtype=torch.int64),
+            corrupt=tuple(result for _, result in results if isinstance(result, Corrupt)),
+        )
 
 
-def _digest(indices: Int[Tensor, "G"], masks: Sequence[Masks | None]) -> bytes:
+def _all_decoded(source: Source, index: Int[Tensor, "B"]) -> UInt8[Tensor, "B 3 H W"] | None:
+    """Decode images of one size at once; None where sizes differ or an image is corrupt."""
+    if source.image_size is not None:
+        with suppress(CorruptImage):  # decoding one by one finds out which
+            return source.images(index)
+    return None
+
+
+def _decoded(source: Source, sample: int) -> UInt8[Tensor, "3 H W"] | Corrupt:
+    try:
+        return source.image(sample)
+    except CorruptImage as error:
+        return Corrupt(error.name, error.reason)
+
+
+def _digest(indices: Int[Tensor, "G"], masks: Mapping[str, Masks]) -> bytes:
     digest = hashlib.blake2b(indices.int().numpy().tobytes(), digest_size=16)
 
     def add(tensor: Tensor) -> Tensor:
@@ -269,7 +277,6 @@ def _digest(indices: Int[Tensor, "G"], masks: Sequence[Masks | None]) -> bytes:
         )
         return tensor
 
-    for view in masks:
-        if view is not None:
-            view.map(add)
+    for of_view in masks.values():
+        of_view.map(add)
     return digest.digest()

@@ -1,7 +1,7 @@
-"""One view of each image of a batch: all random numbers are drawn at once, then applied.
+"""One view of each image of a batch: all random numbers are sampled at once, then applied.
 
-Drawing for the whole global batch from one generator and slicing a rank's rows makes an image's augmentation
-independent of ranks and workers. Order of the operations: crop and resize, flip, colour jitter (its four parts in
+Sampling for the global batch from one generator and slicing a rank's rows makes an image's augmentation independent of
+ranks and workers. Order of the operations: crop and resize, flip, colour jitter (its four parts in
 random order), grayscale, blur, solarize (BYOL, arXiv 2006.07733, appendix B; DINO, arXiv 2104.14294).
 """
 
@@ -49,10 +49,10 @@ class ViewParams:
         return ViewParams(**{name: value[rows] for name, value in vars(self).items()})
 
 
-def draw(config: ViewConfig, num_images: int, generator: torch.Generator) -> ViewParams:
-    """Every random decision for one view of ``num_images`` images.
+def sample_params(config: ViewConfig, num_images: int, generator: torch.Generator) -> ViewParams:
+    """Sample every random decision for one view of ``num_images`` images.
 
-    All numbers are always drawn, so that switching one augmentation off changes no other.
+    All numbers are always sampled, so that switching one augmentation off changes no other.
     """
     uniform = torch.rand(num_images, 2 * CROP_ATTEMPTS + 16, generator=generator)
     areas, ratios, rest = uniform.split([CROP_ATTEMPTS, CROP_ATTEMPTS, 16], dim=1)
@@ -75,25 +75,25 @@ def draw(config: ViewConfig, num_images: int, generator: torch.Generator) -> Vie
     )
 
 
-def crop_boxes(draws: ViewParams, heights: Int[Tensor, "B"], widths: Int[Tensor, "B"], config: ViewConfig) -> Tensor:
+def crop_boxes(params: ViewParams, heights: Int[Tensor, "B"], widths: Int[Tensor, "B"], config: ViewConfig) -> Tensor:
     """Boxes (top, left, height, width), distributed as those of torchvision's RandomResizedCrop.
 
-    The first of ten drawn shapes that fits into the image is taken; if none does, the largest centred crop of a
+    The first of ten sampled shapes that fits into the image is taken; if none does, the largest centred crop of a
     permitted aspect.
 
     Returns:
         (B, 4) integers.
     """
-    area = draws.crop_area * (heights * widths)[:, None]
-    crop_widths = (area * draws.crop_aspect).sqrt().round().long()
-    crop_heights = (area / draws.crop_aspect).sqrt().round().long()
+    area = params.crop_area * (heights * widths)[:, None]
+    crop_widths = (area * params.crop_aspect).sqrt().round().long()
+    crop_heights = (area / params.crop_aspect).sqrt().round().long()
     fits = (
         (crop_widths > 0) & (crop_widths <= widths[:, None]) & (crop_heights > 0) & (crop_heights <= heights[:, None])
     )
     first = fits.int().argmax(1, keepdim=True)
     height, width = crop_heights.gather(1, first)[:, 0], crop_widths.gather(1, first)[:, 0]
     room = torch.stack([heights - height + 1, widths - width + 1], 1)
-    place = (draws.crop_place * room).long().minimum(room - 1)  # a float32 product can round up to the bound itself
+    place = (params.crop_place * room).long().minimum(room - 1)  # a float32 product can round up to the bound itself
     boxes = torch.stack([place[:, 0], place[:, 1], height, width], 1)
     if bool(fits.any(1).all()):
         return boxes
@@ -117,59 +117,59 @@ def centered_boxes(heights: Int[Tensor, "B"], widths: Int[Tensor, "B"], size: tu
     return _fallback_boxes(heights, widths, aspect, aspect)
 
 
-def _boxes(draws: ViewParams, heights: Tensor, widths: Tensor, spec: ViewSpec) -> Tensor:
+def _boxes(params: ViewParams, heights: Tensor, widths: Tensor, spec: ViewSpec) -> Tensor:
     if is_whole_image(spec.config):
         return centered_boxes(heights, widths, spec.size)
-    return crop_boxes(draws, heights, widths, spec.config)
+    return crop_boxes(params, heights, widths, spec.config)
 
 
-def render_equal(images: UInt8[Tensor, "B 3 H W"], draws: ViewParams, spec: ViewSpec) -> UInt8[Tensor, "B 3 h w"]:
+def render_equal(images: UInt8[Tensor, "B 3 H W"], params: ViewParams, spec: ViewSpec) -> UInt8[Tensor, "B 3 h w"]:
     """One view of each of many images of one size."""
     num_images, _, height, width = images.shape
-    boxes = _boxes(draws, torch.full((num_images,), height), torch.full((num_images,), width), spec)
-    view = resize_crops(images, boxes, draws.flipped, spec.size, spec.config.interpolation)
-    return _photometric(view, draws)
+    boxes = _boxes(params, torch.full((num_images,), height), torch.full((num_images,), width), spec)
+    view = resize_crops(images, boxes, params.flipped, spec.size, spec.config.interpolation)
+    return _photometric(view, params)
 
 
 def render_each(
-    images: Sequence[UInt8[Tensor, "3 _ _"]], draws: ViewParams, spec: ViewSpec
+    images: Sequence[UInt8[Tensor, "3 _ _"]], params: ViewParams, spec: ViewSpec
 ) -> UInt8[Tensor, "B 3 h w"]:
     """One view of each of several photographs of different sizes."""
     heights = torch.tensor([image.shape[1] for image in images])
     widths = torch.tensor([image.shape[2] for image in images])
-    boxes = _boxes(draws, heights, widths, spec).tolist()
+    boxes = _boxes(params, heights, widths, spec).tolist()
     view = torch.empty(len(images), 3, *spec.size, dtype=torch.uint8)
-    for row, (image, box, flipped) in enumerate(zip(images, boxes, draws.flipped.tolist(), strict=True)):
+    for row, (image, box, flipped) in enumerate(zip(images, boxes, params.flipped.tolist(), strict=True)):
         resized = resize_crop(image, tuple(box), spec.size, spec.config.interpolation)
         view[row] = resized.flip(2) if flipped else resized
-    return _photometric(view, draws)
+    return _photometric(view, params)
 
 
-def _photometric(view: UInt8[Tensor, "B 3 h w"], draws: ViewParams) -> UInt8[Tensor, "B 3 h w"]:
+def _photometric(view: UInt8[Tensor, "B 3 h w"], params: ViewParams) -> UInt8[Tensor, "B 3 h w"]:
     """Colour operations in place: each picks other images and other strengths."""
     at_once = max(1, _PIXELS_AT_ONCE // view[0, 0].numel())
     for start in range(0, len(view), at_once):
         rows = slice(start, start + at_once)
-        _jitter(view[rows], draws.rows(rows))
-        _recolour(view[rows], draws.rows(rows))
+        _jitter(view[rows], params.rows(rows))
+        _recolour(view[rows], params.rows(rows))
     return view
 
 
-def _jitter(view: UInt8[Tensor, "n 3 h w"], draws: ViewParams) -> None:
+def _jitter(view: UInt8[Tensor, "n 3 h w"], params: ViewParams) -> None:
     """The parts of the jitter in each image's own order."""
-    if not bool(draws.jittered.any()):
+    if not bool(params.jittered.any()):
         return
     for position in range(len(_JITTER)):
         for part, (operation, neutral) in enumerate(_JITTER):
-            strengths = draws.jitter[:, part]
-            chosen = draws.jittered & (draws.jitter_order[:, position] == part) & (strengths != neutral)
+            strengths = params.jitter[:, part]
+            chosen = params.jittered & (params.jitter_order[:, position] == part) & (strengths != neutral)
             _change(view, chosen, operation, strengths)
 
 
-def _recolour(view: UInt8[Tensor, "n 3 h w"], draws: ViewParams) -> None:
-    _change(view, draws.grayscale, photometric.grayscale)
-    _change(view, draws.blurred, photometric.blur, draws.blur_sigma)
-    _change(view, draws.solarized, photometric.solarize)
+def _recolour(view: UInt8[Tensor, "n 3 h w"], params: ViewParams) -> None:
+    _change(view, params.grayscale, photometric.grayscale)
+    _change(view, params.blurred, photometric.blur, params.blur_sigma)
+    _change(view, params.solarized, photometric.solarize)
 
 
 def _change(
@@ -198,21 +198,3 @@ def evaluation_view(image: UInt8[Tensor, "*B 3 H W"], size: tuple[int, int]) -> 
     kept_height, kept_width = max(1, round(box_height * (1 - margin))), max(1, round(box_width * (1 - margin)))
     box = (top + (box_height - kept_height) // 2, left + (box_width - kept_width) // 2, kept_height, kept_width)
     return resize_crop(image, box, size, "bicubic")
-
-
-class Normalize:
-    """(view / 255 - mean) / std on uint8 views of any device; the constants stay on each device once moved there."""
-
-    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        self.mean, self.std = tuple(mean), tuple(std)
-        self._constants: dict[torch.device, tuple[Tensor, Tensor]] = {}
-
-    def __call__(self, view: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
-        if view.device not in self._constants:
-            scale = [1 / (255 * std) for std in self.std]
-            offset = [-mean / std for mean, std in zip(self.mean, self.std, strict=True)]
-            self._constants[view.device] = tuple(
-                torch.tensor(values, device=view.device)[:, None, None] for values in (scale, offset)
-            )
-        scale, offset = self._constants[view.device]
-        return view.float().mul_(scale).add_(offset)

@@ -1,75 +1,47 @@
-"""The collapse alarm: a run whose targets have become the same for all images says so, or stops."""
+"""The collapse alarm: it warns of a run, or stops one, whose metrics lie beyond the method's limits."""
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
+from ssl_zoo.collapse import Limit
 from ssl_zoo.engine.settings import AlarmConfig, AlarmPolicy
 from ssl_zoo.engine.trainer import Hook, StepResult, Trainer
 
 log = logging.getLogger(__name__)
 
-_TARGETS = (
-    "Check that no gradient reaches the targets; raise targets.momentum, lower optim.lr, warm up longer, "
-    "or try targets.normalization=instance, which removes what all patches of an image share"
-)
-_DISTRIBUTIONS = (
-    "Check centring and temperatures: a teacher too warm or centred alone turns uniform, one too cold or not centred "
-    "names one prototype; else lower optim.lr or raise the teacher's momentum"
-)
-
-
-@dataclass(frozen=True)
-class Limit:
-    """A metric that tells of a collapse when it is on the wrong side of a key of ``AlarmConfig``."""
-
-    metric: str
-    key: str
-    above: bool  # suspicious above the limit; otherwise below it
-    finding: str
-    remedy: str
-
-
-LIMITS = (
-    Limit("target_cosine", "max_cosine", True, "all images have nearly the same targets", _TARGETS),
-    Limit("target_std", "min_std", False, "all targets are nearly the same", _TARGETS),
-    Limit("teacher_entropy", "max_entropy", True, "the teacher's distributions are uniform", _DISTRIBUTIONS),
-    Limit(
-        "prototype_entropy", "min_prototype_entropy", False, "the teacher names one prototype for all", _DISTRIBUTIONS
-    ),
-)
-
 
 class Collapse(RuntimeError):
-    """The run was stopped because its targets collapsed; the message names metric, limit, causes and what to do."""
+    """The alarm stopped the run; the message names metric, limit, causes and what to do."""
 
 
 class CollapseAlarm(Hook):
     """Counts records in a row with a metric beyond its limit, and warns or stops the run after ``patience`` of them.
 
-    Stands before the checkpointer, which then saves the run that this hook stops. ``Metrics`` hands it its records,
-    whose values are means over ranks: all ranks decide alike, and nothing more is read from the device.
+    ``Metrics`` hands it its records, whose values are means over ranks: all ranks decide alike, and nothing more is
+    read from the device.
 
     Attributes:
         count: suspicious records in a row so far.
     """
 
     name = "collapse_alarm"
+    follows = ("metrics",)  # whose record of the step it examines before its own ``after_step``
 
     def __init__(self, config: AlarmConfig) -> None:
         self.config, self.count = config, 0
+        self._limits: Sequence[Limit] = ()
         self._tripped: str | None = None
 
-    def examine(self, trainer: Trainer, record: Mapping[str, float]) -> Mapping[str, float]:
-        """``collapse`` for the record: 0 = nothing suspicious, 1 = alarm; nothing where no metric is watched.
+    def before_train(self, trainer: Trainer) -> None:
+        self._limits = limits_of(trainer.method.collapse_limits(), self.config)
 
-        Targets that the data alone decide are not watched: flat images have equal pixels in a healthy run.
-        """
-        fixed = trainer.method.target is not None and not trainer.method.target.learned
-        watched = [x for x in LIMITS if x.metric in record and not (fixed and x.metric.startswith("target_"))]
+    def examine(self, record: Mapping[str, float]) -> Mapping[str, float]:
+        """Return ``collapse`` for the record: 0 = nothing suspicious, 1 = alarm; nothing where no metric is watched."""
+        watched = [limit for limit in self._limits if limit.metric in record]
         if self.config.policy is AlarmPolicy.none or not watched:
             return {}
-        beyond = [x for x in watched if self._is_beyond(x, record[x.metric])]
+        beyond = [limit for limit in watched if limit.is_beyond(record[limit.metric])]
         self.count = self.count + 1 if beyond else 0
         if self.count == self.config.patience:
             self._tripped = self._message(beyond[0], record)
@@ -89,7 +61,7 @@ class CollapseAlarm(Hook):
         if self._tripped is not None:
             raise Collapse(
                 f"{self._tripped}. The checkpoint of this step is saved; the same command with "
-                "monitor.alarm.policy=warn goes on from it, another output_dir=... starts anew with other settings"
+                "monitor.alarm.policy=warn resumes from it, another output_dir=... starts a new run with other settings"
             )
 
     def state_dict(self) -> dict[str, object]:
@@ -98,13 +70,24 @@ class CollapseAlarm(Hook):
     def load_state_dict(self, state: dict[str, object]) -> None:
         self.count = int(state["count"])
 
-    def _is_beyond(self, limit: Limit, value: float) -> bool:
-        bound = getattr(self.config, limit.key)
-        return value > bound if limit.above else value < bound
-
     def _message(self, limit: Limit, record: Mapping[str, float]) -> str:
         return (
             f"collapse at step {record['step']}: {limit.finding} ({limit.metric}={record[limit.metric]:.4g}, "
-            f"{'above' if limit.above else 'below'} monitor.alarm.{limit.key}={getattr(self.config, limit.key)} in "
-            f"{self.count} records in a row). {limit.remedy}"
+            f"{'above' if limit.above else 'below'} {limit.bound:g} in {self.count} records in a row; "
+            f"monitor.alarm.limits changes the bound). {limit.remedy}"
         )
+
+
+def limits_of(limits: Sequence[Limit], config: AlarmConfig) -> Sequence[Limit]:
+    """Replace bounds of a method's limits by those of ``monitor.alarm.limits``.
+
+    Raises:
+        ValueError: the config bounds a metric that the method does not watch.
+    """
+    known = [limit.metric for limit in limits]
+    for metric in config.limits:
+        if metric not in known:
+            raise ValueError(
+                f"monitor.alarm.limits: this run watches no {metric!r}; it watches {', '.join(known) or 'nothing'}"
+            )
+    return [replace(limit, bound=config.limits.get(limit.metric, limit.bound)) for limit in limits]

@@ -1,18 +1,22 @@
-"""From a configuration to the views, masks and batches of a run; each part is found by the class of its config."""
+"""From a configuration to the method, views, masks and batches of a run; each part is found by its config's class."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
+
+import torch
 
 from ssl_zoo.data.batch import ViewSpec
 from ssl_zoo.data.loader import LoaderConfig, TrainingData
 from ssl_zoo.data.sources import SOURCES, SourceConfig, Split
 from ssl_zoo.engine.distributed import Processes
 from ssl_zoo.engine.optim import OptimConfig
-from ssl_zoo.engine.settings import TrainerConfig
+from ssl_zoo.engine.settings import MonitorConfig, TrainerConfig
 from ssl_zoo.masks import MASKS, MaskGenerator, MasksConfig
-from ssl_zoo.method import METHODS, MethodConfig
+from ssl_zoo.method import Method, MethodConfig, build_method
 from ssl_zoo.nn import BackboneConfig
+from ssl_zoo.regularizers import RegularizerConfig
 from ssl_zoo.targets import TargetConfig
+from ssl_zoo.views import VIEWS, ViewSetConfig
 
 
 class RunConfig(Protocol):
@@ -20,41 +24,50 @@ class RunConfig(Protocol):
 
     seed: int
     method: MethodConfig
+    regularizer: RegularizerConfig | None
     backbone: BackboneConfig
+    views: ViewSetConfig
     masks: MasksConfig | None
     targets: TargetConfig | None
     data: SourceConfig
     loader: LoaderConfig
     optim: OptimConfig
     trainer: TrainerConfig
+    monitor: MonitorConfig
 
 
-def build_views(method: MethodConfig, backbone: BackboneConfig) -> Sequence[ViewSpec]:
-    """The views that a method asks for at the backbone's image size."""
-    return METHODS.get(METHODS.name_of(method)).views(method, backbone.image_shape)
+def build_views(views: ViewSetConfig, backbone: BackboneConfig) -> Sequence[ViewSpec]:
+    """Describe the views of a run at the backbone's image size."""
+    return VIEWS.build(views).specs(backbone.image_shape)
 
 
 def build_generators(
     views: Sequence[ViewSpec], masks: MasksConfig | None, backbone: BackboneConfig
-) -> list[MaskGenerator | None]:
-    """One mask generator per view, on the grid that the backbone gives the view; None for views without masks.
+) -> Mapping[str, MaskGenerator]:
+    """Build one mask generator per masked view, on the grid that the backbone gives the view; none without masks.
 
     Raises:
         ValueError: the geometry of the masks can't be met on a grid.
     """
-    if masks is None:
-        return [None for view in views for _ in range(view.count)]
-    by_size = {view.size: MASKS.build(masks, backbone.grid_of(view.size)) for view in views if view.masked}
-    return [by_size[view.size] if view.masked else None for view in views for _ in range(view.count)]
+    masked = [view for view in views if view.masked and masks is not None]
+    by_size = {size: MASKS.build(masks, backbone.grid_of(size)) for size in {view.size for view in masked}}
+    return {view.name: by_size[view.size] for view in masked}
+
+
+def build_run_method(config: RunConfig, device: torch.device | str = "cpu") -> Method:
+    """Build the method of a run, with its target and regularizer; arguments as for ``build_method``."""
+    return build_method(
+        config.method, config.backbone, config.targets, config.regularizer, seed=config.seed, device=device
+    )
 
 
 def build_data(config: RunConfig, ranks: Processes) -> TrainingData:
-    """The training batches of this rank.
+    """Build the training batches of this rank.
 
     Raises:
-        ValueError: impossible masks, data that is missing or in another layout, a batch that does not divide.
+        ValueError: impossible masks, data that is missing or in another layout, a batch that can't be split.
     """
-    views = build_views(config.method, config.backbone)
+    views = build_views(config.views, config.backbone)
     return TrainingData(
         mask_generators=build_generators(views, config.masks, config.backbone),
         source=SOURCES.build(config.data, Split.train),

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 from ssl_zoo.engine.settings import Device, Parallel
+from ssl_zoo.world import World
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,11 @@ class Processes:
     def is_main(self) -> bool:
         return self.rank == 0
 
+    @property
+    def world(self) -> World:
+        """The collectives that methods see."""
+        return World() if self.world_size == 1 else Ranks(self.world_size)
+
     def any(self, flag: bool) -> bool:
         """Whether any rank says yes; all ranks get the same answer."""
         if self.world_size == 1:
@@ -52,6 +59,54 @@ class Processes:
             dist.all_reduce(values)
             values /= self.world_size
         return values
+
+
+class Ranks(World):
+    """Several processes; the backward passes suit an engine that averages gradients over ranks."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def mean(self, values: Tensor) -> Tensor:
+        return _Mean.apply(values, self.size)
+
+    def gather(self, rows: Tensor) -> Tensor:
+        return _Gather.apply(rows, self.size)
+
+
+class _Mean(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, size: int) -> Tensor:
+        ctx.size = size
+        return _averaged(values, size)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        # Each rank's loss depends on every rank's values. The mean over ranks that the engine takes of the parameters'
+        # gradients has one factor 1 / size, this mean has the other.
+        return _averaged(gradient, ctx.size), None
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, size: int) -> Tensor:
+        ctx.size = size
+        parts = [torch.empty_like(rows) for _ in range(size)]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        # The sum over ranks of what their losses ask of this rank's rows; the engine's mean over ranks follows.
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient)
+        return gradient.chunk(ctx.size)[dist.get_rank()], None
+
+
+def _averaged(values: Tensor, size: int) -> Tensor:
+    total = values.contiguous().clone()
+    dist.all_reduce(total)
+    return total / size
 
 
 class LostRank(RuntimeError):

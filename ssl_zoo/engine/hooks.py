@@ -1,4 +1,4 @@
-"""Hooks: they observe a run, save it, stop it and draw it; none holds a part of the algorithm."""
+"""Hooks: they observe a run, save it, stop it and visualize it; none holds a part of the algorithm."""
 
 import logging
 import signal
@@ -8,17 +8,18 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors.torch import save_file
 
-from ssl_zoo.data.batch import Batch
 from ssl_zoo.engine.checkpoint.saver import Saver
 from ssl_zoo.engine.checkpoint.state import Checkpoint, CheckpointError, restore
 from ssl_zoo.engine.metrics import Metrics, TensorBoard
 from ssl_zoo.engine.settings import TrainerConfig
 from ssl_zoo.engine.sharding import is_sharded, reshard, whole_copy
+from ssl_zoo.engine.step_file import StepFile
 from ssl_zoo.engine.trainer import Hook, NonFiniteLoss, StepResult, Trainer
 from ssl_zoo.engine.visualize import save_images
+from ssl_zoo.method import Progress, Step
 from ssl_zoo.nn import ViT
+from ssl_zoo.seeding import seed_for
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +65,7 @@ class Checkpointer(Hook):
     """
 
     name = "checkpointer"
+    follows = ("metrics", "collapse_alarm", "evaluation", "corrupt_samples")  # whose states and stops it saves
 
     def __init__(self, run: Path, config: TrainerConfig, manifest: Mapping[str, Any]) -> None:
         self.run, self.config, self.manifest = run, config, manifest
@@ -96,7 +98,7 @@ class Checkpointer(Hook):
             log.debug("%s", other)
 
     def resume(self, trainer: Trainer, checkpoint: Checkpoint) -> None:
-        """Continue from a checkpoint: networks, averages, optimizer, hooks and step."""
+        """Continue from a checkpoint: networks, EMA weights, optimizer, hooks and step."""
         restore(checkpoint, trainer.method, trainer.optimization.optimizer)
         for hook in trainer.hooks:
             if hook.name in checkpoint.hooks:
@@ -118,13 +120,13 @@ class CorruptSamples(Hook):
         self.report, self.max_fraction, self.count = report, max_fraction, 0
 
     def after_step(self, trainer: Trainer, result: StepResult) -> None:
-        if not trainer.batch.corrupt:
+        if not result.batch.corrupt:
             return
         with open(self.report, "a") as file:
-            for sample in trainer.batch.corrupt:
+            for sample in result.batch.corrupt:
                 file.write(f"step {trainer.step}\t{sample.name}\t{sample.reason}\n")
                 log.warning("unreadable sample %s: %s; another took its place", sample.name, sample.reason)
-        self.count += len(trainer.batch.corrupt)
+        self.count += len(result.batch.corrupt)
         consumed = trainer.step * trainer.plan.batch_size / trainer.processes.world_size
         if self.count > max(1.0, self.max_fraction * consumed):
             raise ValueError(
@@ -139,10 +141,10 @@ class CorruptSamples(Hook):
         self.count = int(state["count"])
 
 
-class OffendingBatch(Hook):
-    """Saves the batch that made the loss or a gradient not finite, rebuilt from the number of its step."""
+class OffendingStep(Hook):
+    """Saves everything that a step with a non-finite loss or gradient saw, rebuilt from its number."""
 
-    name = "offending_batch"
+    name = "offending_step"
 
     def __init__(self, run: Path) -> None:
         self.run = run
@@ -150,27 +152,24 @@ class OffendingBatch(Hook):
     def on_exception(self, trainer: Trainer, error: BaseException) -> None:
         if not isinstance(error, NonFiniteLoss):
             return
-        path = self.run / f"non_finite_step_{error.step + 1:08d}_rank_{trainer.processes.rank}.safetensors"
-        save_file(batch_tensors(trainer.data.batch(error.step)), path)
-        log.error("%s; its batch (images, masks, sample ids) is in %s", error, path)
+        rank = trainer.processes.rank
+        path = self.run / f"non_finite_step_{error.step + 1:08d}_rank_{rank}.safetensors"
+        progress = Progress(
+            error.step, trainer.num_steps, error.step * trainer.plan.batch_size, trainer.steps_per_epoch
+        )
+        seed = seed_for(trainer.seed, "forward", error.step, rank)
+        StepFile(trainer.data.batch(error.step), Step.of(trainer.method, progress), seed).write(path)
+        log.error("%s; what it saw (images, masks, sample ids, scheduled values) is in %s", error, path)
 
 
-def batch_tensors(batch: Batch) -> dict[str, torch.Tensor]:
-    """The tensors of a batch under flat names, e.g. ``view.0`` and ``masks.0.context``."""
-    tensors = {f"view.{i}": view for i, view in enumerate(batch.views)} | {"index": batch.index}
-    for i, masks in enumerate(batch.masks):
-        if masks is not None:
-            tensors |= {f"masks.{i}.context": masks.context, f"masks.{i}.targets": masks.targets}
-    return {name: tensor.contiguous() for name, tensor in tensors.items()}
+class Visualizations(Hook):
+    """Saves the method's visualizations of a few images as PNG files and hands them to TensorBoard.
 
-
-class Pictures(Hook):
-    """What the method draws of a few images of the main process, as PNG files and in TensorBoard.
-
-    All ranks draw, since networks may be divided among them; without that they would only wait for the next step.
+    All ranks compute them, since networks may be sharded; otherwise they would only wait for the next step.
     """
 
-    name = "pictures"
+    name = "visualizations"
+    follows = ("metrics",)  # which opens TensorBoard
 
     def __init__(self, folder: Path, every: int, tensorboard: TensorBoard | None, num_images: int = 6) -> None:
         self.folder, self.every, self.tensorboard, self.num_images = folder, every, tensorboard, num_images
@@ -180,14 +179,14 @@ class Pictures(Hook):
         if not due:
             return
         with torch.no_grad():
-            pictures = trainer.method.visualize(trainer.batch.rows(slice(0, self.num_images)))
+            images = trainer.method.visualize(result.batch.rows(slice(0, self.num_images)))
         reshard(trainer.method)
         if not trainer.processes.is_main:
             return
-        save_images(pictures, self.folder, trainer.step)
+        save_images(images, self.folder, trainer.step)
         if self.tensorboard is not None:
-            for name, picture in pictures.items():
-                self.tensorboard.picture(name, picture.float().cpu(), trainer.step)
+            for name, image in images.items():
+                self.tensorboard.image(name, image.float().cpu(), trainer.step)
 
 
 @dataclass(frozen=True)
@@ -227,6 +226,7 @@ class Evaluation(Hook):
     """
 
     name = "evaluation"
+    follows = ("metrics",)  # which opens the writers
 
     def __init__(self, evaluate: Evaluate, metrics: Metrics, timing: EvaluationTimes) -> None:
         self.evaluate, self.metrics, self.timing = evaluate, metrics, timing
@@ -249,7 +249,7 @@ class Evaluation(Hook):
         self.scores = [Score(**score) for score in state["scores"]]
 
     def _evaluate(self, trainer: Trainer) -> None:
-        encoder = trainer.method.evaluated()
+        encoder = trainer.method.eval_encoder()
         if is_sharded(encoder):
             encoder = whole_copy(encoder, trainer.config)
         measured = self.evaluate(encoder, step=trainer.step)

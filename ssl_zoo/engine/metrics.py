@@ -1,4 +1,4 @@
-"""What a run says of itself in numbers: one record a log step, to metrics.jsonl, TensorBoard and the terminal."""
+"""Metrics of a run: one record per log step, to metrics.jsonl, TensorBoard and the terminal."""
 
 import hashlib
 import json
@@ -56,7 +56,7 @@ class JsonLines:
 
 
 class TensorBoard:
-    """Scalars, pictures and the config as text, for TensorBoard."""
+    """Writes scalars, images and the config as text for TensorBoard."""
 
     def __init__(self, folder: Path, config_text: str) -> None:
         self.folder, self.config_text = folder, config_text
@@ -73,7 +73,7 @@ class TensorBoard:
             if isinstance(value, (int, float)) and key != "step":
                 self._writer.add_scalar(key, value, record["step"])
 
-    def picture(self, name: str, image: torch.Tensor, step: int) -> None:
+    def image(self, name: str, image: torch.Tensor, step: int) -> None:
         self._writer.add_image(name, image, step)
 
     def close(self) -> None:
@@ -86,7 +86,7 @@ class Metrics(Hook):
     The only place where training values are read from the device: one transfer a record.
 
     Args:
-        alarm: gets every record before it is written, and adds what it thinks of it.
+        alarm: gets every record before it is written, and adds ``collapse`` to it.
     """
 
     name = "metrics"
@@ -103,7 +103,7 @@ class Metrics(Hook):
         self._restart_clock(trainer)
 
     def after_step(self, trainer: Trainer, result: StepResult) -> None:
-        self._samples = hashlib.blake2b(self._samples.encode() + trainer.batch.fingerprint, digest_size=8).hexdigest()
+        self._samples = hashlib.blake2b(self._samples.encode() + result.batch.fingerprint, digest_size=8).hexdigest()
         self._data_seconds += result.data_seconds
         if trainer.step % self.every == 0 or trainer.is_done:
             self._log(self._record(trainer, result))
@@ -127,8 +127,12 @@ class Metrics(Hook):
 
     def _record(self, trainer: Trainer, result: StepResult) -> Record:
         trainer.raise_if_not_finite()
-        names = sorted(result.output.metrics)
-        local = [result.output.loss, result.grad_norm, *(result.output.metrics[name] for name in names)]
+        output = result.output
+        # The terms of a loss of several are logged beside their sum.
+        terms = {f"{name}_loss": term for name, term in output.losses.items() if len(output.losses) > 1}
+        values = {**terms, **output.metrics}
+        names = sorted(values)
+        local = [output.loss, result.grad_norm, *(values[name] for name in names)]
         loss, grad_norm, *metrics = trainer.processes.mean(torch.stack([v.float() for v in local])).tolist()
         seconds = time.perf_counter() - self._started
         images = (trainer.step - self._started_step) * trainer.plan.batch_size
@@ -138,7 +142,7 @@ class Metrics(Hook):
             "loss": loss,
             "lr": result.rates.lr,
             "weight_decay": result.rates.weight_decay,
-            "momentum": result.momentum,
+            "ema_momentum": result.momentum,
             "grad_norm": grad_norm,
             **dict(zip(names, metrics, strict=True)),
             "images_per_second": round(images / seconds, 2),
@@ -146,7 +150,7 @@ class Metrics(Hook):
             "memory_bytes": peak_memory(trainer.device),
             "samples": self._samples,
         }
-        return record | self.alarm.examine(trainer, record) if self.alarm else record
+        return record | self.alarm.examine(record) if self.alarm else record
 
     def _log(self, record: Record) -> None:
         for writer in self._open:

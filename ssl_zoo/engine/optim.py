@@ -15,48 +15,41 @@ from ssl_zoo.engine.sharding import local, sum_over_parts
 from ssl_zoo.method import Clip, ParamGroup
 from ssl_zoo.registry import Registry
 from ssl_zoo.schedules import Shape, ramp, stepped, warmed_up
-from ssl_zoo.settings import setting
+from ssl_zoo.settings import Settings, setting
 
 OPTIMIZERS = Registry("optimizer", "optim")
 
 
 @dataclass
-class OptimConfig:
-    """Schedules that every optimizer follows."""
+class OptimConfig(Settings):
+    """Schedules that every optimizer follows. The defaults are neutral: a constant learning rate and weight decay."""
 
-    lr: float = setting(1e-3, "peak learning rate, as it is: no scaling with the batch")
-    warmup_lr: float = setting(2e-4, "learning rate at the start of the warm-up")
-    min_lr: float = setting(1e-6, "learning rate at the end of the cosine")
+    section = "optim"
+
+    lr: float = setting(1e-3, "peak learning rate; it is not scaled with the batch size", above=0)
+    warmup_lr: float = setting(0.0, "learning rate at the start of the warm-up", at_least=0)
+    min_lr: float | None = setting(None, "learning rate at the end of the cosine; null keeps it at lr", at_least=0)
     milestones: list[float] = setting(
         [], "epochs at which the learning rate is multiplied by milestone_factor, instead of a cosine; [] is the cosine"
     )
-    milestone_factor: float = setting(0.1, "what each milestone multiplies the learning rate by")
-    warmup_epochs: float = setting(40.0, "epochs over which the learning rate rises linearly")
-    weight_decay: float = setting(0.04, "weight decay at the start of the run")
-    final_weight_decay: float = setting(0.4, "weight decay at its end")
-    weight_decay_shape: Shape = setting(Shape.cosine, "course of the weight decay: constant, linear or cosine")
-    clip_grad_norm: float | None = setting(None, "limit of the gradient norm; null clips nothing")
+    milestone_factor: float = setting(0.1, "what each milestone multiplies the learning rate by", above=0)
+    warmup_epochs: float = setting(0.0, "epochs over which the learning rate rises linearly", at_least=0)
+    weight_decay: float = setting(0.05, "weight decay at the start of the run", at_least=0)
+    final_weight_decay: float | None = setting(None, "weight decay at its end; null keeps it", at_least=0)
+    weight_decay_schedule: Shape = setting(Shape.cosine, "constant, linear or cosine")
+    clip_grad_norm: float | None = setting(None, "limit of the gradient norm; null clips nothing", above=0)
     schedule_offset: int = setting(
-        1,
-        "step s reads the schedules at s + offset: 1 as in I-JEPA and MSN, which advance them first, -1 as in SimMIM, "
-        "whose second step has the first one's rates, else 0",
+        0,
+        "step s reads the schedules at s + offset; compat: 1 as in I-JEPA and MSN, which advance them first, -1 as in "
+        "SimMIM, whose second step has the rates of the first",
     )
 
     def __post_init__(self) -> None:
-        if self.lr <= 0:
-            raise ValueError(f"optim.lr={self.lr}: needs a positive number")
-        if self.warmup_epochs < 0:
-            raise ValueError(f"optim.warmup_epochs={self.warmup_epochs}: needs 0 or more")
+        super().__post_init__()
         if self.milestones != sorted({*self.milestones}) or any(m <= self.warmup_epochs for m in self.milestones):
             raise ValueError(
                 f"optim.milestones={self.milestones}: needs rising numbers of epochs after "
                 f"optim.warmup_epochs={self.warmup_epochs:g}"
-            )
-        if self.milestone_factor <= 0:
-            raise ValueError(f"optim.milestone_factor={self.milestone_factor}: needs a positive number")
-        if self.clip_grad_norm is not None and self.clip_grad_norm <= 0:
-            raise ValueError(
-                f"optim.clip_grad_norm={self.clip_grad_norm}: needs a positive number, or null for no clipping"
             )
 
 
@@ -122,13 +115,14 @@ class RateSchedules:
     def __init__(self, config: OptimConfig, *, num_steps: int, steps_per_epoch: int) -> None:
         self.offset, self.num_steps = config.schedule_offset, num_steps
         self.warmup_steps = int(config.warmup_epochs * steps_per_epoch)
-        main = ramp(Shape.cosine, config.lr, config.min_lr)
+        main = ramp(Shape.cosine, config.lr, config.lr if config.min_lr is None else config.min_lr)
         if config.milestones:
             milestones = [int(epochs * steps_per_epoch) - self.warmup_steps for epochs in config.milestones]
             num_main = max(1, num_steps - self.warmup_steps)
             main = stepped(config.lr, config.milestone_factor, milestones, num_main)
         self._lr = warmed_up(config.warmup_lr, self.warmup_steps / num_steps, main)
-        self._weight_decay = ramp(config.weight_decay_shape, config.weight_decay, config.final_weight_decay)
+        final_decay = config.weight_decay if config.final_weight_decay is None else config.final_weight_decay
+        self._weight_decay = ramp(config.weight_decay_schedule, config.weight_decay, final_decay)
 
     def __call__(self, step: int) -> Rates:
         """The values that step ``step``, counted from 0, uses."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import Enum
 
-from ssl_zoo.settings import setting
+from ssl_zoo.settings import Settings, setting
 
 
 class Device(Enum):
@@ -92,28 +92,16 @@ class AlarmPolicy(Enum):
 
 
 @dataclass
-class AlarmConfig:
+class AlarmConfig(Settings):
     """When a run counts as collapsed."""
+
+    section = "monitor.alarm"
 
     policy: AlarmPolicy = setting(
         AlarmPolicy.warn, "warn says so, stop ends the run with an error after saving it, none does not look"
     )
-    patience: int = setting(5, "records in a row with a metric beyond its limit before the alarm goes off")
-    max_cosine: float = setting(
-        0.99, "limit of target_cosine, the similarity of different images' targets at the same patch; random nets: 0.95"
-    )
-    min_std: float = setting(0.001, "limit of target_std, for targets of zeros, to which nothing is similar")
-    max_entropy: float = setting(0.99, "limit of teacher_entropy; 1 = uniform distributions, a loss of ln K")
-    min_prototype_entropy: float = setting(0.05, "limit of prototype_entropy; 0 = one prototype for all images")
-
-    def __post_init__(self) -> None:
-        if self.patience < 1:
-            raise ValueError(f"monitor.alarm.patience={self.patience}: needs at least 1")
-        for key in ("max_cosine", "max_entropy", "min_prototype_entropy"):
-            if not 0 <= getattr(self, key) <= 1:
-                raise ValueError(f"monitor.alarm.{key}={getattr(self, key)}: needs a value in 0..1")
-        if self.min_std < 0:
-            raise ValueError(f"monitor.alarm.min_std={self.min_std} must not be negative")
+    patience: int = setting(5, "records in a row with a metric beyond its limit before the alarm goes off", at_least=1)
+    limits: dict[str, float] = setting({}, "bounds by metric that replace the method's, e.g. {target_cosine: 0.995}")
 
 
 @dataclass

@@ -50,8 +50,8 @@ def shard(method: Method, config: TrainerConfig, mesh: DeviceMesh) -> None:
 
 def _units(method: Method) -> Iterator[nn.Module]:
     yield from (module for module in method.modules() if isinstance(module, Block))
-    for average in method.averages():
-        yield from (average.online, average.average)
+    for ema in method.emas():
+        yield from (ema.online, ema.copy.module)
     # A child without children is a single layer, which is better gathered with the method's own parameters.
     for child in method.children():
         if list(child.children()) and list(child.parameters()):

@@ -8,7 +8,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from ssl_zoo.engine.build import RunConfig
+from ssl_zoo.engine.build import RunConfig, build_run_method
 from ssl_zoo.engine.checkpoint.state import (
     CheckpointError,
     checkpoint_path,
@@ -18,7 +18,7 @@ from ssl_zoo.engine.checkpoint.state import (
     restore,
     step_of,
 )
-from ssl_zoo.method import Method, build_method
+from ssl_zoo.method import Method
 from ssl_zoo.nn import ViT
 
 
@@ -48,7 +48,7 @@ def open_run(run: Path, config: RunConfig, wanted: str = "last") -> TrainedMetho
     """
     path = find_checkpoint(run, wanted)
     checkpoint = read_checkpoint(path, optimizer=False)
-    method = build_method(config.method, config.backbone, config.targets, seed=config.seed)
+    method = build_run_method(config)
     restore(checkpoint, method)
     return TrainedMethod(method, path, checkpoint.step)
 
@@ -71,34 +71,37 @@ def open_weights(file: Path, config: RunConfig, prefix: str = "") -> TrainedMeth
         raise CheckpointError(
             f"{file} is no safetensors file ({error}); other formats can execute code when read and are refused"
         ) from error
-    method = build_method(config.method, config.backbone, config.targets, seed=config.seed)
+    method = build_run_method(config)
     chosen = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-    load_tensors(method.evaluated(), chosen, str(file))
+    load_tensors(method.eval_encoder(), chosen, str(file))
     return TrainedMethod(method, file, None)
 
 
 def encoders(method: Method) -> Mapping[str, ViT]:
-    """``encoder``, and its average as ``target_encoder`` where the method has one."""
-    average = next((ema.average for ema in method.averages() if ema.online is method.encoder), None)
-    return {"encoder": method.encoder, **({} if average is None else {"target_encoder": average})}
+    """Return ``encoder``, and its EMA weights as ``target_encoder`` where the method has any."""
+    found = {"encoder": method.encoder}
+    for ema in method.emas():
+        if ema.online is method.encoder:
+            found["target_encoder"] = ema.copy.module
+    return found
 
 
 def choose_network(method: Method, name: str) -> ViT:
     """One of a method's encoders.
 
     Args:
-        name: ``evaluated`` as the method decides, ``encoder`` as it is trained, ``target_encoder`` its average.
+        name: ``evaluated`` as the method decides, ``encoder`` as it is trained, ``target_encoder`` with EMA weights.
 
     Raises:
-        ValueError: the method averages no copy of its encoder.
+        ValueError: the method has no EMA weights of its encoder.
     """
     if name == "evaluated":
-        return method.evaluated()
+        return method.eval_encoder()
     found = encoders(method)
     if name not in found:
         raise ValueError(
-            f"--network {name}: {type(method).__name__} with these targets averages no copy of its encoder; "
-            "take --network encoder"
+            f"--network {name}: {type(method).__name__} with these targets has no EMA weights of its encoder; take "
+            "--network encoder"
         )
     return found[name]
 

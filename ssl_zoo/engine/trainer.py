@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +17,12 @@ from ssl_zoo.data.loader import TrainingData
 from ssl_zoo.data.workers import explained
 from ssl_zoo.engine.device import autocast, prepare_device, prepare_method, resolve_precision
 from ssl_zoo.engine.distributed import Processes
-from ssl_zoo.engine.graphs import StepGraphs, check_recordable
+from ssl_zoo.engine.graphs import StepGraphs, check_capturable
 from ssl_zoo.engine.optim import OptimConfig, Optimization, Rates, RateSchedules, check_groups
 from ssl_zoo.engine.prefetch import on_device
 from ssl_zoo.engine.settings import Parallel, TrainerConfig
 from ssl_zoo.engine.sharding import all_ranks, shard
-from ssl_zoo.method import Method, Output, Progress
+from ssl_zoo.method import Method, Output, Progress, Step
 from ssl_zoo.seeding import seed_for
 
 
@@ -60,13 +61,22 @@ def run_length(config: TrainerConfig, num_samples: int) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What hooks may read after a step; tensors stay on the device until somebody logs them."""
+    """A completed step as hooks read it; tensors stay on the device until somebody logs them.
 
-    output: Output  # of this rank: a loss whose mean over ranks is the step's, means of metrics over micro-batches
+    Attributes:
+        batch: of this rank, on the device.
+        output: of this rank: losses whose means over ranks are the step's, means of metrics over micro-batches.
+        momentum: of the first EMA, None without any.
+        data_seconds: time that the step waited for its batch.
+    """
+
+    progress: Progress
+    batch: Batch
+    output: Output
     rates: Rates
-    momentum: float | None  # of the first average, None without averages
+    momentum: float | None
     grad_norm: Tensor
-    data_seconds: float  # waited for data before the step
+    data_seconds: float
 
 
 class NonFiniteLoss(RuntimeError):
@@ -78,9 +88,15 @@ class NonFiniteLoss(RuntimeError):
 
 
 class Hook:
-    """Observes a run. ``name`` is the explicit, unique key of its state in checkpoints."""
+    """Observes a run.
 
-    name: str = ""
+    Attributes:
+        name: unique key of the hook's state in checkpoints.
+        follows: names of hooks that must stand before this one, where the run has them.
+    """
+
+    name: ClassVar[str] = ""
+    follows: ClassVar[Sequence[str]] = ()
 
     def before_train(self, trainer: "Trainer") -> None: ...
 
@@ -98,18 +114,32 @@ class Hook:
     def load_state_dict(self, state: dict[str, object]) -> None: ...
 
 
+def check_order(hooks: Sequence[Hook]) -> None:
+    """Raise ValueError where a hook stands before one that it must follow, or two have the same name."""
+    places = {hook.name: place for place, hook in enumerate(hooks)}
+    if len(places) < len(hooks):
+        raise ValueError(f"hooks {[hook.name for hook in hooks]}: every hook needs a name of its own")
+    for hook in hooks:
+        for other in hook.follows:
+            if places.get(other, -1) > places[hook.name]:
+                raise ValueError(f"hook {hook.name!r} must come after {other!r}")
+
+
 class Trainer:
     """Runs a method over its data for a number of optimizer steps.
 
     Args:
         method: on the CPU; moved to the device of ``processes``.
         hooks: called in this order at every point.
-        span: opens a named stretch of a step: forward, backward (together where the step is a recorded one), clip,
-            optimizer, averages. By default they are named in the traces of torch's profiler.
+        phase: opens a named phase of a step: forward, backward (together where a CUDA graph is replayed), clip,
+            optimizer, ema. By default phases are named in the traces of torch's profiler.
 
     Attributes:
         step: optimizer steps completed.
         stop: set by a hook to end after the current step.
+
+    Raises:
+        ValueError: settings, hooks, views or masks that don't go together.
     """
 
     def __init__(
@@ -122,15 +152,17 @@ class Trainer:
         config: TrainerConfig,
         seed: int,
         hooks: Sequence[Hook] = (),
-        span: Callable[[str], AbstractContextManager[object]] = record_function,
+        phase: Callable[[str], AbstractContextManager[object]] = record_function,
     ) -> None:
+        check_order(hooks)
         self.data, self.processes, self.config, self.seed, self.hooks = data, processes, config, seed, hooks
-        self.span = span
+        self.phase = phase
         self.device = processes.device
         self.plan = BatchPlan(config.batch_size, processes.world_size, config.gradient_accumulation_steps)
         self.num_steps, self.steps_per_epoch = run_length(config, len(data.source))
         self.precision = resolve_precision(config.precision, self.device)
-        check_recordable(config, self.device, processes.world_size)
+        check_capturable(config, self.device, processes.world_size)
+        check_accumulation(method, config)
         prepare_device(self.device)
         self.method = prepare_method(method, config, self.device)
         if config.parallel is Parallel.fsdp2:
@@ -140,14 +172,13 @@ class Trainer:
         check_groups(groups, self.method)
         schedules = RateSchedules(optim, num_steps=self.num_steps, steps_per_epoch=self.steps_per_epoch)
         self.optimization = Optimization(optim, groups, schedules)
-        self.averages = self.method.averages()
-        for masks in data.sample_masks():
-            self.method.check_masks(masks)
+        self.emas = self.method.emas()
+        self.method.check_inputs({view.name: view for view in data.views}, data.sample_masks())
         self.wrapped: nn.Module = self.method
         if config.parallel is Parallel.ddp and processes.world_size > 1:
             self.wrapped = DistributedDataParallel(self.method)
-        plainly = self._forward_backward
-        self.compute = StepGraphs(plainly, self.method, span) if config.cuda_graphs else plainly
+        eager = self._forward_backward
+        self.compute = StepGraphs(eager, self.method, phase) if config.cuda_graphs else eager
         self._modes = [(module, module.training) for module in self.method.train().modules()]
         self.step = 0
         self.stop = False
@@ -158,19 +189,23 @@ class Trainer:
         try:
             self._each("before_train")
             self._settle_buckets()
-            self.batches = on_device(self.data, self.data.batches(self.step, self.num_steps), self.device)
-            for progress in self._remaining():
-                self.progress = progress
+            batches = on_device(self.data, self.data.batches(self.step, self.num_steps), self.device)
+            while not self.is_done and not self.stop:
                 self._each("before_step")
-                result = self._run_step(self._next_batch())
+                result = self._run_step(self.progress, batches)
                 self.step += 1
                 self._each("after_step", result)
             self._each("after_train")
         except BaseException as error:
             self._each("on_exception", error)
-            if told := explained(error):
-                raise told from error
+            if explanation := explained(error):
+                raise explanation from error
             raise
+
+    @property
+    def progress(self) -> Progress:
+        """Progress at the beginning of the next step."""
+        return Progress(self.step, self.num_steps, self.step * self.plan.batch_size, self.steps_per_epoch)
 
     @property
     def epoch(self) -> float:
@@ -180,79 +215,75 @@ class Trainer:
     def is_done(self) -> bool:
         return self.step >= self.num_steps
 
-    def _remaining(self) -> Iterator[Progress]:
-        while not self.is_done and not self.stop:
-            yield Progress(self.step, self.num_steps, self.step * self.plan.batch_size)
-
-    def _next_batch(self) -> Batch:
+    def _run_step(self, progress: Progress, batches: Iterator[Batch]) -> StepResult:
         start = time.perf_counter()
-        self.batch = next(self.batches)
-        self._data_seconds = time.perf_counter() - start
-        return self.batch
-
-    def _run_step(self, batch: Batch) -> StepResult:
-        progress, optimizer = self.progress, self.optimization.optimizer
+        batch = next(batches)
+        data_seconds = time.perf_counter() - start
+        step, optimizer = Step.of(self.method, progress, self.device, self.processes.world), self.optimization.optimizer
         rates = self.optimization.set_rates(self.step)
         self._train_mode()
-        # Drop-path draws from torch's global generator; seeding it here makes those draws a function of the step too.
+        # Drop-path samples from torch's global generator; seeding it here makes its numbers a function of the step.
         torch.manual_seed(seed_for(self.seed, "forward", self.step, self.processes.rank))
-        output = self.compute(batch, progress)
-        self.method.before_step(progress)
-        with self.span("clip"):
+        output = self.compute(batch, step)
+        self.method.after_backward(step)
+        with self.phase("clip"):
             grad_norm = self.optimization.clip()
             self._check_finite(output.loss, grad_norm)
-        with self.span("optimizer"):
+        with self.phase("optimizer"):
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        with self.span("averages"):
-            momenta = [average.update(progress.fraction) for average in self.averages]
-        self.method.after_step(progress, {name: self.processes.mean(s) for name, s in output.statistics.items()})
-        return StepResult(output, rates, momenta[0] if momenta else None, grad_norm, self._data_seconds)
+        with self.phase("ema"):
+            momenta = [ema.update(progress.fraction) for ema in self.emas]
+        self.method.after_step(step, {name: self.processes.mean(s) for name, s in output.statistics.items()})
+        momentum = momenta[0] if momenta else None
+        return StepResult(progress, batch, output, rates, momentum, grad_norm, data_seconds)
 
     def _train_mode(self) -> None:
-        """``method.train()``, which takes a millisecond or two, only where a hook has changed a module's mode."""
+        """Call ``method.train()``, which takes a millisecond or two, only where a hook has changed a module's mode."""
         if any(module.training is not mode for module, mode in self._modes):
             self.method.train()
 
-    def _forward_backward(self, batch: Batch, progress: Progress) -> Output:
+    def _forward_backward(self, batch: Batch, step: Step) -> Output:
         parts = batch.micro_batches(self.config.gradient_accumulation_steps)
         outputs = []
         for part, share in zip(parts, self._shares(parts), strict=True):
             last = part is parts[-1]
             # Sharded gradients are reduced after each micro-batch, since otherwise every rank would hold all of them.
             with nullcontext() if last or self.wrapped is self.method else self.wrapped.no_sync():
-                with self.span("forward"), autocast(self.precision, self.device):
-                    output = self.wrapped(part, progress)
+                with self.phase("forward"), autocast(self.precision, self.device):
+                    output = self.wrapped(part, step)
                 loss = output.loss * share
-                with self.span("backward"):
+                with self.phase("backward"):
                     loss.backward()
-            outputs.append(Output(loss.detach(), output.metrics, output.statistics))
+            losses = {name: term.detach() * share for name, term in output.losses.items()}
+            outputs.append(Output(losses, output.metrics, output.statistics))
         if len(outputs) == 1:
             return outputs[0]
+        losses = {k: torch.stack([o.losses[k] for o in outputs]).sum() for k in outputs[0].losses}
         metrics = {k: torch.stack([o.metrics[k] for o in outputs]).mean() for k in outputs[0].metrics}
         statistics = {k: torch.stack([o.statistics[k] for o in outputs]).mean(0) for k in outputs[0].statistics}
-        return Output(torch.stack([o.loss for o in outputs]).sum(), metrics, statistics)
+        return Output(losses, metrics, statistics)
 
     def _settle_buckets(self) -> None:
-        """One backward pass without a step, after which DDP keeps its buckets.
+        """Run one backward pass without a step, after which DDP keeps its buckets.
 
-        It forms them anew after its first pass, and from three ranks on the order of sums depends on the place in a
-        bucket: without this the first step of a resumed run would not be bit-equal to that of an uninterrupted one.
+        DDP forms its buckets again after its first pass, and from three ranks on the order of sums depends on the place
+        in a bucket: without this the first step of a resumed run would not be bit-equal to that of an uninterrupted
+        one.
         """
         if self.wrapped is self.method or self.processes.world_size < 3 or self.is_done:
             return
         batch = self.data.to_device(self.data.batch(self.step), self.device)
+        step = Step.of(self.method, self.progress, self.device, self.processes.world)
         self.method.train()
         with autocast(self.precision, self.device):
-            output = self.wrapped(
-                batch.micro_batches(self.config.gradient_accumulation_steps)[-1], next(self._remaining())
-            )
+            output = self.wrapped(batch.micro_batches(self.config.gradient_accumulation_steps)[-1], step)
         output.loss.backward()
         self.optimization.optimizer.zero_grad(set_to_none=True)
 
     def _shares(self, parts: Sequence[Batch]) -> Sequence[float | Tensor]:
-        """Factors of the micro-batches' losses, so that their sum, averaged over ranks, is the loss of the step."""
-        weights = [self.method.weight(part) for part in parts]
+        """Return factors of the micro-batches' losses, so that their sum, averaged over ranks, is the step's loss."""
+        weights = [self.method.loss_weight(part) for part in parts]
         if weights[0] is None:
             return [1 / len(parts)] * len(parts)
         weights = torch.stack(weights)
@@ -277,3 +308,14 @@ class Trainer:
     def _each(self, point: str, *arguments: object) -> None:
         for hook in self.hooks:
             getattr(hook, point)(self, *arguments)
+
+
+def check_accumulation(method: Method, config: TrainerConfig) -> None:
+    """Refuse to accumulate gradients for a loss that couples the images of a step."""
+    coupling = [part for part in (method, method.regularizer) if part is not None and part.couples_images]
+    if coupling and config.gradient_accumulation_steps > 1:
+        raise ValueError(
+            f"trainer.gradient_accumulation_steps={config.gradient_accumulation_steps}: the loss of "
+            f"{type(coupling[0]).__name__} couples all images of a step and would change with their split into "
+            "micro-batches; set it to 1 and use more ranks or trainer.activation_checkpointing=true instead"
+        )

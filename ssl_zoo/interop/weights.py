@@ -53,7 +53,7 @@ def export_weights(trained: TrainedMethod, out: Path, *, name: str, config: Mapp
         "method": name,
         "step": trained.step,
         "checkpoint": trained.checkpoint.name,
-        "evaluated": next(part for part, network in named.items() if network is trained.method.evaluated()),
+        "evaluated": next(part for part, network in named.items() if network is trained.method.eval_encoder()),
         "versions": {"ssl_zoo": ssl_zoo.__version__, **{package: version(package) for package in _PACKAGES}},
         "files": files,
         "config": config,

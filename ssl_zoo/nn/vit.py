@@ -177,6 +177,14 @@ class ViT(nn.Module):
             return self._run_blocks(self._embed_kept(images, keep), keep, layers, layer_output)
         return self.encode(self.embed(images, masked, mask_token), keep, layers, layer_output)
 
+    def patches(self, tokens: Float[Tensor, "*B L D"]) -> Float[Tensor, "*B K D"]:
+        """Leave out the prefix tokens of an output."""
+        return tokens[..., self.num_prefix_tokens :, :]
+
+    def pooled(self, tokens: Float[Tensor, "S L D"]) -> Float[Tensor, "S D"]:
+        """Return one vector per image: the class token, or the mean over the tokens of an encoder without."""
+        return tokens.mean(dim=1) if self.cls_token is None else tokens[:, 0]
+
     def embed(
         self,
         images: Float[Tensor, "B channels H W"],

@@ -16,12 +16,9 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ssl_zoo.engine.build import RunConfig, build_generators, build_views
+from ssl_zoo.engine.build import RunConfig, build_generators, build_run_method, build_views
 from ssl_zoo.engine.sharding import all_ranks, shard
-from ssl_zoo.method import Progress, build_method
-from ssl_zoo.planning.plan import plan_batch
-
-_PROGRESS = Progress(step=0, num_steps=1, samples=0)
+from ssl_zoo.planning.plan import plan_batch, plan_step
 
 
 @dataclass(frozen=True)
@@ -49,14 +46,15 @@ def rehearse_sharded(config: RunConfig, world_size: int) -> Sharded:
     Parameters are float32 and travel as such; autocast converts what was gathered. Shards, buffers and traffic do not
     depend on the device nor on the number of images, so that a few images on a fake CPU tell all of it.
     """
-    views = build_views(config.method, config.backbone)
+    views = build_views(config.views, config.backbone)
     batch = plan_batch(views, build_generators(views, config.masks, config.backbone), config.trainer.batch_size)
-    method = build_method(config.method, config.backbone, config.targets, seed=config.seed, device="meta")
+    method = build_run_method(config, device="meta")
     with _ranks(world_size) as mesh, FakeTensorMode(allow_non_fake_inputs=True), warnings.catch_warnings():
         method = method.to_empty(device="cpu")
         shard(method, config.trainer, mesh)
         with _Collectives([parameter.to_local() for parameter in method.parameters()]) as collectives:
-            method(batch.map(lambda t: torch.empty(t.shape, dtype=t.dtype)), _PROGRESS).loss.backward()
+            fake = batch.map(lambda t: torch.empty(t.shape, dtype=t.dtype))
+            method(fake, plan_step(method, "cpu")).loss.backward()
         trained, fixed = (_shard_bytes(method, needs_grad) for needs_grad in (True, False))
     return Sharded(trained, fixed, collectives.peak, collectives.gathered, collectives.scattered)
 

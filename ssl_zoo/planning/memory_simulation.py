@@ -7,18 +7,17 @@ import torch
 from torch import Tensor, nn
 
 from ssl_zoo.data.batch import Batch
-from ssl_zoo.engine.build import RunConfig, build_generators, build_views
+from ssl_zoo.engine.build import RunConfig, build_generators, build_run_method, build_views
 from ssl_zoo.engine.device import autocast, prepare_method, resolve_precision
 from ssl_zoo.engine.optim import Optimization, RateSchedules
 from ssl_zoo.masks import MaskGenerator
-from ssl_zoo.method import Method, Progress, build_method
+from ssl_zoo.method import Method
 from ssl_zoo.planning.allocation_tracker import GRADIENTS, Ledger
 from ssl_zoo.planning.fake_gpu import WithoutDriver, fake_gpu
-from ssl_zoo.planning.plan import plan_batch
+from ssl_zoo.planning.plan import plan_batch, plan_step
 from ssl_zoo.seeding import generator_for
 
 _DRAWS = 16  # of masks, of which the largest counts
-_PROGRESS = Progress(step=0, num_steps=1, samples=0)
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ def rehearse(config: RunConfig, images_per_rank: int) -> Rehearsal:
         images_per_rank: images of the step that this rank has.
     """
     images = images_per_rank // config.trainer.gradient_accumulation_steps
-    method = build_method(config.method, config.backbone, config.targets, seed=config.seed, device="meta")
+    method = build_run_method(config, device="meta")
     method = prepare_method(method, config.trainer, torch.device("meta"))
     batch = _largest_batch(config, images)
     with fake_gpu() as device:
@@ -72,7 +71,7 @@ def rehearse(config: RunConfig, images_per_rank: int) -> Rehearsal:
             trained,
             num_bytes(parameters) - trained,
             optimizer,
-            round(2 * share * num_bytes(batch.views)),
+            round(2 * share * num_bytes([*batch.views.values()])),
             backward,
             update,
         )
@@ -89,10 +88,10 @@ def num_bytes(tensors: Sequence[Tensor]) -> int:
 
 
 def _forward_backward(method: Method, batch: Batch, config: RunConfig) -> None:
-    device = batch.views[0].device
+    [device] = {view.device for view in batch.views.values()}
     with WithoutDriver(trainable(method)) as autograd:
         with autocast(resolve_precision(config.trainer.precision, device), device):
-            loss = method(batch, _PROGRESS).loss
+            loss = method(batch, plan_step(method, device)).loss
         autograd.backward(loss)
 
 
@@ -109,8 +108,8 @@ def _update(method: Method, ledger: Ledger, config: RunConfig) -> tuple[int, int
         ledger.reset_peak()
         optimization.clip()
         optimization.optimizer.step()
-        for average in method.averages():
-            average.update(_PROGRESS.fraction)
+        for ema in method.emas():
+            ema.update(0.0)
         update = sum(ledger.peak.values()) - state
         state = num_bytes([t for s in optimization.optimizer.state.values() for t in s.values()])
     return state, update
@@ -118,13 +117,13 @@ def _update(method: Method, ledger: Ledger, config: RunConfig) -> tuple[int, int
 
 def _largest_batch(config: RunConfig, num_images: int) -> Batch:
     """Images of one micro-batch, with the masks of that draw that give networks the most to do."""
-    views = build_views(config.method, config.backbone)
+    views = build_views(config.views, config.backbone)
     generators = build_generators(views, config.masks, config.backbone)
     count = config.trainer.batch_size
     draw = max(range(_DRAWS), key=lambda number: _num_indices(generators, count, number))
     return plan_batch(views, generators, count, draw, num_images=num_images)
 
 
-def _num_indices(generators: Sequence[MaskGenerator | None], num_images: int, draw: int) -> int:
-    drawn = [generator(num_images, generator_for("plan", draw)) for generator in generators if generator is not None]
+def _num_indices(generators: Mapping[str, MaskGenerator], num_images: int, draw: int) -> int:
+    drawn = [generator(num_images, generator_for("plan", draw)) for generator in generators.values()]
     return sum(masks.context.shape[1:].numel() + masks.targets.shape[1:].numel() for masks in drawn)

@@ -1,6 +1,6 @@
 """The plan of a run, worked out without data, accelerator or weights."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,12 +11,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ssl_zoo.data.batch import Batch
 from ssl_zoo.data.sources import SOURCES
-from ssl_zoo.engine.build import RunConfig, build_generators, build_views
+from ssl_zoo.engine.alarm import limits_of
+from ssl_zoo.engine.build import RunConfig, build_generators, build_run_method, build_views
 from ssl_zoo.engine.optim import MuonConfig, OptimConfig, RateSchedules
 from ssl_zoo.engine.settings import TrainerConfig
 from ssl_zoo.engine.trainer import BatchPlan, run_length
 from ssl_zoo.masks import MaskGenerator, Masks
-from ssl_zoo.method import Method, Progress, ViewSpec, build_method
+from ssl_zoo.method import Method, Progress, Step, ViewSpec
 from ssl_zoo.nn import set_fused_attention
 from ssl_zoo.seeding import generator_for
 
@@ -30,13 +31,13 @@ class Plan:
 
     Args:
         method: built on the meta device.
-        generators: aligned with ``views``.
+        generators: by name of the view.
         num_samples: training images, None when the data is needed to tell.
     """
 
     method: Method
     views: Sequence[ViewSpec]
-    generators: Sequence[MaskGenerator | None]
+    generators: Mapping[str, MaskGenerator]
     optim: OptimConfig
     trainer: TrainerConfig
     world_size: int
@@ -45,11 +46,12 @@ class Plan:
     @classmethod
     def of(cls, config: RunConfig, world_size: int = 1) -> "Plan":
         """The plan of a configured run."""
-        views = build_views(config.method, config.backbone)
-        method = build_method(config.method, config.backbone, config.targets, seed=config.seed, device="meta")
+        views = build_views(config.views, config.backbone)
+        method = build_run_method(config, device="meta")
         generators = build_generators(views, config.masks, config.backbone)
-        for generator in generators:
-            method.check_masks(None if generator is None else generator(1, generator_for("plan")))
+        masks = {name: generator(1, generator_for("plan")) for name, generator in generators.items()}
+        method.check_inputs({view.name: view for view in views}, masks)
+        limits_of(method.collapse_limits(), config.monitor.alarm)
         return cls(
             method,
             views,
@@ -108,15 +110,14 @@ class Plan:
         return table
 
     def _masks(self) -> Table | None:
-        described = [(v, g) for v, g in zip(_flat(self.views), self.generators, strict=True) if g is not None]
-        if not described:
+        if not self.generators:
             return None
         table = titled_table("Masks", "view", "grid", "context patches", "target blocks x patches", "seen")
-        for view, generator in described:
+        for view, generator in self.generators.items():
             drawn = [generator(64, generator_for("plan", i)) for i in range(8)]
             context, targets = _patches(drawn)
             table.add_row(
-                view.name,
+                view,
                 f"{generator.grid[0]}x{generator.grid[1]}",
                 _range(context),
                 f"{drawn[0].targets.shape[1]} x {_range(targets)}",
@@ -133,7 +134,7 @@ class Plan:
         for step in sorted({0, schedules.warmup_steps, *(int(f * (num_steps - 1)) for f in (0.25, 0.5, 0.75, 1.0))}):
             if step < num_steps:
                 rates = schedules(step)
-                momenta = [f"{ema.momentum(step / num_steps):.6f}" for ema in self.method.averages()]
+                momenta = [f"{ema.momentum(step / num_steps):.6f}" for ema in self.method.emas()]
                 values = (f"{rates.lr:.3e}", f"{rates.weight_decay:.4f}", ", ".join(momenta))
                 table.add_row(f"{step:,}", f"{step / per_epoch:.2f}", *values)
         return table
@@ -148,7 +149,7 @@ def count_parameters(module: nn.Module) -> tuple[int, int]:
 def count_flops(
     method: Method,
     views: Sequence[ViewSpec],
-    generators: Sequence[MaskGenerator | None],
+    generators: Mapping[str, MaskGenerator],
     *,
     batch_size: int = _PLAN_IMAGES,
     draw: int = 0,
@@ -164,7 +165,7 @@ def count_flops(
     """
     set_fused_attention(method, False)
     with FlopCounterMode(display=False) as forward:
-        loss = method(plan_batch(views, generators, batch_size, draw), Progress(0, 1, 0)).loss
+        loss = method(plan_batch(views, generators, batch_size, draw), plan_step(method, "meta")).loss
     with FlopCounterMode(display=False) as backward:
         loss.backward()
     method.zero_grad(set_to_none=True)
@@ -175,20 +176,25 @@ def count_flops(
 
 def plan_batch(
     views: Sequence[ViewSpec],
-    generators: Sequence[MaskGenerator | None],
+    generators: Mapping[str, MaskGenerator],
     batch_size: int = _PLAN_IMAGES,
     draw: int = 0,
     *,
     num_images: int = _PLAN_IMAGES,
 ) -> Batch:
     """A batch of the right shapes on the meta device: the first ``num_images`` images of a step."""
-    images = [torch.empty(num_images, 3, *view.size, device="meta") for view in _flat(views)]
+    images = {view.name: torch.empty(num_images, 3, *view.size, device="meta") for view in views}
     count = max(batch_size, num_images)
-    masks: list[Masks | None] = [
-        None if g is None else g(count, generator_for("plan", draw)).map(lambda t: t[:num_images].to("meta"))
-        for g in generators
-    ]
-    return Batch(tuple(images), tuple(masks))
+    masks = {
+        name: generator(count, generator_for("plan", draw)).map(lambda t: t[:num_images].to("meta"))
+        for name, generator in generators.items()
+    }
+    return Batch(images, masks)
+
+
+def plan_step(method: Method, device: torch.device | str) -> Step:
+    """Return the step that a plan passes through a method."""
+    return Step.of(method, Progress(step=0, num_steps=1, samples=0), device)
 
 
 def _patches(drawn: Sequence[Masks]) -> tuple[list[int], list[int]]:
@@ -197,11 +203,6 @@ def _patches(drawn: Sequence[Masks]) -> tuple[list[int], list[int]]:
         return [m.context.shape[-1] for m in drawn], [m.targets.shape[-1] for m in drawn]
     masked = torch.cat([masks.masked for masks in drawn])
     return (~masked).sum(1).tolist(), masked.sum(1).tolist()
-
-
-def _flat(views: Sequence[ViewSpec]) -> Iterator[ViewSpec]:
-    for view in views:
-        yield from [view] * view.count
 
 
 def _range(counts: Sequence[int]) -> str:

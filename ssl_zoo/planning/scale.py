@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ssl_zoo.engine.build import RunConfig
-from ssl_zoo.engine.graphs import check_recordable
+from ssl_zoo.engine.graphs import check_capturable
 from ssl_zoo.engine.trainer import BatchPlan, run_length
 from ssl_zoo.planning.allocation_tracker import ACTIVATIONS, GRADIENTS, WEIGHT_COPIES
 from ssl_zoo.planning.fake_ranks import Sharded, rehearse_sharded
@@ -132,7 +132,7 @@ class ScalePlan:
         Raises:
             ValueError: the run would refuse ``trainer.cuda_graphs`` on such a machine.
         """
-        check_recordable(self.config.trainer, torch.device("cuda"), self.machine.world_size)
+        check_capturable(self.config.trainer, torch.device("cuda"), self.machine.world_size)
         plan = Plan.of(self.config, self.machine.world_size)
         rehearsal = self._rehearse(self.config)
         shards = rehearse_sharded(self.config, self.machine.world_size) if self.machine.world_size > 1 else None

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_zoo.data.batch import Batch
-from ssl_zoo.method import Method, Progress
+from ssl_zoo.method import Method, Progress, Step
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,10 @@ def stacks(method: Method, batch: Batch) -> Sequence[Stack]:
         for name, part in blocks.items()
     ]
     with torch.no_grad():
-        method(batch, Progress(0, 1, 0))
+        method(batch, Step.of(method, Progress(0, 1, 0), "meta"))
     for hook in hooks:
         hook.remove()
-    return [_stack(name, blocks[name], shapes, len(batch.views[0])) for name, shapes in seen.items()]
+    return [_stack(name, blocks[name], shapes, batch.num_images) for name, shapes in seen.items()]
 
 
 def _stack(name: str, blocks: nn.ModuleList, shapes: list[tuple[int, ...]], num_images: int) -> Stack:

@@ -1,1 +1,1 @@
-"""Studies: a paper's table as a file of named entries, trained where runs are missing and told as one report."""
+"""Studies reproduce a paper's table: a file of named entries, a training for every missing run, one report."""

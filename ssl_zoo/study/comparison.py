@@ -1,4 +1,4 @@
-"""What a report is made of: rows of runs that differ in their seed alone, and statistics over them."""
+"""The contents of a report: rows of runs that differ only in their seed, and statistics over them."""
 
 import os
 import statistics
@@ -15,13 +15,13 @@ from ssl_zoo.study.record import RunFolder, RunRecord
 
 @dataclass(frozen=True)
 class Attempt:
-    """One run of a row, as far as it came.
+    """One run of a row, with its progress.
 
     Attributes:
-        record: None where nothing was trained.
-        failure: what it failed with, if it did.
-        num_steps: of the whole run, where that is known.
-        unevaluated: titles of evaluations that the trained network still lacks.
+        record: None before the training has started.
+        failure: error message of a failed run.
+        num_steps: length of the complete run, if known.
+        unevaluated: titles of evaluations that have not run on the trained network.
     """
 
     seed: int
@@ -33,12 +33,12 @@ class Attempt:
 
     @property
     def is_finished(self) -> bool:
-        """Whether it is trained to its end."""
+        """Whether the training is complete."""
         return self.record is not None and self.record.is_finished(self.num_steps)
 
     @property
     def state(self) -> str:
-        """In words; of a failure only that it is one."""
+        """Describe the progress for a table cell, without the error message of a failure."""
         if self.is_finished:
             return "finished"
         where = "not started"
@@ -50,7 +50,7 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Summary:
-    """A mean over runs with the sample standard deviation, None of one run."""
+    """A mean over runs and the sample standard deviation, which is None for a single run."""
 
     mean: float
     deviation: float | None
@@ -58,7 +58,7 @@ class Summary:
 
     @classmethod
     def of(cls, values: Iterable[float | None]) -> "Summary | None":
-        """Over the values that are there; None without any."""
+        """Summarize the values that are not None; return None if there are none."""
         known = [value for value in values if value is not None]
         if not known:
             return None
@@ -67,12 +67,12 @@ class Summary:
 
 @dataclass(frozen=True)
 class Row:
-    """Runs of one configuration with different seeds.
+    """A row holds the runs of one configuration with different seeds.
 
     Attributes:
         composed: the configuration with one of the seeds.
-        published: values of the paper in percent, by column.
-        series: rows of one series are joined in the plot against compute.
+        published: the paper's values in percent, by column.
+        series: the plot against compute joins the rows of a series by a line.
     """
 
     title: str
@@ -84,12 +84,12 @@ class Row:
 
     @property
     def counted(self) -> Sequence[Attempt]:
-        """The finished runs; where there is none, all."""
+        """Return the finished runs, or all runs if none is finished."""
         return [attempt for attempt in self.attempts if attempt.is_finished] or self.attempts
 
     @property
     def records(self) -> Sequence[RunRecord]:
-        """Of the counted runs."""
+        """Return the records of the counted runs."""
         return [attempt.record for attempt in self.counted if attempt.record is not None]
 
     @property
@@ -100,7 +100,7 @@ class Row:
         return Summary.of(record.score(column) for record in self.records)
 
     def baselines(self, columns: Sequence[str]) -> dict[tuple[int, str], float]:
-        """Scores of the networks before their first step, by seed and column."""
+        """Return the scores of the networks before their first step, by seed and column."""
         return {
             (attempt.seed, column): score
             for attempt in self.counted
@@ -109,21 +109,21 @@ class Row:
         }
 
     def flops(self, record: RunRecord) -> float:
-        """That a run of this row has taken so far."""
+        """Return the FLOPs that a run of this row has used so far."""
         return record.step * record.batch_size * self.cost.flops_per_image
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """A score of networks before their first step."""
+    """Scores of networks before their first step."""
 
     title: str
     scores: Mapping[str, Summary | None]
 
 
 @dataclass(frozen=True)
-class FurtherScores:
-    """A table of scores by an evaluation of the finished runs, which changes their configurations by ``overrides``."""
+class EvaluationTable:
+    """A table of scores from evaluating the finished runs with ``overrides`` over their configurations."""
 
     title: str
     columns: Sequence[str]
@@ -132,7 +132,7 @@ class FurtherScores:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything that a report tells; ``command`` makes it again."""
+    """The contents of a report; ``command`` reproduces it."""
 
     title: str
     question: str
@@ -142,7 +142,7 @@ class Comparison:
     published_columns: Sequence[str]
     rows: Sequence[Row]
     command: str
-    further: Sequence[FurtherScores] = ()
+    evaluations: Sequence[EvaluationTable] = ()
 
     @property
     def attempts(self) -> Sequence[tuple[Row, Attempt]]:
@@ -150,18 +150,18 @@ class Comparison:
 
     @property
     def baselines(self) -> Sequence[Baseline]:
-        """One for all rows whose networks start alike: no two of their runs of one seed have another score at first."""
-        columns = [*self.columns, *(column for table in self.further for column in table.columns)]
+        """Return one baseline per group of rows whose runs have equal initial scores for equal seeds."""
+        columns = [*self.columns, *(column for table in self.evaluations for column in table.columns)]
         groups: list[tuple[list[str], dict[tuple[int, str], float]]] = []
         for row in self.rows:
-            at_start = row.baselines(columns)
+            initial = row.baselines(columns)
             for titles, known in groups:
-                if all(known.get(key, value) == value for key, value in at_start.items()):
+                if all(known.get(key, value) == value for key, value in initial.items()):
                     titles.append(row.title)
-                    known |= at_start
+                    known |= initial
                     break
             else:
-                groups.append(([row.title], at_start))
+                groups.append(([row.title], initial))
         groups = [(titles, known) for titles, known in groups if known]
         return [
             Baseline(
@@ -175,10 +175,10 @@ class Comparison:
 def compare_study(
     study: Study, runs: Sequence[PlannedRun], folder: RunFolder, failures: Mapping[str, str], command: str
 ) -> Comparison:
-    """The comparison of a study as its runs stand.
+    """Build the comparison of a study from the current state of its runs.
 
     Args:
-        failures: identity of a run -> what it failed with.
+        failures: error messages of failed runs, by run identity.
     """
     rows, evaluations = [], plan_evaluations(study.evaluations)
     for name, entry in study.entries.items():
@@ -194,7 +194,7 @@ def compare_study(
         study.published_columns,
         rows,
         command,
-        [FurtherScores(e.title, e.columns, e.evaluation.overrides) for e in evaluations],
+        [EvaluationTable(e.title, e.columns, e.evaluation.overrides) for e in evaluations],
     )
 
 
@@ -208,30 +208,30 @@ def _attempt(
 
 
 def compare_runs(paths: Sequence[Path], command: str) -> Comparison:
-    """The comparison of run directories; those whose configurations differ in the seed alone share a row.
+    """Build a comparison of run directories; runs whose configurations differ only in the seed share a row.
 
     Raises:
-        ValueError: one of them is no run directory, or given twice.
+        ValueError: one of the paths is not a run directory, or is given twice.
     """
     records = [RunRecord.read(path) for path in paths]
     if len({path.resolve() for path in paths}) < len(paths):
-        raise ValueError(f"{' '.join(map(str, paths))}: a run directory is named twice")
+        raise ValueError(f"{' '.join(map(str, paths))}: a run directory is given twice")
     groups: dict[str, list[RunRecord]] = {}
     for record in records:
         groups.setdefault(identity(record.composed, with_seed=False), []).append(record)
-    above = Path(os.path.commonpath([path.resolve().parent for path in paths]))
-    rows = [_row_of(group, above) for group in groups.values()]
+    parent = Path(os.path.commonpath([path.resolve().parent for path in paths]))
+    rows = [_row_of(group, parent) for group in groups.values()]
     columns = list(dict.fromkeys(name for record in records for name in record.score_names))
-    question = "Runs whose configurations differ in their seed alone share a row, which has the name of the first."
+    question = "Runs whose configurations differ only in the seed share a row, which is named after the first of them."
     title = f"{len(rows)} configurations, {len(records)} runs"
     return Comparison(title, question, "", "", columns, (), rows, command)
 
 
-def _row_of(records: Sequence[RunRecord], above: Path) -> Row:
+def _row_of(records: Sequence[RunRecord], parent: Path) -> Row:
     first = records[0]
     cost = cost_of(first.composed)
     attempts = [
         Attempt(record.composed.config.seed, record.path, record, None, record.num_steps or cost.num_steps)
         for record in records
     ]
-    return Row(str(first.path.resolve().relative_to(above)), attempts, first.composed, cost, {})
+    return Row(str(first.path.resolve().relative_to(parent)), attempts, first.composed, cost, {})

@@ -1,4 +1,4 @@
-"""A document of a few kinds of blocks, written as Markdown and as one self-contained HTML page."""
+"""Documents of a few kinds of blocks, rendered as Markdown and as one self-contained HTML page."""
 
 import base64
 import html
@@ -10,7 +10,7 @@ from pathlib import Path
 from ssl_zoo.io import write_atomic
 
 _CODE, _LINK = re.compile(r"`([^`]+)`"), re.compile(r"\[([^\]]+)\]\(([^)]+)\)")
-_WORD = re.compile(r"\*([^*]+)\*")
+_EMPHASIS = re.compile(r"\*([^*]+)\*")
 _PLOTS = re.compile(r"(?:<figure>.*?</figure>\n?)+", re.DOTALL)
 
 
@@ -28,14 +28,14 @@ class Paragraph:
 
 @dataclass(frozen=True)
 class Items:
-    """A list of such texts."""
+    """A bulleted list; its texts are formatted like a paragraph's."""
 
     texts: Sequence[str]
 
 
 @dataclass(frozen=True)
 class Table:
-    """Cells are such texts; the first of a row names it."""
+    """A table; cells are formatted like paragraphs, and the first cell of a row is its heading."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -48,7 +48,7 @@ class Command:
 
 @dataclass(frozen=True)
 class Figure:
-    """A plot, with a file name for Markdown."""
+    """A plot; ``name`` is its file name in the Markdown version."""
 
     name: str
     svg: bytes
@@ -64,7 +64,7 @@ class Document:
     blocks: Sequence[Block]
 
     def write(self, folder: Path) -> tuple[Path, Path]:
-        """``report.html``, complete in itself, and ``report.md`` with its plots in ``figures/``."""
+        """Write the self-contained ``report.html``, and ``report.md`` with its plots in ``figures/``."""
         for block in self.blocks:
             if isinstance(block, Figure):
                 write_atomic(folder / "figures" / f"{block.name}.svg", block.svg)
@@ -78,7 +78,7 @@ class Document:
     def html(self) -> str:
         title = html.escape(self.title)
         body = "\n".join(map(_html, self.blocks))
-        # Plots that follow each other stand side by side where there is room.
+        # Consecutive plots are shown side by side where the page is wide enough.
         body = _PLOTS.sub(lambda plots: f'<div class="plots">{plots[0]}</div>\n', body)
         return _PAGE.format(title=title, style=_STYLE, body=body)
 
@@ -115,23 +115,23 @@ def _html(block: Block) -> str:
         case Command(text):
             return f"<pre>{html.escape(text)}</pre>"
         case Figure(_, svg, caption):
-            data, told = base64.b64encode(svg).decode(), html.escape(caption)
-            image = f'<img src="data:image/svg+xml;base64,{data}" alt="{told}">'
-            return f"<figure>{image}<figcaption>{told}</figcaption></figure>"
+            data, text = base64.b64encode(svg).decode(), html.escape(caption)
+            image = f'<img src="data:image/svg+xml;base64,{data}" alt="{text}">'
+            return f"<figure>{image}<figcaption>{text}</figcaption></figure>"
 
 
 def _html_row(header: Sequence[str], row: Sequence[str]) -> str:
     name, *cells = row
-    told = "".join(
+    columns = "".join(
         f'<td data-label="{html.escape(label)}">{_inline(cell)}</td>'
         for label, cell in zip(header[1:], cells, strict=True)
     )
-    return f'<tr><th scope="row">{_inline(name)}</th>{told}</tr>'
+    return f'<tr><th scope="row">{_inline(name)}</th>{columns}</tr>'
 
 
 def _inline(text: str) -> str:
-    told = _CODE.sub(r"<code>\1</code>", html.escape(text))
-    return _LINK.sub(r'<a href="\2">\1</a>', _WORD.sub(r"<em>\1</em>", told))
+    text = _CODE.sub(r"<code>\1</code>", html.escape(text))
+    return _LINK.sub(r'<a href="\2">\1</a>', _EMPHASIS.sub(r"<em>\1</em>", text))
 
 
 _PAGE = """<!doctype html>
@@ -149,7 +149,7 @@ _PAGE = """<!doctype html>
 </html>
 """
 
-# On a phone every row of a table becomes a card, so that nothing has to be scrolled sideways.
+# On a phone every table row becomes a card, so that nothing scrolls sideways.
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 62rem; margin: 0 auto;
   padding: 1rem; overflow-wrap: anywhere; }

@@ -1,4 +1,4 @@
-"""Evaluations of finished runs that a study asks for: their commands, their folders, their scores."""
+"""Evaluations of a study's finished runs: their commands, folders and scores."""
 
 import functools
 import hashlib
@@ -11,12 +11,12 @@ from pathlib import Path
 from ssl_zoo.plugins import plugin_words
 from ssl_zoo.study.file import Evaluation
 
-_FOLDER = "eval"  # in a run directory: a folder for each evaluation
+_FOLDER = "eval"  # in a run directory; holds one folder per evaluation
 
 
 @dataclass(frozen=True)
 class Score:
-    """Of a trained network, beside that of its random weights, which not every evaluation measures."""
+    """The score of a trained network and, where it was measured, of its random initial weights."""
 
     value: float
     random_init: float | None
@@ -24,7 +24,7 @@ class Score:
 
 @dataclass(frozen=True)
 class PlannedEvaluation:
-    """An evaluation of the network of every run of a study."""
+    """An evaluation to run on every trained network of a study."""
 
     name: str
     evaluation: Evaluation
@@ -35,14 +35,14 @@ class PlannedEvaluation:
 
     @functools.cached_property
     def folder(self) -> str:
-        """Name of its folder in a run directory; its end is that of equal evaluations alone."""
-        asked = self.evaluation
-        content = json.dumps([asked.protocols, asked.labels, asked.overrides])
+        """Name of its folder in a run directory, ending with a hash of what is evaluated."""
+        evaluation = self.evaluation
+        content = json.dumps([evaluation.evaluators, evaluation.labels, evaluation.overrides])
         return f"{self.name}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
 
     @property
     def columns(self) -> list[str]:
-        """Names of its scores, as ``scores_of`` has them."""
+        """Names of its scores, as ``scores_of`` returns them."""
         return [_name(self.folder, label, score) for label in self._labels for score in self.evaluation.columns]
 
     @property
@@ -50,36 +50,36 @@ class PlannedEvaluation:
         return self.evaluation.labels or [None]
 
     def is_done(self, run: Path) -> bool:
-        """Whether a run directory has every score."""
+        """Whether a run directory has every score of the evaluation."""
         return not self.missing(run)
 
     def missing(self, run: Path) -> list[str]:
-        """The scores that a run directory lacks, as ``count knn20`` or, of the data's first labels, ``knn20``."""
+        """Return the missing scores, such as ``count knn20``, or ``knn20`` for the data's first label set."""
         known = scores_of(run)
-        return [" ".join(question_of(column)).strip() for column in self.columns if column not in known]
+        return [" ".join(label_and_score(column)).strip() for column in self.columns if column not in known]
 
     def command(self, run: Path, plugins: Sequence[str] = ()) -> list[str]:
-        """What evaluates the run in a directory."""
-        asked = self.evaluation
-        labels = ["--label", *asked.labels] if asked.labels else []
-        place = ["--run", str(run), "--out", str(run / _FOLDER / self.folder)]
-        what = ["--protocol", *asked.protocols, *labels, *plugin_words(plugins), *asked.overrides]
-        return [sys.executable, "-m", "ssl_zoo.tools.eval_net", *place, *what]
+        """Return the command that evaluates the run in a directory."""
+        evaluation = self.evaluation
+        labels = ["--label", *evaluation.labels] if evaluation.labels else []
+        paths = ["--run", str(run), "--out", str(run / _FOLDER / self.folder)]
+        scores = ["--protocol", *evaluation.evaluators, *labels, *plugin_words(plugins), *evaluation.overrides]
+        return [sys.executable, "-m", "ssl_zoo.tools.eval_net", *paths, *scores]
 
 
 def plan_evaluations(evaluations: Mapping[str, Evaluation]) -> list[PlannedEvaluation]:
-    """Those of a study, in the order of its file."""
+    """Return the evaluations of a study, in the order of its file."""
     return [PlannedEvaluation(name, evaluation) for name, evaluation in evaluations.items()]
 
 
-def question_of(column: str) -> tuple[str, str]:
-    """The label set, empty for the data's first, and the score that a column's name is made of."""
+def label_and_score(column: str) -> tuple[str, str]:
+    """Split a column's name into its label set, empty for the data's first, and its score."""
     _, label, score = column.split("/")
     return label, score
 
 
 def scores_of(run: Path) -> dict[str, Score]:
-    """All scores of evaluations in a run directory, by names of evaluation, label set and score."""
+    """Read all evaluation scores of a run directory, by evaluation, label set and score name."""
     return dict(_read(run))
 
 

@@ -1,4 +1,4 @@
-"""Plots of a comparison as SVG, small enough for a phone's width."""
+"""SVG plots of a comparison, small enough for the width of a phone."""
 
 import io
 import math
@@ -12,7 +12,7 @@ from ssl_zoo.study.comparison import Comparison, Row
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Okabe and Ito's colours, which people with colour blindness tell apart; black is the baseline's.
+# Okabe and Ito's colour-blind safe palette; black is the baseline.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C564B", "#7F7F7F")
 _MARKERS = "osD^vPX*<>"
 _WIDTH, _PLOT_HEIGHT, _LEGEND_ROW = 6.0, 3.8, 0.24  # inches
@@ -20,9 +20,9 @@ _WIDTH, _PLOT_HEIGHT, _LEGEND_ROW = 6.0, 3.8, 0.24  # inches
 
 @dataclass(frozen=True)
 class Unit:
-    """Of compute."""
+    """A unit of compute."""
 
-    size: float  # operations
+    size: float  # FLOPs
     name: str
 
 
@@ -30,16 +30,16 @@ _UNITS = (Unit(1e18, "EFLOP"), Unit(1e15, "PFLOP"), Unit(1e12, "TFLOP"), Unit(1e
 
 
 def unit_of(flops: float) -> Unit:
-    """The largest unit of which there is one or more."""
+    """Return the largest unit that does not exceed the count."""
     return next((unit for unit in _UNITS if flops >= unit.size), Unit(1e6, "MFLOP"))
 
 
 def accuracy_against_compute(comparison: Comparison, column: str, label: str) -> bytes:
-    """Every run: a thin line through its probes, a marker where it stands; series are joined by thick lines."""
+    """Plot each run as a thin line through its probes with a marker at its end; thick lines join series."""
 
     unit = unit_of(max((row.flops(record) for row in comparison.rows for record in row.records), default=0.0))
 
-    def draw(axes: "Axes") -> None:
+    def plot(axes: "Axes") -> None:
         for row, colour, marker in _styled(comparison.rows):
             for record in row.records:
                 curve = record.curve(column)
@@ -53,17 +53,17 @@ def accuracy_against_compute(comparison: Comparison, column: str, label: str) ->
             means = [(fmean(map(row.flops, row.records)), row.score(column)) for row, _ in own if row.records]
             points = sorted((flops / unit.size, 100 * score.mean) for flops, score in means if score is not None)
             axes.plot([x for x, _ in points], [y for _, y in points], color=own[0][1], linewidth=2)
-        _draw_baselines(axes, comparison, column)
-        axes.set_xlabel(f"compute of the training, {unit.name}")
-        axes.set_ylabel(f"{label}, % right")
+        _plot_baselines(axes, comparison, column)
+        axes.set_xlabel(f"training compute, {unit.name}")
+        axes.set_ylabel(f"{label} accuracy, %")
 
-    return _drawn(draw)
+    return _render(plot)
 
 
 def learning_curve(comparison: Comparison, name: str, label: str, *, factor: float = 1.0) -> bytes:
-    """A logged value over the images trained on, a line per run."""
+    """Plot a logged value against the number of training images, one line per run."""
 
-    def draw(axes: "Axes") -> None:
+    def plot(axes: "Axes") -> None:
         for row, colour, marker in _styled(comparison.rows):
             for record in row.records:
                 curve = record.curve(name)
@@ -71,16 +71,16 @@ def learning_curve(comparison: Comparison, name: str, label: str, *, factor: flo
                 values = [factor * value for value in curve.values]
                 axes.plot(curve.images, values, color=colour, linewidth=1.2, alpha=0.8, marker=few, markersize=4)
             axes.plot([], [], marker, linestyle="-", color=colour, label=row.title)
-        axes.set_xlabel("pictures trained on")
+        axes.set_xlabel("training images")
         axes.xaxis.set_major_formatter(lambda value, position: f"{value:,.0f}")
         axes.locator_params(axis="x", nbins=5)
         axes.set_ylabel(label)
 
-    return _drawn(draw)
+    return _render(plot)
 
 
 def _styled(rows: Sequence[Row]) -> Sequence[tuple[Row, str, str]]:
-    """Each row with its colour, one per series, and its marker."""
+    """Return each row with its colour, which a series shares, and its marker."""
     groups = list(dict.fromkeys(row.series or row.title for row in rows))
     colours = {group: _COLOURS[number % len(_COLOURS)] for number, group in enumerate(groups)}
     return [
@@ -88,7 +88,7 @@ def _styled(rows: Sequence[Row]) -> Sequence[tuple[Row, str, str]]:
     ]
 
 
-def _draw_baselines(axes: "Axes", comparison: Comparison, column: str) -> None:
+def _plot_baselines(axes: "Axes", comparison: Comparison, column: str) -> None:
     baselines = comparison.baselines
     known = [summary.mean for baseline in baselines if (summary := baseline.scores[column]) is not None]
     for value in known:
@@ -96,17 +96,17 @@ def _draw_baselines(axes: "Axes", comparison: Comparison, column: str) -> None:
         axes.axhline(100 * value, color="black", linewidth=1, linestyle=":", label=label)
 
 
-def _drawn(draw: "Callable[[Axes], None]") -> bytes:
+def _render(plot: "Callable[[Axes], None]") -> bytes:
     import matplotlib
     from matplotlib.figure import Figure
 
-    # A fixed salt: equal plots are equal files.
+    # A fixed salt makes equal plots equal files.
     with matplotlib.rc_context({"svg.hashsalt": "ssl_zoo", "font.size": 12, "axes.spines.top": False}):
         figure = Figure(layout="constrained")
         axes = figure.add_subplot()
         axes.spines["right"].set_visible(False)
         axes.grid(alpha=0.3)
-        draw(axes)
+        plot(axes)
         handles, labels = axes.get_legend_handles_labels()
         columns = 2 if len(labels) > 3 and max(map(len, labels)) < 28 else 1
         figure.set_size_inches(_WIDTH, _PLOT_HEIGHT + _LEGEND_ROW * math.ceil(len(labels) / columns))

@@ -1,4 +1,4 @@
-"""Study files: which runs a table compares, and the published values that stand beside theirs."""
+"""Study files list the runs that a table compares and the published values to show beside them."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -15,49 +15,49 @@ from ssl_zoo.registry import nearest
 from ssl_zoo.settings import setting
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-_SET_BY_THE_STUDY = {"seed": "seeds", "output_dir": "--out"}  # keys of a run -> what decides them in a study
+_SET_BY_THE_STUDY = {"seed": "seeds", "output_dir": "--out"}  # keys of a run -> where a study sets them
 
 
 @dataclass
 class Entry:
-    """One row of the table: a recipe with what is changed in it."""
+    """One row of the table: a recipe with overrides."""
 
     title: str = setting("", "name of the row in the report; empty: the entry's name")
     recipe: str | None = setting(None, "recipe of this entry; null: the study's")
     overrides: list[str] = setting([], "key=value and group=option, as on the command line; after the study's")
     published: dict[str, float] = setting({}, "the paper's values in percent, by the name of their column")
-    series: str = setting("", "entries of one series are joined by a line in the plot of accuracy against compute")
+    series: str = setting("", "the plot of accuracy against compute joins the entries of a series by a line")
 
 
 @dataclass
 class Evaluation:
-    """A table of its own: what else the frozen networks of finished runs are asked."""
+    """A further evaluation of the frozen networks of finished runs; it gets a table of its own."""
 
-    title: str = setting("", "headline of its table; empty: the evaluation's name")
+    title: str = setting("", "heading of its table; empty: the evaluation's name")
     evaluators: list[str] = setting(["knn", "linear"], "evaluators, by their registered names")
-    labels: list[str] = setting([], "label sets of the data, each a question of its own; empty: the data's first")
-    columns: list[str] = setting(["knn20", "linear"], "accuracies of the protocols that the table shows")
-    overrides: list[str] = setting([], "key=value and group=option over a run's configuration, e.g. data=scenes")
+    labels: list[str] = setting([], "label sets of the data, each evaluated separately; empty: the data's first")
+    columns: list[str] = setting(["knn20", "linear"], "accuracies of the evaluators that the table shows")
+    overrides: list[str] = setting([], "key=value and group=option on top of a run's configuration, e.g. data=scenes")
 
     def __post_init__(self) -> None:
         check_overrides(self.overrides)
-        if not self.protocols or not self.columns:
-            raise ValueError("needs at least one of protocols and of columns, e.g. [knn] and [knn20]")
-        check_columns(self.columns, self.protocols, "protocols")
+        if not self.evaluators or not self.columns:
+            raise ValueError("needs at least one evaluator and one column, e.g. [knn] and [knn20]")
+        check_columns(self.columns, self.evaluators, "evaluators")
 
 
 @dataclass
 class Study:
-    """A table: its rows are ``entries``, its columns scores of the probe."""
+    """A table whose rows are ``entries`` and whose columns are scores of the probe."""
 
-    title: str = setting(MISSING, "what is compared, as a headline")
-    question: str = setting("", "what the comparison answers and how the entries differ, for a reader of the report")
-    source: str = setting("", "where the published values stand")
-    published_as: str = setting("", "what the published values measure, at which size and length")
-    recipe: str | None = setting(None, "recipe of all entries that name none of their own, as in ijepa/cifar10_vitt4")
+    title: str = setting(MISSING, "heading of the report: what is compared")
+    question: str = setting("", "introduction of the report: what the comparison answers and how the entries differ")
+    source: str = setting("", "source of the published values")
+    published_as: str = setting("", "metric, model and training length of the published values")
+    recipe: str | None = setting(None, "recipe of all entries without one of their own, e.g. ijepa/cifar10_vitt4")
     overrides: list[str] = setting([], "key=value and group=option for all entries")
-    seeds: list[int] = setting([0, 1, 2], "every entry is trained once with each")
-    columns: list[str] = setting(["knn20", "logistic"], "scores of the probe, by their names in metrics.jsonl")
+    seeds: list[int] = setting([0, 1, 2], "every entry is trained once per seed")
+    columns: list[str] = setting(["knn20", "logistic"], "scores of the probe, as named in metrics.jsonl")
     entries: dict[str, Entry] = field(default_factory=dict, metadata={"meaning": "name of an entry: its settings"})
     evaluations: dict[str, Evaluation] = field(
         default_factory=dict, metadata={"meaning": "name of an evaluation of every finished run: its settings"}
@@ -69,13 +69,13 @@ class Study:
         if not self.columns:
             raise ValueError("columns: a study needs at least one score, e.g. [knn20]")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds={written(self.seeds)}: needs at least one, and none twice")
+            raise ValueError(f"seeds={written(self.seeds)}: needs at least one, without duplicates")
         check_overrides(self.overrides)
         for key, names in {"entries": self.entries, "evaluations": self.evaluations}.items():
             for name in names:
                 if not _NAME.fullmatch(name):
                     raise ValueError(
-                        f"{key}: {name!r} names directories; use letters, digits, '_', '-' and '.', no space"
+                        f"{key}: {name!r} becomes a directory name; use letters, digits, '_', '-' and '.', no space"
                     )
         for name, entry in self.entries.items():
             check_overrides(entry.overrides)
@@ -84,50 +84,52 @@ class Study:
 
     @property
     def published_columns(self) -> list[str]:
-        """Names of the published values, in the order in which entries have them."""
+        """Names of the published values, in the order of the entries."""
         return list(dict.fromkeys(name for entry in self.entries.values() for name in entry.published))
 
 
 def check_overrides(overrides: Sequence[str]) -> None:
-    """Refuse overrides of what the study decides.
+    """Refuse overrides of keys that the study itself sets.
 
     Raises:
-        ConfigError: one of them sets the seed or the directory of a run.
+        ConfigError: an override sets the seed or the directory of a run.
     """
     for override in overrides:
         key = override.partition("=")[0]
         if key in _SET_BY_THE_STUDY:
-            raise ConfigError(f"{override}: in a study {key} follows from {_SET_BY_THE_STUDY[key]}")
+            raise ConfigError(f"{override}: a study sets {key} from {_SET_BY_THE_STUDY[key]}")
 
 
 def check_columns(columns: Sequence[str], evaluators: Sequence[str], key: str) -> None:
-    """Refuse scores that none of the protocols gives.
+    """Refuse scores that none of the evaluators computes.
+
+    Args:
+        key: config key of the evaluators, for the message.
 
     Raises:
-        ConfigError: there is one; ``key`` names the protocols in the message.
+        ConfigError: an evaluator is missing.
     """
     for column in columns:
-        if not column.startswith(tuple(protocols)):
-            raise ConfigError(f"columns: no score {column} comes of {key}={written(protocols)}")
+        if not column.startswith(tuple(evaluators)):
+            raise ConfigError(f"columns: {key}={written(evaluators)} computes no score {column}")
 
 
 def read_study(path: Path) -> Study:
-    """The study of a YAML file; recipes are resolved to files.
+    """Read the study of a YAML file and resolve its recipes to files.
 
-    A recipe is looked up like one that another recipe inherits: beside the study, in the config root above it, in the
-    package.
+    Recipes are looked up like an inherited recipe: beside the study, in the config root above it, in the package.
 
     Raises:
-        ConfigError: whatever is wrong with the file, with its line and the nearest valid spelling.
+        ConfigError: the file has an error; the message has its line and the nearest valid spelling.
     """
     path = path.absolute()
     document = read_document(path, "study", "settings, e.g. `title: Features or pixels`")
-    place = Recipe(path, {}, document)  # tells the lines of keys
+    place = Recipe(path, {}, document)  # finds the lines of keys
     entries = _named(document, "entries", place, "pixels: {overrides: []}")
     evaluations = _named(document, "evaluations", place, "scenes: {overrides: [data=scenes]}")
     values = _values(Study, document, place, "")
     if values["title"] == MISSING:
-        raise ConfigError(f"{path}: title has no value. Meaning: what is compared, as a headline")
+        raise ConfigError(f"{path}: title has no value. Meaning: heading of the report: what is compared")
     roots = config_roots(path)
     values["recipe"] = _resolved(values["recipe"], path, roots, "recipe")
     values["entries"] = {name: _entry(name, given, place, roots) for name, given in entries.items()}
@@ -139,10 +141,10 @@ def read_study(path: Path) -> Study:
 
 
 def _named(document: dict[str, Any], key: str, place: Recipe, example: str) -> dict[str, Mapping[Any, Any]]:
-    """Settings by name, taken out of the document."""
+    """Remove a mapping of names to settings from the document and return it."""
     named = document.pop(key, None) or {}
     if not isinstance(named, Mapping):
-        raise ConfigError(f"{place.where(key)}: {key} map a name to settings, e.g. `{example}`")
+        raise ConfigError(f"{place.where(key)}: {key} must map names to settings, e.g. `{example}`")
     for name, given in named.items():
         if not isinstance(given or {}, Mapping):
             raise ConfigError(f"{place.where(f'{key}.{name}')}: {key}.{name}: expected settings, e.g. `overrides: []`")
@@ -164,7 +166,7 @@ def _evaluation(name: str, given: Mapping[Any, Any], place: Recipe) -> Evaluatio
 
 
 def _values(config: type, given: Mapping[Any, Any], place: Recipe, prefix: str) -> dict[str, Any]:
-    """``given`` over the defaults of a dataclass, each value of its key's type."""
+    """Merge ``given`` into the defaults of a dataclass and check the type of every value."""
     node = OmegaConf.structured(config)
     defaults = node.copy()
     keys = {key.name: key for key in keys_of(config)}

@@ -1,4 +1,4 @@
-"""The runs of a study before any is trained: their configurations, identities, directories and costs."""
+"""The planned runs of a study: configurations, identities, directories and costs."""
 
 import functools
 import hashlib
@@ -16,41 +16,41 @@ from ssl_zoo.planning.plan import Plan, count_flops
 from ssl_zoo.registry import REGISTRIES
 from ssl_zoo.study.file import Study, check_columns, check_overrides
 
-_DRAWS = 4  # of masks, over which the operations of an image are averaged
+_MASK_SAMPLES = 4  # batches of masks over which the FLOPs per image are averaged
 
 
 @dataclass(frozen=True)
-class Operations:
-    """The floating-point operations of a method with its masks; counted when first asked for, in seconds."""
+class FlopCount:
+    """The FLOPs of a method with its masks, counted on first access, which takes seconds."""
 
     plan: Plan
 
     @functools.cached_property
     def per_image(self) -> float:
-        """Of forward and backward, without the optimizer; a product and a sum are two."""
+        """FLOPs of forward and backward pass without the optimizer; a multiply-add counts as two."""
         plan, count = self.plan, self.plan.trainer.batch_size
-        draws = [
-            count_flops(plan.method, plan.views, plan.generators, batch_size=count, draw=draw)["step"]
-            for draw in range(_DRAWS)
+        samples = [
+            count_flops(plan.method, plan.views, plan.generators, batch_size=count, draw=sample)["step"]
+            for sample in range(_MASK_SAMPLES)
         ]
-        return fmean(draws)
+        return fmean(samples)
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a run takes, whatever machine it is on.
+    """The cost of a run, independent of the machine.
 
     Attributes:
-        num_steps: None where the data must be opened to tell.
+        num_steps: None if it depends on the number of samples and that is unknown until the data is opened.
     """
 
     num_steps: int | None
     batch_size: int
-    operations: Operations
+    flop_count: FlopCount
 
     @property
     def flops_per_image(self) -> float:
-        return self.operations.per_image
+        return self.flop_count.per_image
 
     @property
     def images(self) -> int | None:
@@ -63,8 +63,8 @@ class PlannedRun:
 
     Attributes:
         entry: name of its row.
-        recipe: file that the training starts from.
-        overrides: everything that is said on its command line, but for the directory.
+        recipe: path of the recipe file.
+        overrides: all overrides of its command line except ``output_dir``.
     """
 
     entry: str
@@ -76,12 +76,12 @@ class PlannedRun:
 
     @functools.cached_property
     def identity(self) -> str:
-        """Equal for runs of equal configuration."""
+        """A hash that runs of equal configuration share."""
         return identity(self.composed)
 
     @property
     def directory(self) -> str:
-        """Name of a directory of its own; its end is the identity."""
+        """Name of its directory, which ends with the identity."""
         return f"{self.entry}-seed{self.seed}-{self.identity}"
 
     @property
@@ -90,41 +90,41 @@ class PlannedRun:
 
 
 def plan_runs(study: Study, overrides: Sequence[str] = ()) -> list[PlannedRun]:
-    """Every entry with every seed, seed by seed, so that an interrupted study has a row of each entry early.
+    """Plan every entry with every seed, seed by seed, so that every entry has a result early.
 
     Args:
-        overrides: for all entries, with the last word.
+        overrides: applied to all entries, after the study's and the entries' own.
 
     Raises:
-        ConfigError: an override that does not fit its recipe, masks without room, a column that no probe gives.
+        ConfigError: an override does not fit its recipe, masks do not fit the grid, or no evaluator computes a column.
     """
     check_overrides(overrides)
     costs: dict[str, Cost] = {}
-    counted: dict[str, Operations] = {}  # by all that decides them: entries may differ in their budget alone
+    counted: dict[str, FlopCount] = {}  # by everything they depend on: entries may differ only in their budget
     runs = []
     for seed in study.seeds:
         for name, entry in study.entries.items():
             recipe = entry.recipe or study.recipe
-            said = (*study.overrides, *entry.overrides, *overrides, f"seed={seed}")
+            all_overrides = (*study.overrides, *entry.overrides, *overrides, f"seed={seed}")
             try:
-                composed = compose(recipe, said)
+                composed = compose(recipe, all_overrides)
                 if name not in costs:
                     _check_probe(study.columns, composed.config.probe)
-                    _check_evaluations(study, recipe, said)
+                    _check_evaluations(study, recipe, all_overrides)
                     cost = cost_of(composed)
                     config = composed.config
                     parts = (config.method, config.backbone, config.masks, config.targets, cost.batch_size)
-                    costs[name] = replace(cost, operations=counted.setdefault(repr(parts), cost.operations))
+                    costs[name] = replace(cost, flop_count=counted.setdefault(repr(parts), cost.flop_count))
             except (ValueError, LookupError) as error:
                 raise ConfigError(f"entry {name}: {error}") from error
-            runs.append(PlannedRun(name, seed, recipe, said, composed, costs[name]))
+            runs.append(PlannedRun(name, seed, recipe, all_overrides, composed, costs[name]))
     return runs
 
 
 def identity(composed: Composed, *, with_seed: bool = True) -> str:
-    """A hash of everything that a configuration decides but where it is written.
+    """Hash a configuration without its output directory.
 
-    Sections count with the names of their classes: two options with equal keys and values are different parts.
+    The hash includes the names of the chosen classes: two options with equal keys and values are different parts.
     """
     values = composed.plain()
     del values["output_dir"]
@@ -137,7 +137,7 @@ def identity(composed: Composed, *, with_seed: bool = True) -> str:
 
 
 def cost_of(composed: Composed) -> Cost:
-    """The cost of a configured run, from its plan; equal for all seeds.
+    """Compute the cost of a run from its plan; it is equal for all seeds.
 
     Raises:
         ValueError: the run can't be built.
@@ -147,15 +147,15 @@ def cost_of(composed: Composed) -> Cost:
         num_steps = None
     else:
         num_steps, _ = run_length(trainer, plan.num_samples or trainer.batch_size)
-    return Cost(num_steps, trainer.batch_size, Operations(plan))
+    return Cost(num_steps, trainer.batch_size, FlopCount(plan))
 
 
-def _check_evaluations(study: Study, recipe: str, said: Sequence[str]) -> None:
+def _check_evaluations(study: Study, recipe: str, overrides: Sequence[str]) -> None:
     for name, evaluation in study.evaluations.items():
         try:
-            for protocol in evaluation.evaluators:
-                EVALUATORS.get(protocol)
-            compose(recipe, (*said, *evaluation.overrides))
+            for evaluator in evaluation.evaluators:
+                EVALUATORS.get(evaluator)
+            compose(recipe, (*overrides, *evaluation.overrides))
         except (ValueError, LookupError) as error:
             raise ConfigError(f"evaluations.{name}: {error}") from error
 

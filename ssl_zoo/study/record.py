@@ -1,4 +1,4 @@
-"""What a run directory tells: how far its run came, its scores, its curves, and what made it."""
+"""Run directories as records: progress, scores, curves, code version and machine."""
 
 import functools
 import json
@@ -15,25 +15,25 @@ from ssl_zoo.study.evaluation import Score, scores_of
 from ssl_zoo.study.plan import identity
 
 _LOG = logging.getLogger(__name__)
-_BASELINE = "_random_init"  # suffix of a score's name where it is of the network before its first step
+_BASELINE = "_random_init"  # suffix of the scores of the network before its first step
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A logged value over the course of a run."""
+    """A logged value against the number of training images."""
 
-    images: Sequence[int]  # that were trained on until then
+    images: Sequence[int]  # trained on so far
     values: Sequence[float]
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """The files of a run, read once.
+    """The contents of a run directory, read once.
 
     Attributes:
-        lines: of ``metrics.jsonl``.
-        environment: versions, code, machine, length.
-        step: optimizer steps of the newest checkpoint.
+        environment: code version, package versions, machine and length of the run.
+        lines: objects of ``metrics.jsonl``.
+        step: optimizer step of the newest checkpoint.
     """
 
     path: Path
@@ -43,10 +43,10 @@ class RunRecord:
 
     @classmethod
     def read(cls, path: Path) -> "RunRecord":
-        """The record of a run directory, also of a run that goes on or was cut off.
+        """Read a run directory; the run may be unfinished.
 
         Raises:
-            ValueError: no run directory, or a damaged file.
+            ValueError: not a run directory, or a file is damaged.
         """
         if not (path / "config.yaml").is_file():
             raise ConfigError(f"{path} is no run directory: it has no config.yaml")
@@ -60,16 +60,16 @@ class RunRecord:
 
     @functools.cached_property
     def composed(self) -> Composed:
-        """Its configuration.
+        """The run's configuration.
 
         Raises:
-            ConfigError: this version does not read it.
+            ConfigError: this version of the package can't read it.
         """
         return compose(self.path / "config.yaml")
 
     @property
     def num_steps(self) -> int | None:
-        """Length of the whole run; None in directories that don't say it."""
+        """Length of the complete run; None in directories without it."""
         return self.environment.get("num_steps") or self.composed.config.trainer.num_steps
 
     @property
@@ -77,68 +77,68 @@ class RunRecord:
         return self.environment.get("batch_size") or self.composed.config.trainer.batch_size
 
     def is_finished(self, num_steps: int | None = None) -> bool:
-        """Whether the last step is saved, and with it its scores.
+        """Whether the last step and its scores are saved.
 
         Args:
-            num_steps: of the run as planned, for directories that don't say it.
+            num_steps: length of the planned run, for directories without it.
         """
         wanted = self.num_steps or num_steps
         return wanted is not None and self.step >= wanted
 
     @functools.cached_property
     def score_names(self) -> Sequence[str]:
-        """Of all scores, as the probe's protocols name them."""
-        protocols = tuple(self.composed.config.probe.evaluators)
+        """Names of all scores of the probe's evaluators."""
+        evaluators = tuple(self.composed.config.probe.evaluators)
         names = dict.fromkeys(name for line in self.lines if "loss" not in line for name in line)
-        return [name for name in names if name.startswith(protocols) and not name.endswith(_BASELINE)]
+        return [name for name in names if name.startswith(evaluators) and not name.endswith(_BASELINE)]
 
     @functools.cached_property
     def evaluated(self) -> Mapping[str, Score]:
-        """Scores of the evaluations that studies asked for."""
+        """Scores of the evaluations of studies."""
         return scores_of(self.path)
 
     def score(self, name: str) -> float | None:
-        """The latest value of a score after training began; None where it was not probed."""
+        """Return the latest score after step 0; None if it was not probed."""
         if name in self.evaluated:
             return self.evaluated[name].value
         return next((line[name] for line in reversed(self.lines) if name in line and line["step"] > 0), None)
 
     def baseline(self, name: str) -> float | None:
-        """The same score of the network before its first step; None where that was not probed."""
+        """Return the score of the network before its first step; None if it was not probed."""
         if name in self.evaluated:
             return self.evaluated[name].random_init
         key = name + _BASELINE
         return next((line[key] for line in self.lines if key in line), None)
 
     def curve(self, name: str) -> Curve:
-        """A value of ``metrics.jsonl`` over the images trained on."""
+        """Return a value of ``metrics.jsonl`` against the number of training images."""
         points = [(line["step"] * self.batch_size, line[name]) for line in self.lines if name in line]
         return Curve([images for images, _ in points], [value for _, value in points])
 
     @functools.cached_property
     def images_per_second(self) -> float | None:
-        """The median over the logged steps, which probes and pauses in between don't lower."""
+        """Median over the logged steps, which probes and pauses do not lower."""
         speeds = [line["images_per_second"] for line in self.lines if "images_per_second" in line]
         return median(speeds) if speeds else None
 
     @property
     def seconds(self) -> float | None:
-        """Of training alone: all images at the median speed."""
+        """Training time without probes: all images at the median speed."""
         speed = self.images_per_second
         return None if speed is None else self.step * self.batch_size / speed
 
 
 class RunFolder:
-    """The runs of all studies of one place, found by the identity of their configuration."""
+    """A folder with the runs of several studies, looked up by the identity of their configuration."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def find(self, wanted: str) -> RunRecord | None:
-        """The run whose configuration has the identity ``wanted``, whatever study trained it.
+        """Return the run whose configuration has the identity ``wanted``, regardless of the study that trained it.
 
-        Directories carry the identity in their name. Where none does, configurations are read: a version of this
-        package with further keys gives other identities, while their defaults may say just what an older run did.
+        Directory names end with the identity. If none matches, the configurations are read: new keys of a later
+        version change identities, while their defaults may describe the older run exactly.
         """
         named = [path for path in self.path.glob(f"*-{wanted}") if (path / "config.yaml").is_file()]
         path = min(named, default=self._by_configuration.get(wanted))
@@ -151,12 +151,12 @@ class RunFolder:
             try:
                 found[identity(compose(config))] = config.parent
             except (ValueError, LookupError) as error:
-                _LOG.warning("%s can't be read by this version and is left out: %s", config.parent, error)
+                _LOG.warning("%s can't be read by this version and is skipped: %s", config.parent, error)
         return found
 
 
 def _lines(path: Path) -> list[Mapping[str, Any]]:
-    """Whole lines; the last one may be cut off where a process died."""
+    """Parse the complete lines; the last line may be truncated if the process died."""
     lines = []
     for text in path.read_text().splitlines() if path.is_file() else ():
         try:

@@ -1,4 +1,4 @@
-"""The trainings of a study as jobs of a Slurm cluster."""
+"""Trainings of a study as Slurm jobs."""
 
 import os
 from collections.abc import Sequence
@@ -13,15 +13,15 @@ if TYPE_CHECKING:
 
 
 def slurm_start(folder: Path, options: Sequence[str], cluster: str = "slurm") -> Start:
-    """What submits a training.
+    """Return a function that submits trainings.
 
     Args:
-        folder: of submitit's own files, on a file system that all nodes see.
+        folder: folder for submitit's files, on a file system that all nodes share.
         options: ``key=value`` of submitit's ``update_parameters``, e.g. ``slurm_partition=gpu``, ``timeout_min=720``.
-        cluster: of submitit; ``local`` runs jobs on this machine.
+        cluster: submitit's name of the cluster; ``local`` runs jobs on this machine.
 
     Raises:
-        ValueError: no submitit, no Slurm, or an option that submitit does not know.
+        ValueError: submitit or Slurm is missing, or submitit does not know an option.
     """
     parameters = {"name": "ssl-zoo-study", **parameters_of(options)}
     executor = cluster_executor(folder, parameters, cluster=cluster, option="--slurm")
@@ -29,10 +29,10 @@ def slurm_start(folder: Path, options: Sequence[str], cluster: str = "slurm") ->
 
 
 class SlurmTraining:
-    """A submitted training; it is queued again when its time is over before it is."""
+    """A submitted training; it is requeued when it reaches its time limit."""
 
     def __init__(self, executor: "submitit.Executor", command: Sequence[str], log: Path, lock: IO[bytes]) -> None:
-        self._lock = os.dup(lock.fileno())  # held here, since the job runs elsewhere
+        self._lock = os.dup(lock.fileno())  # held by this process, since the job runs on another node
         self._job = executor.submit(TrainingJob(command, log=log.absolute()))
 
     def poll(self) -> int | None:

@@ -1,4 +1,4 @@
-"""Trainings and evaluations as processes: so many at once, none twice, and stopped such that they can go on."""
+"""Trainings and evaluations as processes: at most N at once, no run twice, and resumable after a stop."""
 
 import fcntl
 import os
@@ -20,30 +20,30 @@ from ssl_zoo.study.record import RunFolder
 
 _POLL_SECONDS = 0.2
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-LOG = "log.txt"  # in a run directory: everything that its trainings printed
+LOG = "log.txt"  # in a run directory: the output of its trainings
 
 
 class Training(Protocol):
-    """A training that was started."""
+    """A training that has been started."""
 
     def poll(self) -> int | None:
-        """The exit status; None while it goes on."""
+        """Return the exit status; None while it runs."""
 
     def stop(self) -> None:
-        """Ask it to save and end."""
+        """Ask it to save and exit."""
 
     def kill(self) -> None:
-        """End it at once."""
+        """Kill it."""
 
 
-Start = Callable[[Sequence[str], Path, IO[bytes]], Training]  # command, its log, a lock that it must hold
+Start = Callable[[Sequence[str], Path, IO[bytes]], Training]  # command, log file, lock that the training must hold
 
 
 class LocalTraining:
-    """A training on this machine.
+    """A training process on this machine.
 
     Args:
-        num_threads: None leaves their number to torch.
+        num_threads: CPU threads; None leaves the number to torch.
     """
 
     def __init__(self, command: Sequence[str], log: Path, lock: IO[bytes], num_threads: int | None) -> None:
@@ -55,8 +55,8 @@ class LocalTraining:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **import_path(), **threads},
-                start_new_session=True,  # a Ctrl-C reaches it once, from here
-                pass_fds=[lock.fileno()],  # held as long as the training lives, also if this process is killed
+                start_new_session=True,  # Ctrl-C must reach it only through stop()
+                pass_fds=[lock.fileno()],  # held while the training lives, even if this process is killed
             )
 
     def poll(self) -> int | None:
@@ -70,30 +70,30 @@ class LocalTraining:
 
 
 def threads_per_job(jobs: int) -> int | None:
-    """Threads of each of ``jobs`` trainings on this machine; None for one alone, which takes what torch takes."""
+    """Return the CPU threads per training; None, torch's default, for a single job."""
     if jobs == 1:
         return None
     return max(1, int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1) // jobs)
 
 
 def training_command(run: PlannedRun, directory: Path, plugins: Sequence[str] = ()) -> list[str]:
-    """What starts or continues the training of a run."""
+    """Return the command that starts or resumes the training of a run."""
     settings = [*run.overrides, f"output_dir={directory}"]
     return [sys.executable, "-m", "ssl_zoo.tools.train_net", "--config", run.recipe, *plugin_words(plugins), *settings]
 
 
 @dataclass(frozen=True)
-class Ended:
-    """How a training went."""
+class Outcome:
+    """The outcome of a training."""
 
     run: PlannedRun
     directory: Path
-    failure: str | None  # the last error that it printed; None if it is finished, or was stopped and can go on
+    failure: str | None  # the last error in its log; None if it finished, or was stopped and can resume
     seconds: float
 
 
 class _Stop:
-    """Signals to stop that arrived while the block ran."""
+    """Counts the stop signals that arrive while the block runs."""
 
     count = 0
 
@@ -120,30 +120,30 @@ def train_all(
     jobs: int,
     evaluations: Sequence[PlannedEvaluation] = (),
     plugins: Sequence[str] = (),
-    tell: Callable[[str], None],
-    after_each: Callable[[Ended], None],
+    log: Callable[[str], None],
+    after_each: Callable[[Outcome], None],
 ) -> bool:
-    """Train ``runs`` and evaluate each until all are finished or have failed once; False if a signal ended it before.
+    """Train and evaluate ``runs`` until each has finished or failed once; return False if a signal stopped it.
 
-    A run that another process trains is waited for. On a signal all trainings save and end, on a second one they are
-    killed; the next start goes on from what was saved.
+    Runs that another process trains are waited for. On a signal all trainings save and exit, on a second signal they
+    are killed. The next start resumes from the saved checkpoints.
     """
-    return _Queue(folder, start, jobs, evaluations, plugins, tell, after_each, waiting=list(runs)).work()
+    return _Queue(folder, start, jobs, evaluations, plugins, log, after_each, waiting=list(runs)).work()
 
 
 @dataclass(frozen=True)
 class _Job:
-    """What is to be done next for a run.
+    """The next job of a run.
 
     Attributes:
-        command: None where the run is finished.
-        how: in words.
-        evaluation: that the command makes; None where it trains.
+        command: None if the run is finished.
+        action: description for the log.
+        evaluation: the evaluation that the command runs; None if it trains.
     """
 
     directory: Path
     command: Sequence[str] | None
-    how: str
+    action: str
     evaluation: PlannedEvaluation | None = None
 
 
@@ -152,7 +152,7 @@ class _Active:
     run: PlannedRun
     job: _Job
     training: Training
-    log_start: int  # bytes of the log that are older
+    log_start: int  # size of the log in bytes before this start
     started: float
 
 
@@ -163,15 +163,15 @@ class _Queue:
     jobs: int
     evaluations: Sequence[PlannedEvaluation]
     plugins: Sequence[str]
-    tell: Callable[[str], None]
-    after_each: Callable[[Ended], None]
+    log: Callable[[str], None]
+    after_each: Callable[[Outcome], None]
     waiting: list[PlannedRun]
     active: list[_Active] = field(default_factory=list)
     is_stopping: bool = False
-    is_told_waiting: bool = False
+    has_logged_waiting: bool = False
 
     def work(self) -> bool:
-        """Train until nothing waits (true), or until a signal asks to stop (false); a second signal kills."""
+        """Train until the queue is empty (True) or a signal asks to stop (False); a second signal kills."""
         with _stop_on_signal() as stop:
             while (self.waiting or self.active) and not stop.count:
                 self._fill()
@@ -180,7 +180,7 @@ class _Queue:
             if not stop.count:
                 return True
             self.is_stopping = True
-            self.tell(f"stopping: {len(self.active)} trainings save and end (once more to kill them)")
+            self.log(f"stopping: {len(self.active)} trainings save and exit (repeat to kill them)")
             for active in self.active:
                 active.training.stop()
             while self.active:
@@ -201,27 +201,27 @@ class _Queue:
             with lock:
                 self.waiting.remove(run)
                 self._begin(run, lock)
-        if not self.active and self.waiting and not self.is_told_waiting:
-            self.is_told_waiting = True
-            self.tell(f"waiting for another process, which trains {', '.join(run.title for run in self.waiting)}")
+        if not self.active and self.waiting and not self.has_logged_waiting:
+            self.has_logged_waiting = True
+            self.log(f"waiting for another process that trains {', '.join(run.title for run in self.waiting)}")
 
     def _begin(self, run: PlannedRun, lock: IO[bytes]) -> None:
         job = self._next(run)
         if job.command is None:
-            self.after_each(Ended(run, job.directory, None, 0.0))
+            self.after_each(Outcome(run, job.directory, None, 0.0))
             return
         job.directory.mkdir(parents=True, exist_ok=True)
         log = job.directory / LOG
         length = log.stat().st_size if log.is_file() else 0
-        self.tell(f"{run.title} {job.how}: {log}")
+        self.log(f"{run.title} {job.action}: {log}")
         self.active.append(_Active(run, job, self.start(job.command, log, lock), length, time.monotonic()))
 
     def _next(self, run: PlannedRun) -> _Job:
         found = self.folder.find(run.identity)
         directory = self.folder.path / run.directory if found is None else found.path
         if found is None or not found.is_finished(run.cost.num_steps):
-            how = "starts" if found is None or not found.step else f"goes on from step {found.step:,}"
-            return _Job(directory, training_command(run, directory, self.plugins), how)
+            action = "starts" if found is None or not found.step else f"resumes from step {found.step:,}"
+            return _Job(directory, training_command(run, directory, self.plugins), action)
         for evaluation in self.evaluations:
             if not evaluation.is_done(directory):
                 command = evaluation.command(directory, self.plugins)
@@ -239,20 +239,20 @@ class _Queue:
                 self.waiting.insert(0, active.run)
                 continue
             failure = None if self.is_stopping else _failure(active, status, following)
-            self.after_each(Ended(active.run, active.job.directory, failure, time.monotonic() - active.started))
+            self.after_each(Outcome(active.run, active.job.directory, failure, time.monotonic() - active.started))
 
 
-def _failure(ended: _Active, status: int, following: _Job) -> str | None:
-    job = ended.job
+def _failure(active: _Active, status: int, following: _Job) -> str | None:
+    job = active.job
     if status != 0:
-        return _last_error(job.directory / LOG, ended.log_start, status)
+        return _last_error(job.directory / LOG, active.log_start, status)
     if job.evaluation is None or following.command is None:
         return None
-    return f"evaluation {job.evaluation.name} gave no {', '.join(job.evaluation.missing(job.directory))}"
+    return f"evaluation {job.evaluation.name} computed no {', '.join(job.evaluation.missing(job.directory))}"
 
 
 def _lock(path: Path) -> IO[bytes] | None:
-    """A file that this process alone has locked, until it and every process that inherits it close it."""
+    """Lock a file until this process and all that inherit it close it; None if another process holds it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     file = open(path, "wb")  # noqa: SIM115 (the caller closes it)
     try:
@@ -264,11 +264,11 @@ def _lock(path: Path) -> IO[bytes] | None:
 
 
 def _last_error(log: Path, start: int, status: int) -> str:
-    """What a training printed last: from its ``error:`` on, else its last line."""
+    """Return the end of a training's output: everything from its last ``error:`` on, else the last line."""
     with open(log, "rb") as file:
         file.seek(start)
         lines = [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]
     last = next((number for number in reversed(range(len(lines))) if lines[number].startswith("error: ")), -1)
-    told = " ".join(line.strip() for line in lines[last:]).removeprefix("error: ")
-    how = f"killed by signal {-status}" if status < 0 else f"ended with status {status}"
-    return told if told and status > 0 else f"{how}; it printed last: {told or 'nothing'}"
+    error = " ".join(line.strip() for line in lines[last:]).removeprefix("error: ")
+    end = f"killed by signal {-status}" if status < 0 else f"exited with status {status}"
+    return error if error and status > 0 else f"{end}; last output: {error or 'none'}"

@@ -1,4 +1,4 @@
-"""A study at work: what is there, what is missing, and the training of the rest."""
+"""Run a study: find its finished runs, train and evaluate the missing ones, write the report."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,18 +13,18 @@ from ssl_zoo.study.file import Study, read_study
 from ssl_zoo.study.plan import PlannedRun, plan_runs
 from ssl_zoo.study.record import RunFolder
 from ssl_zoo.study.report import duration, quantity, report
-from ssl_zoo.study.training import Ended, Start, train_all
+from ssl_zoo.study.training import Outcome, Start, train_all
 
 
 @dataclass
 class StudyWork:
-    """The runs of a study and where they lie.
+    """The runs of a study and their folders.
 
     Attributes:
-        runs_folder: runs of all studies of one place, so that equal ones are trained once.
-        folder: of the report.
-        command: what the report names to make it again.
-        failures: identity of a run -> what it failed with; of this process alone, since the next one tries again.
+        runs_folder: shared by all studies with the same ``--out``, so that equal runs are trained once.
+        folder: folder of the report.
+        command: command that reproduces the report.
+        failures: error messages by run identity, of this process only, since the next one retries.
     """
 
     study: Study
@@ -36,20 +36,20 @@ class StudyWork:
 
     @classmethod
     def of(cls, path: Path, out: Path, overrides: Sequence[str], seeds: str | None, command: str) -> "StudyWork":
-        """A study file at work in ``out``.
+        """Read a study file and plan its runs in ``out``.
 
         Args:
-            seeds: instead of the study's, as ``0,1,2``.
+            seeds: replaces the study's seeds, e.g. ``0,1,2``.
 
         Raises:
-            ConfigError: whatever is wrong with the study, its recipes or the overrides.
+            ConfigError: the study, a recipe or an override has an error.
         """
         study = read_study(path)
         if seeds is not None:
             try:
                 study = replace(study, seeds=[int(seed) for seed in seeds.split(",")])
             except ValueError as error:
-                raise ConfigError(f"--seeds {seeds}: expected whole numbers, none twice, e.g. 0,1,2") from error
+                raise ConfigError(f"--seeds {seeds}: expected integers without duplicates, e.g. 0,1,2") from error
         return cls(study, plan_runs(study, overrides), RunFolder(out / "runs"), out / path.stem, command)
 
     def is_trained(self, run: PlannedRun) -> bool:
@@ -61,7 +61,7 @@ class StudyWork:
         return self.is_trained(run) and not self.unevaluated(run)
 
     def unevaluated(self, run: PlannedRun) -> list[str]:
-        """Names of the evaluations that a run lacks."""
+        """Return the names of the evaluations that a run lacks."""
         record = self.runs_folder.find(run.identity)
         folder = self.runs_folder.path / run.directory if record is None else record.path
         return [evaluation.name for evaluation in self.evaluations if not evaluation.is_done(folder)]
@@ -72,36 +72,36 @@ class StudyWork:
 
     @property
     def missing(self) -> list[PlannedRun]:
-        """Runs that are not finished, of equal ones the first."""
+        """Return the unfinished runs, and of equal runs only the first."""
         first = {run.identity: run for run in reversed(self.runs)}
         return [run for run in self.runs if first[run.identity] is run and not self.is_finished(run)]
 
     def comparison(self) -> Comparison:
         return compare_study(self.study, self.runs, self.runs_folder, self.failures, self.command)
 
-    def train(self, start: Start, jobs: int, plugins: Sequence[str], tell: Callable[[str], None]) -> bool:
-        """Train what is missing, with a report after each run but the last; False if a signal ended it before."""
+    def train(self, start: Start, jobs: int, plugins: Sequence[str], log: Callable[[str], None]) -> bool:
+        """Train the missing runs and write a report after each except the last; False if a signal stopped it."""
         missing = self.missing
         if not missing:
-            tell(f"nothing to compute: all {len(self.runs)} runs are finished")
+            log(f"nothing to compute: all {len(self.runs)} runs are finished")
             return True
         untrained = sum(not self.is_trained(run) for run in missing)
-        evaluated = f", {len(missing)} to be evaluated" if self.evaluations else ""
-        tell(f"{untrained} of {len(self.runs)} runs are to be trained{evaluated}")
+        evaluated = f", {len(missing)} to evaluate" if self.evaluations else ""
+        log(f"{untrained} of {len(self.runs)} runs to train{evaluated}")
         left = len(missing)
 
-        def after_each(ended: Ended) -> None:
+        def after_each(outcome: Outcome) -> None:
             nonlocal left
             left -= 1
-            if ended.failure is not None:
-                self.failures[ended.run.identity] = ended.failure
-                tell(f"{ended.run.title} failed: {ended.failure}")
-            elif self.is_finished(ended.run):
-                tell(f"{ended.run.title} finished after {duration(ended.seconds)}")
+            if outcome.failure is not None:
+                self.failures[outcome.run.identity] = outcome.failure
+                log(f"{outcome.run.title} failed: {outcome.failure}")
+            elif self.is_finished(outcome.run):
+                log(f"{outcome.run.title} finished after {duration(outcome.seconds)}")
             else:
-                tell(f"{ended.run.title} stopped; it can go on")
+                log(f"{outcome.run.title} stopped; it can resume")
                 return
-            if left:  # the last report is the caller's
+            if left:  # the caller writes the last report
                 report(self.comparison(), self.folder).write(self.folder)
 
         return train_all(
@@ -111,13 +111,13 @@ class StudyWork:
             jobs=jobs,
             evaluations=self.evaluations,
             plugins=plugins,
-            tell=tell,
+            log=log,
             after_each=after_each,
         )
 
 
-def schedule(work: StudyWork) -> Table:
-    """What would be trained, with its cost."""
+def run_table(work: StudyWork) -> Table:
+    """Return a table of the runs, their state and the cost of what is missing."""
     missing = {run.identity for run in work.missing}
     table = Table("run", "state", "images", "compute", title=work.study.title, title_justify="left")
     images, flops = 0, 0.0
@@ -126,13 +126,13 @@ def schedule(work: StudyWork) -> Table:
         record = work.runs_folder.find(run.identity)
         done = 0 if record is None else record.step * record.batch_size
         left = None if run.cost.images is None else run.cost.images - done
-        state = "to train" if not done else f"goes on from step {record.step:,}"
+        state = "to train" if not done else f"resumes from step {record.step:,}"
         if run.identity in seen:
-            left, state = 0, "same as one above"
+            left, state = 0, "equal to a run above"
         elif run.identity not in missing:
             left, state = 0, f"finished: {record.path.name}"
         elif work.is_trained(run):
-            left, state = 0, f"to be evaluated ({', '.join(work.unevaluated(run))}): {record.path.name}"
+            left, state = 0, f"to evaluate ({', '.join(work.unevaluated(run))}): {record.path.name}"
         seen.add(run.identity)
         cost = None if left is None else left * run.cost.flops_per_image
         images, flops = images + (left or 0), flops + (cost or 0.0)

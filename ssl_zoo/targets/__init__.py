@@ -1,13 +1,12 @@
 """Targets: what a masked method predicts, chosen by config and handed to the method."""
 
-from ssl_zoo.targets.base import TARGETS, Ema, Target, TargetConfig
+from ssl_zoo.targets.base import TARGETS, Target, TargetConfig
 from ssl_zoo.targets.pixels import Pixels, PixelsConfig
 from ssl_zoo.targets.teacher import MaskTeacher, Normalization, Teacher, TeacherConfig
 from ssl_zoo.targets.topk_teacher import TopKTeacher, TopKTeacherConfig
 
 __all__ = [
     "TARGETS",
-    "Ema",
     "MaskTeacher",
     "Normalization",
     "Pixels",

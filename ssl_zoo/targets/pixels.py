@@ -1,12 +1,13 @@
-"""Pixels as targets: reconstruct what was masked."""
+"""Pixels as targets: reconstruct the masked patches."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ssl_zoo.data.batch import Batch
 from ssl_zoo.masks.base import Masks
 from ssl_zoo.nn import ViT, patchify, scatter_back, take, unpatchify
 from ssl_zoo.plotting import on_grey, patch_set, rows_of
@@ -25,16 +26,14 @@ class PixelsConfig(TargetConfig):
 class Pixels(Target):
     """The pixels of each target patch in (y, x, colour) order, normalised per patch on request."""
 
-    learned = False
-
     def __init__(self, config: PixelsConfig, encoder: ViT) -> None:
         super().__init__()
         self.config, self.patch_size, self.grid = config, encoder.patch_size, encoder.grid
         self.dim = 3 * encoder.patch_size**2
 
     @torch.no_grad()
-    def forward(self, images: Float[Tensor, "B 3 H W"], masks: Masks) -> Float[Tensor, "B M T dim"]:
-        pixels = take(patchify(images.float(), self.patch_size), masks.targets)
+    def forward(self, batch: Batch, masks: Masks, encoder: ViT) -> Float[Tensor, "B M T dim"]:
+        pixels = take(patchify(batch.views["image"].float(), self.patch_size), masks.targets)
         if self.config.normalize:
             mean, deviation = _statistics(pixels)
             pixels = (pixels - mean) / deviation
@@ -42,30 +41,26 @@ class Pixels(Target):
 
     @torch.no_grad()
     def visualize(
-        self,
-        predictions: Float[Tensor, "B M T dim"],
-        images: Float[Tensor, "B 3 H W"],
-        masks: Masks,
-        unnormalize: Callable[[Float[Tensor, "B 3 H W"]], Float[Tensor, "B 3 H W"]],
+        self, predictions: Float[Tensor, "B M T dim"], batch: Batch, masks: Masks, encoder: ViT
     ) -> Mapping[str, Float[Tensor, "3 rows columns"]]:
-        """``reconstructions``: the image, what the encoder sees of it, and the same with the predicted patches.
+        """Show ``reconstructions``: the image, its visible patches, and these with the predicted patches.
 
-        Normalised predictions tell neither brightness nor contrast of a patch; the true ones are lent to them.
+        Normalised predictions have neither brightness nor contrast of a patch; those of the true patch are used.
         """
-        patches = patchify(images.float(), self.patch_size)
+        patches = patchify(batch.views["image"].float(), self.patch_size)
         if self.config.normalize:
             mean, deviation = _statistics(take(patches, masks.targets))
             predictions = predictions * deviation + mean
         predicted = masks.targets.flatten(1)
         filled = unpatchify(scatter_back(predictions.flatten(1, 2), predicted, patches), self.grid, self.patch_size)
-        seen = patch_set(masks.context.flatten(1), patches.shape[1])
-        known = seen | patch_set(predicted, patches.shape[1])
-        image = unnormalize(images)
-        columns = [image, on_grey(image, seen, self.grid), on_grey(unnormalize(filled), known, self.grid)]
+        visible = patch_set(masks.context.flatten(1), patches.shape[1])
+        known = visible | patch_set(predicted, patches.shape[1])
+        image, reconstructed = batch.pixels("image"), batch.pixels("image", filled)
+        columns = [image, on_grey(image, visible, self.grid), on_grey(reconstructed, known, self.grid)]
         return {"reconstructions": rows_of(columns)}
 
 
 def _statistics(pixels: Float[Tensor, "*B P"]) -> tuple[Float[Tensor, "*B 1"], Float[Tensor, "*B 1"]]:
-    """Mean and standard deviation of each patch, as MAE takes them (arXiv 2111.06377, facebookresearch/mae)."""
+    """Return mean and standard deviation of each patch, as MAE takes them (arXiv 2111.06377, facebookresearch/mae)."""
     variance, mean = torch.var_mean(pixels, dim=-1, keepdim=True)  # unbiased
     return mean, (variance + 1e-6).sqrt()

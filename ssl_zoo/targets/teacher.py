@@ -1,7 +1,6 @@
-"""Teacher features: what an averaged copy of the encoder makes of the whole image."""
+"""Teacher features: the output of an encoder with EMA weights for the full image."""
 
-import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from enum import Enum
@@ -11,12 +10,14 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ssl_zoo.collapse import FEATURE_LIMITS, Limit
+from ssl_zoo.data.batch import Batch
+from ssl_zoo.ema import Ema, EmaConfig, EmaCopy
 from ssl_zoo.masks.base import Masks
 from ssl_zoo.nn import ViT, mean_per_patch, take
 from ssl_zoo.plotting import PrincipalColours, on_grey, patch_colours, patch_set, rows_of, similarity_colours
-from ssl_zoo.schedules import Shape, ramp
 from ssl_zoo.settings import setting
-from ssl_zoo.targets.base import TARGETS, Ema, Target, TargetConfig
+from ssl_zoo.targets.base import TARGETS, Target, TargetConfig
 
 
 class MaskTeacher(Enum):
@@ -37,37 +38,30 @@ class Normalization(Enum):
 class TeacherConfig(TargetConfig):
     """The target encoder of I-JEPA and the teacher of data2vec."""
 
-    momentum: float = setting(0.996, "EMA momentum at the start of the run")
-    final_momentum: float = setting(1.0, "EMA momentum at its end")
-    momentum_shape: Shape = setting(Shape.linear, "course of the momentum: constant, linear or cosine")
+    ema: EmaConfig = setting(EmaConfig(), "EMA weights of the teacher")
     normalization: Normalization = setting(
         Normalization.layer, "layer as I-JEPA; instance first removes what all tokens of an image share"
     )
     mask: MaskTeacher = setting(MaskTeacher.output, "cut target blocks from the teacher's output or from its input")
-    annealing: float = setting(1.0, "fraction of the run after which the momentum keeps its final value")
-    full_precision: bool = setting(False, "run the teacher in float32 whatever trainer.precision is")
-
-    def __post_init__(self) -> None:
-        if not 0 < self.annealing <= 1:
-            raise ValueError(f"targets.annealing={self.annealing}: needs a fraction of the run, above 0 and at most 1")
-        for key in ("momentum", "final_momentum"):
-            if not 0 <= getattr(self, key) <= 1:
-                raise ValueError(f"targets.{key}={getattr(self, key)}: needs a value in 0..1")
+    full_precision: bool = setting(False, "run the teacher in float32, regardless of trainer.precision")
 
 
 @TARGETS.register("teacher", TeacherConfig)
 class Teacher(Target):
-    """Layer-normed features of an exponential moving average of the encoder."""
+    """Layer-normed features of an encoder with EMA weights."""
+
+    config: TeacherConfig
 
     def __init__(self, config: TeacherConfig, encoder: ViT) -> None:
         super().__init__()
         self.config, self.dim = config, encoder.embed_dim
-        self.encoder = copy.deepcopy(encoder).requires_grad_(False)
+        self.encoder = EmaCopy(encoder)
 
     @torch.no_grad()
-    def forward(self, images: Float[Tensor, "B 3 H W"], masks: Masks) -> Float[Tensor, "B M T dim"]:
+    def forward(self, batch: Batch, masks: Masks, encoder: ViT) -> Float[Tensor, "B M T dim"]:
+        images = batch.views["image"]
         kind = images.device.type
-        exact = self.config.full_precision and torch.amp.is_autocast_available(kind)  # which the meta device has not
+        exact = self.config.full_precision and torch.amp.is_autocast_available(kind)  # the meta device has none
         with torch.autocast(kind, enabled=False) if exact else nullcontext():
             if self.config.mask is MaskTeacher.output:
                 tokens = take(self._features(images, None), masks.targets)
@@ -79,30 +73,26 @@ class Teacher(Target):
 
     @torch.no_grad()
     def visualize(
-        self,
-        predictions: Float[Tensor, "B M T dim"],
-        images: Float[Tensor, "B 3 H W"],
-        masks: Masks,
-        unnormalize: Callable[[Float[Tensor, "B 3 H W"]], Float[Tensor, "B 3 H W"]],
+        self, predictions: Float[Tensor, "B M T dim"], batch: Batch, masks: Masks, encoder: ViT
     ) -> Mapping[str, Float[Tensor, "3 rows columns"]]:
-        """``features``: image, context, the features of all patches, the predicted ones, and how far they agree.
+        """Show ``features``: image, context, features of all patches, the predicted ones, and their similarity.
 
-        Features are coloured by their first three principal components over all patches of all images shown, the
-        agreement is the cosine similarity of prediction and target (dark blue 0 or less, yellow 1). A patch in several
-        target blocks shows the mean over its blocks.
+        Features are coloured by their first three principal components over all patches of all images shown. The
+        similarity is the cosine of prediction and target (dark blue 0 or less, yellow 1). A patch in several target
+        blocks shows the mean over its blocks.
         """
-        image, grid, num_patches = unnormalize(images), self.encoder.grid, self.encoder.num_patches
-        features = self(images, masks.everywhere(num_patches))[:, 0]
-        similarity = F.cosine_similarity(predictions, self(images, masks), dim=-1)[..., None]
+        image, grid, num_patches = batch.pixels("image"), encoder.grid, encoder.num_patches
+        features = self(batch, masks.everywhere(num_patches), encoder)[:, 0]
+        similarity = F.cosine_similarity(predictions, self(batch, masks, encoder), dim=-1)[..., None]
         colours = PrincipalColours.of(features)
         patches = masks.targets.flatten(1)
-        seen, known = patch_set(masks.context.flatten(1), num_patches), patch_set(patches, num_patches)
+        visible, known = patch_set(masks.context.flatten(1), num_patches), patch_set(patches, num_patches)
         predicted = colours(mean_per_patch(predictions.flatten(1, 2), patches, num_patches))
         agreement = similarity_colours(mean_per_patch(similarity.flatten(1, 2), patches, num_patches)[..., 0])
-        size = images.shape[-2:]
+        size = image.shape[-2:]
         columns = [
             image,
-            on_grey(image, seen, grid),
+            on_grey(image, visible, grid),
             patch_colours(colours(features), grid, size),
             on_grey(patch_colours(predicted, grid, size), known, grid),
             on_grey(patch_colours(agreement, grid, size), known, grid),
@@ -110,11 +100,11 @@ class Teacher(Target):
         return {"features": rows_of(columns)}
 
     def _features(self, images: Float[Tensor, "B 3 H W"], keep: Int[Tensor, "B M T"] | None) -> Float[Tensor, "B *N D"]:
-        """Features of all patches, or of kept ones, whose blocks don't see each other; in float32."""
+        """Return float32 features of all patches, or of kept ones, whose blocks don't see each other."""
         return self._normalized(self._patches(self.encoder(images, keep=keep)))
 
     def _patches(self, tokens: Float[Tensor, "B *L D"]) -> Float[Tensor, "B *N D"]:
-        return tokens[..., self.encoder.num_prefix_tokens :, :].float()
+        return self.encoder.module.patches(tokens).float()
 
     def _normalized(self, tokens: Float[Tensor, "*B N D"]) -> Float[Tensor, "*B N D"]:
         if self.config.normalization is Normalization.layer:
@@ -123,15 +113,11 @@ class Teacher(Target):
         centred = tokens - tokens.mean(dim=-2, keepdim=True)
         return centred * (centred.square().mean(dim=-2, keepdim=True) + 1e-5).rsqrt()
 
-    def train(self, mode: bool = True) -> "Teacher":
-        """The teacher drops no path and no attention, also while the method trains."""
-        super().train(mode)
-        self.encoder.eval()
-        return self
+    def emas(self, encoder: ViT) -> Sequence[Ema]:
+        return (Ema(encoder, self.encoder, self.config.ema.momentum_at),)
 
-    def averages(self, encoder: ViT) -> Sequence[Ema]:
-        course = ramp(self.config.momentum_shape, self.config.momentum, self.config.final_momentum)
-        return (Ema(encoder, self.encoder, lambda fraction: course(min(1.0, fraction / self.config.annealing))),)
+    def eval_encoder(self, encoder: ViT) -> ViT:
+        return self.encoder.module
 
-    def evaluated(self, encoder: ViT) -> ViT:
-        return self.encoder
+    def collapse_limits(self) -> Sequence[Limit]:
+        return FEATURE_LIMITS

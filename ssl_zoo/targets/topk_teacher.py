@@ -1,6 +1,5 @@
-"""Averaged teacher features: the mean over the last blocks of an averaged copy of the encoder (data2vec)."""
+"""Top-K teacher: the mean over the last K blocks of an encoder with EMA weights (data2vec, arXiv 2202.03555)."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,8 +7,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ssl_zoo.ema import EmaConfig
 from ssl_zoo.nn import LayerOutput, ViT
-from ssl_zoo.schedules import Shape
 from ssl_zoo.settings import setting
 from ssl_zoo.targets.base import TARGETS
 from ssl_zoo.targets.teacher import Normalization, Teacher, TeacherConfig
@@ -19,46 +18,42 @@ from ssl_zoo.targets.teacher import Normalization, Teacher, TeacherConfig
 class TopKTeacherConfig(TeacherConfig):
     """Defaults: data2vec 1.0, ViT-B/16 (facebookresearch/data2vec_vision, beit/README.md)."""
 
+    ema: EmaConfig = setting(EmaConfig(0.9998, 0.9998), "EMA weights of the teacher")
     average_top_k_layers: int | None = setting(
         None,
-        "the last so many blocks are averaged, without the encoder's final norm; null: half of its blocks, at most 6",
+        "last K blocks that are averaged, without the encoder's final norm; null: half of its blocks, at most 6",
+        at_least=1,
+    )
+    layers: list[int] = setting(
+        [], "blocks that are averaged instead of the last K, counted from 0; [] takes the last K", at_least=0
     )
     layer_output: LayerOutput = setting(
         LayerOutput.block, "block averages the blocks' outputs, ffn those of their MLP branches (data2vec 2.0)"
     )
-    momentum: float = setting(0.9998, "EMA momentum at the start of the run")
-    final_momentum: float = setting(0.9998, "EMA momentum at its end")
-    momentum_shape: Shape = setting(Shape.linear, "course of the momentum: constant, linear or cosine")
     normalization: Normalization = setting(
         Normalization.layer, "of each block before averaging: layer as data2vec 1.0, instance as data2vec 2.0"
     )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.average_top_k_layers is not None and self.average_top_k_layers < 1:
-            raise ValueError(f"targets.average_top_k_layers={self.average_top_k_layers}: needs at least 1")
-
 
 @TARGETS.register("topk_teacher", TopKTeacherConfig)
 class TopKTeacher(Teacher):
-    """The mean of the normalised features of the teacher's last blocks, layer-normed (arXiv 2202.03555, sec. 3.3)."""
+    """The mean of the normalised features of the teacher's last K blocks, layer-normed (arXiv 2202.03555, sec. 3.3)."""
 
     config: TopKTeacherConfig
 
     def __init__(self, config: TopKTeacherConfig, encoder: ViT) -> None:
         depth = len(encoder.blocks)
-        # The reference's 6 of 12 and of 24 blocks; a shallower encoder has as many late ones in proportion.
-        average_top_k_layers = config.average_top_k_layers or min(6, -(-depth // 2))
-        if average_top_k_layers > depth:
-            raise ValueError(
-                f"targets.average_top_k_layers={average_top_k_layers}: the encoder has {depth} blocks (backbone.depth)"
-            )
+        # The reference's 6 of 12 and of 24 blocks; in a shallower encoder the same proportion.
+        top_k = config.average_top_k_layers or min(6, -(-depth // 2))
+        if top_k > depth:
+            raise ValueError(f"targets.average_top_k_layers={top_k}: the encoder has {depth} blocks (backbone.depth)")
+        if config.layers and max(config.layers) >= depth:
+            raise ValueError(f"targets.layers={config.layers}: the encoder has blocks 0..{depth - 1} (backbone.depth)")
         super().__init__(config, encoder)
-        self.average_top_k_layers = average_top_k_layers
+        self.layers = config.layers or list(range(depth - top_k, depth))
 
     def _features(self, images: Float[Tensor, "B 3 H W"], keep: Int[Tensor, "B M T"] | None) -> Float[Tensor, "B *N D"]:
-        layers: Sequence[int] = range(-self.average_top_k_layers, 0)
-        outputs = self.encoder(images, keep=keep, layers=layers, layer_output=self.config.layer_output)
+        outputs = self.encoder(images, keep=keep, layers=self.layers, layer_output=self.config.layer_output)
         return torch.stack([self._normalized(self._patches(output)) for output in outputs]).mean(dim=0)
 
     def _normalized(self, tokens: Float[Tensor, "*B N D"]) -> Float[Tensor, "*B N D"]:

@@ -19,7 +19,8 @@ trainer:
 backbone:
   image_size: 96
 targets:
-  momentum: 0.5
+  ema:
+    momentum: 0.5
 """
 
 
@@ -41,7 +42,7 @@ def test_values_come_from_dataclass_then_option_then_recipe_then_command_line(re
     config = load_config(recipe, ["trainer.num_steps=9", "targets.mask=input"])
     assert config.backbone.num_registers == 0
     assert config.backbone.embed_dim == 192
-    assert (config.trainer.epochs, config.targets.momentum) == (7.0, 0.5)
+    assert (config.trainer.epochs, config.targets.ema.momentum) == (7.0, 0.5)
     assert (config.trainer.num_steps, config.targets.mask) == (9, MaskTeacher.input)
 
 
@@ -55,7 +56,7 @@ def test_a_recipe_inherits_from_its_neighbour_and_takes_precedence_without_overr
     child.write_text(
         "defaults: [tiny, targets: pixels, backbone: vit_small]\ntrainer: {gradient_accumulation_steps: 2}\n"
     )
-    recipe.write_text(RECIPE.replace("targets:\n  momentum: 0.5\n", ""))
+    recipe.write_text(RECIPE.replace("targets:\n  ema:\n    momentum: 0.5\n", ""))
     config = load_config(child)
     assert isinstance(config.targets, PixelsConfig)
     assert (config.backbone.embed_dim, config.backbone.image_size) == (384, 96)
@@ -74,7 +75,7 @@ def test_another_option_keeps_shared_keys_and_warns_of_the_values_that_it_drops(
         config = load_config(recipe, ["targets=pixels", "backbone=vit_small"])
     assert config.targets == PixelsConfig()
     assert (config.backbone.image_size, config.backbone.embed_dim) == (96, 384)
-    assert "ignored, since another target was chosen: targets.momentum=0.5" in caplog.text
+    assert "ignored, since another target was chosen: targets.ema.momentum=0.5" in caplog.text
 
 
 def test_interpolations_resolve(recipe):
@@ -95,8 +96,8 @@ def test_interpolations_resolve(recipe):
         "seed=x": ["seed=x", "expected integer"],
         "seed=null": ["seed=null", "expected integer"],
         "trainer.num_steps=1.5": ["integer or null"],
-        "method.loss=l3": ["one of smooth_l1, l2"],
-        "method.view=3": ["method.view is a section", "method.view.crop_scale"],
+        "method.distance=l3": ["one of smooth_l1, l2"],
+        "targets.ema=3": ["targets.ema is a section", "targets.ema.final_momentum"],
         "trainer=big": ["trainer is a section", "trainer.epochs"],
         "backbone=vit_lrage": ["Did you mean backbone=vit_large?", "vit_base, vit_giant"],
         "method=ijeap": ["Did you mean method=ijepa?"],

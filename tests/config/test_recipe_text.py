@@ -8,7 +8,7 @@ OVERRIDES = [
     [],
     ["masks=null", "targets=null", "seed=${trainer.batch_size}", "output_dir='1e3'"],
     ["targets=pixels", "masks.target_scale=[0.1,0.3]", "optim.eps=1e-9", "backbone.layer_scale=1e-5"],
-    ["method.loss=l2", "data.seed=3", "trainer.device=cpu", "trainer.num_steps=3"],
+    ["method.distance=l2", "data.seed=3", "trainer.device=cpu", "trainer.num_steps=3"],
 ]
 
 

@@ -43,7 +43,7 @@ def test_a_recipe_builds_the_encoder_that_its_header_counts(recipe):
 def test_operations_of_a_recipe_are_counted_without_weights(recipe: Path) -> None:
     config = load_config(recipe)
     method = build_method(config.method, config.backbone, config.targets, seed=0, device="meta")
-    views = build_views(config.method, config.backbone)
+    views = build_views(config.views, config.backbone)
     flops = count_flops(method, views, build_generators(views, config.masks, config.backbone))
     assert flops["step"] == flops["forward"] + flops["backward"] and flops["backward"] > 0
 
@@ -62,12 +62,12 @@ def test_the_reference_recipe_has_the_reference_values():
     optim, masks = config.optim, config.masks
     assert (config.backbone.patch_size, config.backbone.embed_dim, config.backbone.depth) == (14, 1280, 32)
     assert (config.method.predictor_dim, config.method.predictor_depth) == (384, 12)
-    assert config.method.view.crop_scale == [0.3, 1.0]
+    assert config.views.crop_scale == [0.3, 1.0]
     assert (masks.target_scale, masks.target_aspect, masks.context_scale) == ([0.15, 0.2], [0.75, 1.5], [0.85, 1.0])
     assert (masks.num_targets, masks.num_contexts, masks.min_patches) == (4, 1, 10)
     assert (optim.warmup_lr, optim.lr, optim.min_lr) == (2e-4, 1e-3, 1e-6)
     assert (optim.warmup_epochs, optim.weight_decay, optim.final_weight_decay) == (40, 0.04, 0.4)
-    assert (config.targets.momentum, config.targets.final_momentum) == (0.996, 1.0)
+    assert (config.targets.ema.momentum, config.targets.ema.final_momentum) == (0.996, 1.0)
     assert (config.trainer.batch_size, config.trainer.epochs) == (2048, 300)
 
 
@@ -112,7 +112,7 @@ def test_another_method_on_a_recipe_brings_its_masks_and_targets_and_keeps_the_v
     recipe = ROOT / "ijepa" / "cifar10_vitt4.yaml"
     config = load_config(recipe, ["method=mae"])
     assert isinstance(config.masks, MASKS.config_of("random")) and isinstance(config.targets, PixelsConfig)
-    assert config.method.view.crop_scale == [0.35, 1.0]
+    assert config.views.crop_scale == [0.35, 1.0]
     [told] = [record.getMessage() for record in caplog.records if "another method" in record.getMessage()]
     assert told.endswith("ignored, since another method was chosen: method.predictor_dim=96, method.predictor_depth=2")
     other = load_config(recipe, ["method=mae", "targets=teacher"])
@@ -140,7 +140,7 @@ def test_the_simmim_recipe_has_the_reference_values_and_sizes() -> None:
     method = build_method(config.method, config.backbone, config.targets, seed=0, device="meta")
     assert sum(p.numel() for p in method.parameters() if p.requires_grad) == 86_256_720
     assert sum(p.numel() for p in method.head.parameters()) == 590_592
-    view = config.method.view
+    view = config.views
     assert (view.crop_scale, view.interpolation, view.horizontal_flip) == ([0.67, 1.0], "bilinear", 0.5)
     masks = MASKS.build(config.masks, config.backbone.grid)(8, torch.Generator().manual_seed(0))
     assert masks.masked.sum(1).tolist() == [120] * 8 and not config.targets.normalize
@@ -166,7 +166,7 @@ def test_recipes_of_crops_have_the_reference_values(
     config = load_config(ROOT / name / "vits16.yaml")
     method, optim = config.method, config.optim
     assert (method.num_prototypes, method.head_dim, method.bottleneck_dim) == (prototypes, 2048, 256)
-    assert (method.num_local_crops, method.local_size, method.norm_last_layer) == (local_crops, 96, False)
+    assert (views.num_local_crops, views.local_size, method.norm_last_layer) == (local_crops, 96, False)
     assert method.global_view.crop_scale == method.second_global_view.crop_scale == large
     assert method.local_view.crop_scale == small
     blurs = (method.global_view.blur, method.second_global_view.blur, method.local_view.blur)
@@ -185,7 +185,7 @@ def test_data2vec_recipes_have_the_reference_values_and_sizes() -> None:
     config = load_config(ROOT / "data2vec" / "vitb16.yaml")
     method = build_method(config.method, config.backbone, config.targets, seed=0, device="meta")
     assert sum(p.numel() for p in method.parameters() if p.requires_grad) == 86_256_720
-    assert (config.targets.average_top_k_layers, config.targets.momentum, config.targets.final_momentum) == (
+    assert (config.targets.average_top_k_layers, config.targets.ema.momentum, config.targets.ema.final_momentum) == (
         6,
         0.9998,
         0.9998,
@@ -202,6 +202,10 @@ def test_data2vec2_recipes_see_as_many_patches_as_the_reference(name: str, seen:
     masks = MASKS.build(config.masks, config.backbone.grid)(2, torch.Generator().manual_seed(0))
     assert masks.context.shape == (2, 16, seen)
     assert config.targets.average_top_k_layers == blocks
-    [average] = build_method(config.method, config.backbone, config.targets, seed=0, device="meta").averages()
+    [average] = build_method(config.method, config.backbone, config.targets, seed=0, device="meta").emas()
     assert average.momentum(0.0) == pytest.approx(0.9998)
-    assert average.momentum(config.targets.annealing) == average.momentum(1.0) == config.targets.final_momentum
+    assert (
+        average.momentum(config.targets.ema.anneal_fraction)
+        == average.momentum(1.0)
+        == config.targets.ema.final_momentum
+    )

@@ -20,7 +20,7 @@ from ssl_zoo.engine.optim import AdamWConfig
 from ssl_zoo.engine.settings import AlarmConfig, AlarmPolicy
 from ssl_zoo.engine.trainer import Hook, Trainer
 from ssl_zoo.masks import Masks
-from ssl_zoo.method import Method, Output, Progress, build_method
+from ssl_zoo.method import Method, Output, build_method
 from ssl_zoo.nn import normalized_entropy, take
 from ssl_zoo.targets import Target, TargetConfig, TeacherConfig
 from ssl_zoo.targets.teacher import Normalization
@@ -61,8 +61,8 @@ class Constant(Target):
 class Leaking(IJEPA):
     """I-JEPA without average and stopped gradient: the encoder may move its targets towards its predictions."""
 
-    def forward(self, batch: Batch, progress: Progress) -> Output:
-        images, masks = batch.views[0], batch.masks[0]
+    def forward(self, batch: Batch, step: Step) -> Output:
+        images, masks = batch.views["image"], batch.masks["image"]
         targets = take(F.layer_norm(self.encoder(images), (48,)), masks.targets)
         predictions = self.predict(images, masks)
         return Output(self.loss(predictions, masks.paired(targets)), self.metrics(predictions, targets.detach(), masks))
@@ -83,8 +83,8 @@ class Prototypes(IJEPA):
         nn.init.normal_(self.head.weight, generator=torch.Generator().manual_seed(0))
         self.temperature, self.bias = temperature, bias * F.one_hot(torch.tensor(0), 64)
 
-    def forward(self, batch: Batch, progress: Progress) -> Output:
-        images = batch.views[0]
+    def forward(self, batch: Batch, step: Step) -> Output:
+        images = batch.views["image"]
         student = self.head(F.normalize(self.encoder(images).mean(dim=1), dim=-1))
         with torch.no_grad():
             logits = self.head(F.normalize(self.target.encoder(images).mean(dim=1), dim=-1)) + self.bias
@@ -100,7 +100,7 @@ class Prototypes(IJEPA):
 
 
 def test_a_gradient_into_the_target_sets_it_off_within_200_steps(tmp_path: Path) -> None:
-    base = ijepa(TeacherConfig(momentum=0.0, final_momentum=0.0))
+    base = ijepa(TeacherConfig(EmaConfig(0.0, 0.0)))
     leaking = Leaking(CONFIG, base.encoder, base.target)
     step = alarm_step(tmp_path, leaking, num_steps=200)
     assert step is not None and records(tmp_path)[-1]["loss"] < 0.2 * records(tmp_path)[0]["loss"]
@@ -114,7 +114,7 @@ def test_constant_targets_set_it_off_at_the_patience(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("normalization", Normalization)
 def test_a_teacher_of_zeros_sets_it_off_at_the_patience(tmp_path: Path, normalization: Normalization) -> None:
-    method = ijepa(TeacherConfig(momentum=1.0, normalization=normalization))
+    method = ijepa(TeacherConfig(EmaConfig(1.0), normalization=normalization))
     with torch.no_grad():
         for parameter in method.target.encoder.parameters():
             parameter.zero_()
@@ -123,7 +123,7 @@ def test_a_teacher_of_zeros_sets_it_off_at_the_patience(tmp_path: Path, normaliz
 
 @pytest.mark.parametrize("normalization", Normalization)
 def test_a_teacher_that_sees_positions_but_no_image_sets_it_off(tmp_path: Path, normalization: Normalization) -> None:
-    method = ijepa(TeacherConfig(momentum=1.0, normalization=normalization))
+    method = ijepa(TeacherConfig(EmaConfig(1.0), normalization=normalization))
     nn.init.zeros_(method.target.encoder.patch_embed.proj.weight)
     assert alarm_step(tmp_path, method, num_steps=9) == 5
     assert all(record["target_std"] > 0.1 for record in records(tmp_path))  # which tells nothing of it
@@ -191,7 +191,7 @@ def test_a_warning_comes_once_and_the_run_goes_on(tmp_path: Path, caplog: pytest
         tiny_trainer(tmp_path, alarm=CollapseAlarm(always())).train()
     (warning,) = [r.getMessage() for r in caplog.records if "collapse" in r.getMessage()]
     assert warning.startswith("collapse at step 3: ") and "monitor.alarm.max_cosine=0.0 in 3 records" in warning
-    assert "targets.momentum" in warning and "monitor.alarm.policy=stop" in warning
+    assert "targets.ema.momentum" in warning and "monitor.alarm.policy=stop" in warning
     assert [r["collapse"] for r in records(tmp_path)] == pytest.approx([1 / 3, 2 / 3, 1, 1, 1, 1])
 
 

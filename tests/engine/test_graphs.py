@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_runs import tiny_trainer
 
-from ssl_zoo.engine.graphs import check_recordable
+from ssl_zoo.engine.graphs import check_capturable
 from ssl_zoo.engine.settings import Parallel, TrainerConfig
 
 GPU = torch.device("cuda", 0)
@@ -24,8 +24,8 @@ def test_what_can_not_be_recorded_is_refused_with_the_reason(
     settings: dict[str, object], world_size: int, complaint: str
 ) -> None:
     with pytest.raises(ValueError, match=rf"trainer\.cuda_graphs=true: .*{complaint}.*; set it to false"):
-        check_recordable(TrainerConfig(cuda_graphs=True, **settings), GPU, world_size)
-    check_recordable(TrainerConfig(cuda_graphs=True), GPU, 1)
+        check_capturable(TrainerConfig(cuda_graphs=True, **settings), GPU, world_size)
+    check_capturable(TrainerConfig(cuda_graphs=True), GPU, 1)
 
 
 def test_a_run_without_a_gpu_is_refused_before_it_starts(tmp_path: Path) -> None:

@@ -64,13 +64,13 @@ def test_every_parameter_is_divided_and_every_average_follows(group: Processes) 
 
 def test_a_whole_copy_is_a_plain_encoder_that_can_be_copied_and_trained(group: Processes) -> None:
     method, plain = tiny_method("ijepa"), tiny_method("ijepa")
-    images = tiny_batch(plain, "ijepa").views[0]
+    images = tiny_batch(plain, "ijepa").views["image"]
     shard(method, TrainerConfig(), all_ranks(CPU))
-    encoder = whole_copy(method.evaluated(), TrainerConfig())
+    encoder = whole_copy(method.eval_encoder(), TrainerConfig())
     assert type(encoder) is type(plain.encoder) and not is_sharded(encoder)
     copy.deepcopy(encoder)
     assert encoder.config == TINY_BACKBONE
-    assert torch.equal(encoder.eval()(images), plain.evaluated().eval()(images))
+    assert torch.equal(encoder.eval()(images), plain.eval_encoder().eval()(images))
 
 
 def test_a_network_may_run_before_the_method_does(group: Processes, tmp_path: Path) -> None:

@@ -55,13 +55,13 @@ def test_micro_batches_add_up_to_the_whole_batch(tmp_path: Path) -> None:
 def test_the_average_is_updated_once_a_step_after_the_optimizer(tmp_path: Path) -> None:
     trainer = tiny_trainer(tmp_path, num_steps=1)
     (ema,) = trainer.averages
-    before = ema.average.norm.weight.clone()
+    before = ema.copy.module.norm.weight.clone()
     trainer.train()
     momentum = records(tmp_path)[0]["momentum"]
     assert momentum == 0.996
     expected = momentum * before + (1 - momentum) * ema.online.norm.weight
-    torch.testing.assert_close(ema.average.norm.weight, expected, atol=5e-7, rtol=0)
-    assert not torch.equal(ema.average.norm.weight, before)
+    torch.testing.assert_close(ema.copy.module.norm.weight, expected, atol=5e-7, rtol=0)
+    assert not torch.equal(ema.copy.module.norm.weight, before)
 
 
 def test_a_clip_norm_bounds_the_update(tmp_path: Path) -> None:
@@ -96,8 +96,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_saves_its_batch(tmp_path: P
     with pytest.raises(NonFiniteLoss, match="step 3"):
         trainer.train()
     saved = load_file(tmp_path / "non_finite_step_00000003_rank_0.safetensors")
-    assert torch.equal(saved["view.0"], expected.views[0]) and torch.equal(saved["index"], expected.index)
-    assert torch.equal(saved["masks.0.context"], expected.masks[0].context)
+    assert torch.equal(saved["view.0"], expected.views["image"]) and torch.equal(saved["index"], expected.index)
+    assert torch.equal(saved["masks.0.context"], expected.masks["image"].context)
     assert list_checkpoints(tmp_path) == []
 
 

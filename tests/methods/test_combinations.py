@@ -37,7 +37,7 @@ def losses(method: Method, masks: Masks, num_steps: int = 15) -> list[float]:
     values = []
     for step in range(num_steps):
         optimization.set_rates(step)
-        loss = method(Batch((IMAGES,), (masks,)), PROGRESS).loss
+        loss = method(Batch({"image": IMAGES}, {"image": masks}), PROGRESS).loss
         loss.backward()
         optimization.optimizer.step()
         optimization.optimizer.zero_grad(set_to_none=True)

@@ -2,31 +2,37 @@
 
 import copy
 import dataclasses
+from collections.abc import Mapping
 
 import pytest
 import torch
-from tiny_methods import PROGRESS, Tiny
+from tiny_methods import Tiny
+from torch import Tensor
 
+from ssl_zoo.engine.graphs import unreadable_progress
 from ssl_zoo.engine.optim import AdamWConfig, Optimization, RateSchedules
 from ssl_zoo.masks import Masks
+from ssl_zoo.method import Step
+from ssl_zoo.regularizers import Regularizer, RegularizerConfig
+from ssl_zoo.world import World
 
 
 def test_the_loss_is_a_finite_float32_scalar_that_needs_gradients(tiny: Tiny) -> None:
-    loss = tiny.method(tiny.batch, PROGRESS).loss
+    loss = tiny.output().loss
     assert loss.shape == () and loss.dtype == torch.float32 and loss.isfinite() and loss.requires_grad
 
 
 def test_metrics_are_detached_scalars(tiny: Tiny) -> None:
-    metrics = tiny.method(tiny.batch, PROGRESS).metrics
+    metrics = tiny.output().metrics
     assert all(value.shape == () and not value.requires_grad for value in metrics.values())
 
 
-def test_gradients_reach_every_trainable_parameter_and_no_averaged_one(tiny: Tiny) -> None:
-    tiny.method(tiny.batch, PROGRESS).loss.backward()
+def test_gradients_reach_every_trainable_parameter_and_no_ema_weight(tiny: Tiny) -> None:
+    tiny.output().loss.backward()
     without = [n for n, p in tiny.method.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
     assert without == []
-    averaged = [p for ema in tiny.method.averages() for p in ema.average.parameters()]
-    assert all(p.grad is None and not p.requires_grad for p in averaged)
+    frozen = [p for ema in tiny.method.emas() for p in ema.copy.parameters()]
+    assert all(p.grad is None and not p.requires_grad for p in frozen)
 
 
 def test_the_loss_falls_over_thirty_steps_on_one_batch(tiny: Tiny) -> None:
@@ -36,7 +42,7 @@ def test_the_loss_falls_over_thirty_steps_on_one_batch(tiny: Tiny) -> None:
     losses = []
     for step in range(30):
         optimization.set_rates(step)
-        loss = tiny.method(tiny.batch, PROGRESS).loss
+        loss = tiny.output().loss
         loss.backward()
         optimization.optimizer.step()
         optimization.optimizer.zero_grad(set_to_none=True)
@@ -45,39 +51,41 @@ def test_the_loss_falls_over_thirty_steps_on_one_batch(tiny: Tiny) -> None:
 
 
 def test_the_same_seed_gives_the_same_loss_and_another_seed_another(tiny: Tiny) -> None:
-    first, again, other = (tiny.rebuilt(seed)(tiny.batch, PROGRESS).loss for seed in (0, 0, 1))
+    first, again, other = (tiny.rebuilt(seed)(tiny.batch, tiny.step).loss for seed in (0, 0, 1))
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
 def test_forward_changes_no_parameter_or_buffer(tiny: Tiny) -> None:
     before = copy.deepcopy(tiny.method.state_dict())
-    tiny.method(tiny.batch, PROGRESS)
+    tiny.output()
     assert all(torch.equal(value, before[name]) for name, value in tiny.method.state_dict().items())
 
 
 def test_a_state_dict_carries_everything_that_decides_the_loss(tiny: Tiny) -> None:
     other = tiny.rebuilt(seed=1)
     other.load_state_dict(tiny.method.state_dict())
-    assert torch.equal(other(tiny.batch, PROGRESS).loss, tiny.method(tiny.batch, PROGRESS).loss)
+    assert torch.equal(other(tiny.batch, tiny.step).loss, tiny.output().loss)
 
 
-def test_averages_move_by_one_minus_momentum_of_the_difference(tiny: Tiny) -> None:
-    for ema in tiny.method.averages():
+def test_ema_weights_move_by_one_minus_momentum_of_the_difference(tiny: Tiny) -> None:
+    for ema in tiny.method.emas():
         with torch.no_grad():
             for parameter in ema.online.parameters():
                 parameter.add_(1.0)
-        before = {n: p.clone() for n, p in ema.average.named_parameters()}
+        before = {n: p.clone() for n, p in ema.copy.module.named_parameters()}
         momentum = ema.update(0.25)
         online = dict(ema.online.named_parameters())
-        for name, parameter in ema.average.named_parameters():
+        for name, parameter in ema.copy.module.named_parameters():
             expected = momentum * before[name] + (1 - momentum) * online[name]
             torch.testing.assert_close(parameter, expected, atol=1e-6, rtol=1e-6)
 
 
-def test_an_average_starts_as_an_exact_copy(tiny: Tiny) -> None:
-    for ema in tiny.method.averages():
+def test_ema_weights_start_as_an_exact_copy_and_stay_in_eval_mode(tiny: Tiny) -> None:
+    tiny.method.train()
+    for ema in tiny.method.emas():
         online = ema.online.state_dict()
-        assert all(torch.equal(value, online[name]) for name, value in ema.average.state_dict().items())
+        assert all(torch.equal(value, online[name]) for name, value in ema.copy.module.state_dict().items())
+        assert not any(module.training for module in ema.copy.modules())
 
 
 def test_every_trainable_parameter_is_in_exactly_one_group(tiny: Tiny) -> None:
@@ -86,22 +94,22 @@ def test_every_trainable_parameter_is_in_exactly_one_group(tiny: Tiny) -> None:
 
 
 def test_the_evaluated_encoder_gives_every_patch_a_feature_without_masks(tiny: Tiny) -> None:
-    encoder = tiny.method.evaluated()
-    tokens = encoder(tiny.batch.views[0])
+    encoder = tiny.method.eval_encoder()
+    tokens = encoder(next(iter(tiny.batch.views.values())))
     assert tokens.shape == (8, encoder.num_prefix_tokens + 16, 48)
 
 
 def test_bf16_autocast_gives_nearly_the_same_loss(tiny: Tiny) -> None:
-    exact = tiny.method(tiny.batch, PROGRESS).loss
+    exact = tiny.output().loss
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        rounded = tiny.method(tiny.batch, PROGRESS).loss
+        rounded = tiny.output().loss
     assert rounded.dtype == torch.float32
     assert rounded.item() == pytest.approx(exact.item(), rel=0.05)
 
 
-def test_pictures_are_rgb_in_the_unit_range(tiny: Tiny) -> None:
-    for picture in tiny.method.visualize(tiny.batch).values():
-        assert picture.shape[0] == 3 and picture.min() >= 0 and picture.max() <= 1
+def test_visualizations_are_rgb_in_the_unit_range(tiny: Tiny) -> None:
+    for image in tiny.method.visualize(tiny.batch).values():
+        assert image.shape[0] == 3 and image.min() >= 0 and image.max() <= 1
 
 
 def _flipped(masks: Masks) -> Masks:
@@ -109,7 +117,29 @@ def _flipped(masks: Masks) -> Masks:
 
 
 def test_masks_from_outside_decide_what_is_predicted(tiny: Tiny) -> None:
-    if tiny.batch.masks[0] is None:
+    if not tiny.batch.masks:
         pytest.skip("this method has no masks")
-    flipped = dataclasses.replace(tiny.batch, masks=tuple(masks and _flipped(masks) for masks in tiny.batch.masks))
-    assert not torch.equal(tiny.method(flipped, PROGRESS).loss, tiny.method(tiny.batch, PROGRESS).loss)
+    flipped = dataclasses.replace(tiny.batch, masks={name: _flipped(masks) for name, masks in tiny.batch.masks.items()})
+    assert not torch.equal(tiny.output(batch=flipped).loss, tiny.output().loss)
+
+
+def test_the_forward_pass_reads_no_progress_so_that_a_cuda_graph_of_it_can_be_replayed(tiny: Tiny) -> None:
+    step = Step(unreadable_progress(tiny.method), tiny.step.values)
+    assert torch.equal(tiny.method(tiny.batch, step).loss, tiny.output().loss)
+
+
+def test_a_regularizer_gets_tokens_with_gradient_and_its_terms_are_added(tiny: Tiny) -> None:
+    class Mean(Regularizer):
+        def forward(self, features: Mapping[str, Tensor], world: World) -> Mapping[str, Tensor]:
+            assert all(value.requires_grad for value in features.values())
+            return {"mean": 0.5 * features["tokens"].float().mean()}
+
+    without = tiny.output().loss
+    tiny.method.regularizer = Mean(RegularizerConfig())
+    output = tiny.output()
+    torch.testing.assert_close(output.loss, without + output.losses["mean"])
+
+
+def test_the_alarm_knows_metrics_of_learned_targets_alone(tiny: Tiny) -> None:
+    watched = {limit.metric for limit in tiny.method.collapse_limits()}
+    assert watched <= tiny.output().metrics.keys() and bool(watched) is bool(tiny.method.emas())

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_methods import PROGRESS, TINY_BACKBONE, tiny_batch, tiny_method
+from tiny_methods import PROGRESS, TINY_BACKBONE, step_of, tiny_batch, tiny_method
 
 from ssl_zoo.data.batch import Batch
 from ssl_zoo.masks import MASKS, Masks, Pairing
@@ -22,7 +22,7 @@ def averaged(method: Method, images: torch.Tensor) -> torch.Tensor:
 
 def test_target_is_the_normed_mean_of_normed_blocks_and_ignores_the_final_norm() -> None:
     method = tiny_method("data2vec")
-    images = tiny_batch(method, "data2vec").views[0]
+    images = tiny_batch(method, "data2vec").views["image"]
     everywhere = Masks(torch.zeros(8, 1, 1, dtype=torch.long), torch.zeros(8, 1, 1, dtype=torch.long)).everywhere(16)
     before = method.target(images, everywhere)[:, 0]
     torch.testing.assert_close(before, averaged(method, images), atol=1e-5, rtol=1e-5)
@@ -46,7 +46,7 @@ def test_the_average_leaves_the_integer_index_of_the_bias_table_alone() -> None:
     method = build_method(METHODS.config_of("data2vec")(), backbone, target, seed=0)
     index = method.encoder.rel_pos_bias.relative_position_index
     truncated = (0.9999 * index + (1 - 0.9999) * index).long()  # as the reference averages it
-    [average] = method.averages()
+    [average] = method.emas()
     for _ in range(1000):
         average.update(0.5)
     assert torch.equal(method.target.encoder.rel_pos_bias.relative_position_index, index)
@@ -59,13 +59,13 @@ def test_loss_is_the_mean_over_all_hidden_patches_of_a_ragged_batch() -> None:
     ragged = torch.zeros(8, 16, dtype=torch.bool)
     for image in range(8):
         ragged[image, : image + 1] = True
-    batch = replace(batch, masks=(replace(batch.masks[0], masked=ragged),))
-    predictions = method.predict_all(batch.views[0], ragged)[ragged]
-    expected = F.smooth_l1_loss(predictions, averaged(method, batch.views[0])[ragged], beta=2.0)
-    torch.testing.assert_close(method(batch, PROGRESS).loss, expected)
+    batch = replace(batch, masks={"image": replace(batch.masks["image"], masked=ragged)})
+    predictions = method.predict_all(batch.views["image"], ragged)[ragged]
+    expected = F.smooth_l1_loss(predictions, averaged(method, batch.views["image"])[ragged], beta=2.0)
+    torch.testing.assert_close(method(batch, step_of(method)).loss, expected)
     parts = batch.micro_batches(4)
-    weights = torch.stack([method.weight(part) for part in parts])
-    losses = torch.stack([method(part, PROGRESS).loss for part in parts])
+    weights = torch.stack([method.loss_weight(part) for part in parts])
+    losses = torch.stack([method(part, step_of(method)).loss for part in parts])
     torch.testing.assert_close((losses * weights).sum() / weights.sum(), expected)
 
 
@@ -107,9 +107,9 @@ def test_other_masks_and_pixels_work(name: str, generator: str) -> None:
     for target in (TopKTeacherConfig(average_top_k_layers=2), PixelsConfig()):
         method = build_method(config, TINY_BACKBONE, target, seed=0)
         batch = tiny_batch(tiny_method("data2vec"), "data2vec")
-        batch = replace(batch, masks=(masks(8, torch.Generator().manual_seed(0)),))
-        method.check_masks(batch.masks[0])
-        loss = method(batch, PROGRESS).loss
+        batch = replace(batch, masks={"image": masks(8, torch.Generator().manual_seed(0))})
+        method.check_masks(batch.masks["image"])
+        loss = method(batch, step_of(method)).loss
         loss.backward()
         assert loss.isfinite()
 
@@ -117,7 +117,7 @@ def test_other_masks_and_pixels_work(name: str, generator: str) -> None:
 @pytest.mark.parametrize("name", ["data2vec", "data2vec2"])
 def test_the_student_is_evaluated(name: str) -> None:
     method = tiny_method(name)
-    assert method.evaluated() is method.encoder is not method.target.encoder
+    assert method.eval_encoder() is method.encoder is not method.target.encoder
 
 
 def test_more_blocks_than_the_encoder_has_are_refused() -> None:
@@ -139,8 +139,8 @@ def test_half_of_the_blocks_and_at_most_six_are_averaged_unless_told_otherwise(d
 
 def test_metrics_count_what_replacing_sees_and_not_the_context_of_the_masks() -> None:
     masks = Masks(torch.tensor([[[5]]]), torch.tensor([[[0, 1], [1, 2]]]))
-    metrics = tiny_method("data2vec")(Batch((torch.randn(1, 3, 16, 16),), (masks,)), PROGRESS).metrics
-    assert (metrics["context_tokens"], metrics["target_tokens"]) == (13, 3)
+    metrics = tiny_method("data2vec")(Batch({"image": torch.randn(1, 3, 16, 16)}, {"image": masks}), PROGRESS).metrics
+    assert (metrics["visible_patches"], metrics["target_patches"]) == (13, 3)
 
 
 def test_data2vec2_runs_its_teacher_once_and_its_loss_is_the_mean_of_its_masks() -> None:
@@ -148,15 +148,15 @@ def test_data2vec2_runs_its_teacher_once_and_its_loss_is_the_mean_of_its_masks()
     batch = tiny_batch(method, "data2vec2")
     calls = []
     method.target.encoder.register_forward_hook(lambda *_: calls.append(1))
-    together = method(batch, PROGRESS).loss
+    together = method(batch, step_of(method)).loss
     assert len(calls) == 1
-    masks = batch.masks[0]
+    masks = batch.masks["image"]
     assert masks.pairing is Pairing.zip and masks.context.shape[1] == 3
     alone = []
     for number in range(3):
         part = slice(number, number + 1)
         one = Masks(masks.context[:, part], masks.targets[:, part], Pairing.zip)
-        alone.append(method(replace(batch, masks=(one,)), PROGRESS).loss)
+        alone.append(method(replace(batch, masks={"image": one}), PROGRESS).loss)
     torch.testing.assert_close(torch.stack(alone).mean(), together)
 
 

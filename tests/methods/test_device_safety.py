@@ -6,6 +6,7 @@ and neither can be captured in a CUDA graph.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,7 +17,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ssl_zoo.data.batch import Batch
-from ssl_zoo.method import METHODS, Method
+from ssl_zoo.engine.graphs import unreadable_progress
+from ssl_zoo.method import METHODS, Method, Step
 
 aten = torch.ops.aten
 CUDA = torch.device("cuda", 0)
@@ -59,14 +61,15 @@ def _tensors(values: Any) -> Iterator[Tensor]:
 
 
 @contextmanager
-def fake_gpu(name: str) -> Iterator[tuple[Method, Batch]]:
-    """A method and its batch on a device that is not there."""
+def fake_gpu(name: str) -> Iterator[tuple[Method, Batch, Step]]:
+    """A method, its batch and a step on a device that is not there; the step as a CUDA graph is captured with."""
     method = tiny_method(name)
     batch = tiny_batch(method, name)
     method.to("meta")
     with FakeTensorMode(allow_non_fake_inputs=True):
         fake = batch.map(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device=CUDA))
-        yield method.to_empty(device=CUDA), fake
+        step = Step.of(method, PROGRESS, CUDA)
+        yield method.to_empty(device=CUDA), fake, replace(step, progress=unreadable_progress(method))
 
 
 @contextmanager
@@ -86,10 +89,11 @@ def autocast(enabled: bool) -> Iterator[None]:
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("name", METHODS.names())
 def test_forward_on_cuda_keeps_devices_and_types_and_never_waits_for_the_device(name: str, bf16: bool) -> None:
-    with fake_gpu(name) as (method, batch):
+    with fake_gpu(name) as (method, batch, step):
         with NoHostSync(), autocast(bf16):
-            assert method.encoder.patch_embed(batch.views[0]).dtype is (torch.bfloat16 if bf16 else torch.float32)
-            output = method(batch, PROGRESS)
+            image = next(iter(batch.views.values()))
+            assert method.encoder.patch_embed(image).dtype is (torch.bfloat16 if bf16 else torch.float32)
+            output = method(batch, step)
         assert output.loss.device == CUDA and output.loss.dtype is torch.float32 and output.loss.shape == ()
         assert output.loss.requires_grad
         for key, value in output.metrics.items():
@@ -97,14 +101,14 @@ def test_forward_on_cuda_keeps_devices_and_types_and_never_waits_for_the_device(
 
 
 @pytest.mark.parametrize("name", METHODS.names())
-def test_averages_and_after_step_on_cuda_never_wait_for_the_device(name: str) -> None:
-    with fake_gpu(name) as (method, batch), NoHostSync():
-        statistics = method(batch, PROGRESS).statistics
-        method.weight(batch)
-        method.before_step(PROGRESS)
-        for average in method.averages():
-            average.update(PROGRESS.fraction)
-        method.after_step(PROGRESS, statistics)
+def test_ema_and_after_step_on_cuda_never_wait_for_the_device(name: str) -> None:
+    with fake_gpu(name) as (method, batch, step), NoHostSync():
+        statistics = method(batch, step).statistics
+        method.loss_weight(batch)
+        method.after_backward(replace(step, progress=PROGRESS))
+        for ema in method.emas():
+            ema.update(PROGRESS.fraction)
+        method.after_step(replace(step, progress=PROGRESS), statistics)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_methods import PROGRESS, TINY_BACKBONE, tiny_batch, tiny_method
+from tiny_methods import PROGRESS, TINY_BACKBONE, step_of, tiny_batch, tiny_method
 
 from ssl_zoo.data.batch import Batch
 from ssl_zoo.masks import MASKS
@@ -67,33 +67,33 @@ def test_the_loss_is_dinos_with_hidden_patches_and_that_at_the_patches(method: M
     image_loss = cross_entropy_across_views(images / 0.1, ((teacher_images - method.center) / first).softmax(-1))
     patch_targets = ((method.teacher_head(taught[:, 1:]) - method.patch_center) / second).softmax(-1)
     patch_loss = cross_entropy_at_patches(method.head(tokens[:, 1:]) / 0.1, patch_targets, masked)
-    output = method(batch, PROGRESS)
-    torch.testing.assert_close(output.metrics["image_loss"], image_loss.detach())
-    torch.testing.assert_close(output.metrics["patch_loss"], patch_loss.detach())
+    output = method(batch, step_of(method))
+    torch.testing.assert_close(output.losses["image"], image_loss.detach())
+    torch.testing.assert_close(output.losses["patch"], patch_loss.detach())
     torch.testing.assert_close(output.loss, image_loss + patch_loss)
     config = replace(method.config, image_weight=0.5, patch_weight=2.0)
     weighted = build_method(config, method.encoder.config, None, seed=0)
     weighted.load_state_dict(method.state_dict())
-    torch.testing.assert_close(weighted(batch, PROGRESS).loss, 0.5 * image_loss + 2 * patch_loss)
+    torch.testing.assert_close(weighted(batch, step_of(weighted)).loss, 0.5 * image_loss + 2 * patch_loss)
 
 
 def test_without_any_hidden_patch_the_patch_loss_is_zero_and_finite(method: Method, batch: Batch) -> None:
     output = method(with_hidden(batch, nothing(), nothing()), PROGRESS)
-    assert output.metrics["patch_loss"] == 0 and output.loss.isfinite()
+    assert output.losses["patch"] == 0 and output.loss.isfinite()
     output.loss.backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in method.parameters())
 
 
 def test_the_patch_center_is_of_all_patches_of_the_teacher(method: Method, batch: Batch) -> None:
     output = method(with_hidden(batch, nothing(), nothing()), PROGRESS)
-    method.after_step(PROGRESS, output.statistics)
+    method.after_step(step_of(method), output.statistics)
     tokens = method.teacher_encoder(torch.cat(batch.views[:2]))
     torch.testing.assert_close(method.patch_center, 0.1 * method.teacher_head(tokens[:, 1:]).mean((0, 1)))
     torch.testing.assert_close(method.center, 0.1 * method.teacher_head(tokens[:, 0]).mean(0))
 
 
 def test_the_student_alone_has_a_mask_token_and_sees_no_hidden_pixel(method: Method, batch: Batch) -> None:
-    assert not any("mask_token" in name for ema in method.averages() for name in ema.average.state_dict())
+    assert not any("mask_token" in name for ema in method.emas() for name in ema.copy.module.state_dict())
     masked = torch.cat([masks.masked for masks in batch.masks[:2]])
     pixels = masked.unflatten(1, (4, 4)).repeat_interleave(4, 1).repeat_interleave(4, 2)[:, None]
     first, second = torch.where(pixels, torch.randn(16, 3, 16, 16), torch.cat(batch.views[:2])).chunk(2)
@@ -117,7 +117,7 @@ def test_masks_of_other_kinds_serve_as_well(generator: str) -> None:
     for one in drawn:
         method.check_masks(one)
     batch = replace(tiny_batch(method, "ibot"), masks=(*drawn, None, None))
-    assert method(batch, PROGRESS).metrics["patch_loss"] > 0
+    assert method(batch, step_of(method)).losses["patch"] > 0
 
 
 def test_several_masks_per_crop_and_none_at_all_are_refused(method: Method, batch: Batch) -> None:
@@ -125,7 +125,7 @@ def test_several_masks_per_crop_and_none_at_all_are_refused(method: Method, batc
     with pytest.raises(ValueError, match=r"masks\.num_masks=1"):
         method.check_masks(masks(1, torch.Generator()))
     with pytest.raises(ValueError, match="masks=random_ratio"):
-        method(replace(batch, masks=(None,) * 4), PROGRESS)
+        method(replace(batch, masks={"image": None} * 4), PROGRESS)
 
 
 @pytest.mark.parametrize(

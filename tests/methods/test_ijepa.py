@@ -6,18 +6,19 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_methods import PROGRESS, TINY_BACKBONE, tiny_batch, tiny_method
+from tiny_methods import PROGRESS, TINY_BACKBONE, step_of, tiny_batch, tiny_method
 
+from ssl_zoo.data.batch import Batch
+from ssl_zoo.losses.regression import Distance
 from ssl_zoo.masks import Masks
 from ssl_zoo.method import METHODS, build_method
-from ssl_zoo.methods.ijepa import Loss
 from ssl_zoo.nn import ViTConfig
 from ssl_zoo.targets import MaskTeacher, Normalization, PixelsConfig, TeacherConfig
 
 
 def reference_loss(method, batch) -> torch.Tensor:
     """The loss of the paper's algorithm, image by image and block by block."""
-    images, masks = batch.views[0], batch.masks[0]
+    images, masks = batch.views["image"], batch.masks["image"]
     losses = []
     for b in range(images.shape[0]):
         teacher = F.layer_norm(method.target.encoder(images[b : b + 1])[0], (48,))
@@ -34,13 +35,13 @@ def reference_loss(method, batch) -> torch.Tensor:
 def test_the_loss_equals_an_independent_loop(num_contexts: int) -> None:
     method = tiny_method("ijepa")
     batch = tiny_batch(method, "ijepa", num_images=3, num_contexts=num_contexts)
-    torch.testing.assert_close(method(batch, PROGRESS).loss, reference_loss(method, batch), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(method(batch, step_of(method)).loss, reference_loss(method, batch), atol=1e-6, rtol=1e-6)
 
 
 def test_a_zero_prediction_of_normalised_features_costs_as_the_closed_form() -> None:
     # E[smooth_l1(N(0,1))] = 0.42466 for standard normal targets.
     targets = torch.randn(2_000_000, generator=torch.Generator().manual_seed(0))
-    loss = tiny_method("ijepa").loss(torch.zeros_like(targets), targets)
+    loss = Distance.smooth_l1(torch.zeros_like(targets), targets, beta=1.0)
     assert loss.item() == pytest.approx(0.42466, abs=0.002)
 
 
@@ -50,14 +51,17 @@ def test_the_loss_at_initialisation_lies_where_the_reference_starts() -> None:
 
 
 def test_l2_is_the_mean_square_of_the_paper() -> None:
-    method = tiny_method("ijepa", loss=Loss.l2)
-    predictions, targets = torch.randn(4, 6), torch.randn(4, 6)
-    torch.testing.assert_close(method.loss(predictions, targets), ((predictions - targets) ** 2).mean())
+    method = tiny_method("ijepa", distance=Distance.l2)
+    batch = tiny_batch(method, "ijepa")
+    masks = batch.masks["image"]
+    _, predictions = method.predict(batch.views["image"], masks)
+    squares = (predictions - masks.paired(method.target(batch, masks, method.encoder))) ** 2
+    torch.testing.assert_close(method(batch, step_of(method)).loss, squares.mean())
 
 
 def test_the_indices_of_one_block_do_not_change_the_prediction_of_another() -> None:
     method = tiny_method("ijepa")
-    masks = tiny_batch(method, "ijepa").masks[0]
+    masks = tiny_batch(method, "ijepa").masks["image"]
     context = torch.randn(8, 1, masks.context.shape[-1], 48, generator=torch.Generator().manual_seed(0))
     moved = masks.targets.clone()
     moved[:, 1] = 15 - moved[:, 1]
@@ -68,7 +72,7 @@ def test_the_indices_of_one_block_do_not_change_the_prediction_of_another() -> N
 
 def test_the_teacher_is_evaluated() -> None:
     method = tiny_method("ijepa")
-    assert method.evaluated() is method.target.encoder
+    assert method.eval_encoder() is method.target.encoder.module
 
 
 def test_the_teacher_drops_no_path_while_the_method_trains() -> None:
@@ -76,17 +80,20 @@ def test_the_teacher_drops_no_path_while_the_method_trains() -> None:
     config = METHODS.config_of("ijepa")(predictor_dim=32, predictor_depth=1, predictor_heads=4)
     method = build_method(config, backbone, TeacherConfig(), seed=0).train()
     batch = tiny_batch(method, "ijepa")
-    once, again = (method.target(batch.views[0], batch.masks[0]) for _ in range(2))
+    once, again = (method.target(batch, batch.masks["image"], method.encoder) for _ in range(2))
     assert torch.equal(once, again) and method.encoder.training
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"predictor_depth": 0}, "method.predictor_depth=0: needs 1 or more"),
-        ({"predictor_dim": 30}, "method.predictor_dim=30 must be a multiple of 4"),
-        ({"predictor_dim": 32, "predictor_heads": 5}, "method.predictor_heads=5"),
-        ({"predictor_dim": 36, "predictor_heads": None}, "encoder's 8 heads; set method.predictor_heads"),
+        ({"predictor_depth": 0}, "method.predictor_depth=0 must be at least 1"),
+        ({"predictor_dim": 30}, "method.predictor_dim=30 must be at least 4 and a multiple of 4"),
+        ({"predictor_dim": 32, "predictor_heads": 5}, "method.predictor_dim=32 is no multiple of 5 attention heads"),
+        (
+            {"predictor_dim": 36, "predictor_heads": None},
+            "no multiple of 8 attention heads; set method.predictor_heads",
+        ),
     ],
 )
 def test_widths_and_heads_that_do_not_fit_name_their_keys(settings: dict[str, int | None], message: str) -> None:
@@ -100,7 +107,7 @@ def test_widths_and_heads_that_do_not_fit_name_their_keys(settings: dict[str, in
 def test_targets_have_zero_mean_and_unit_variance_per_token() -> None:
     method = tiny_method("ijepa")
     batch = tiny_batch(method, "ijepa")
-    targets = method.target(batch.views[0], batch.masks[0])
+    targets = method.target(batch, batch.masks["image"], method.encoder)
     torch.testing.assert_close(targets.mean(-1), torch.zeros(targets.shape[:-1]), atol=1e-5, rtol=0)
     torch.testing.assert_close(targets.var(-1, unbiased=False), torch.ones(targets.shape[:-1]), atol=1e-3, rtol=0)
 
@@ -117,14 +124,15 @@ def test_instance_normalisation_removes_what_all_tokens_of_an_image_share() -> N
 def test_masking_the_teachers_input_hides_the_rest_of_the_image_from_it() -> None:
     method = tiny_method("ijepa")
     batch = tiny_batch(method, "ijepa")
-    images, masks = batch.views[0], batch.masks[0]
+    images, masks = batch.views["image"], batch.masks["image"]
     visible = torch.zeros(8, 16, dtype=torch.bool).scatter_(1, masks.targets[:, 0], True)
     pixels = visible.view(8, 1, 4, 4).repeat_interleave(4, 2).repeat_interleave(4, 3)
     cut = torch.where(pixels, images, torch.zeros_like(images))
     first_block = Masks(masks.context, masks.targets[:, :1])
     for where, same in ((MaskTeacher.input, True), (MaskTeacher.output, False)):
         method.target.config = dataclasses.replace(method.target.config, mask=where)
-        equal = torch.allclose(method.target(images, first_block), method.target(cut, first_block), atol=1e-5)
+        seen, of_cut = (method.target(Batch({"image": view}), first_block, method.encoder) for view in (images, cut))
+        equal = torch.allclose(seen, of_cut, atol=1e-5)
         assert equal is same
 
 
@@ -133,8 +141,8 @@ def test_pixel_targets_make_the_predictor_predict_pixels() -> None:
     method = build_method(config, TINY_BACKBONE, PixelsConfig(), seed=0)
     batch = tiny_batch(method, "ijepa")
     assert method.predictor.proj_out.out_features == 3 * 4 * 4
-    assert method(batch, PROGRESS).loss.isfinite() and method.averages() == ()
-    assert method.evaluated() is method.encoder
+    assert method(batch, step_of(method)).loss.isfinite() and method.emas() == ()
+    assert method.eval_encoder() is method.encoder
 
 
 def test_without_a_target_the_build_says_what_to_choose() -> None:

@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from tiny_methods import PROGRESS, TINY_BACKBONE, tiny_batch, tiny_method
+from tiny_methods import PROGRESS, TINY_BACKBONE, step_of, tiny_batch, tiny_method
 
 from ssl_zoo.data.batch import Batch
 from ssl_zoo.masks import Masks, Pairing
@@ -28,7 +28,7 @@ def normalised(patch: torch.Tensor) -> torch.Tensor:
 
 def reference_loss(method: Method, batch: Batch, *, normalize: bool) -> torch.Tensor:
     """Image by image: all tokens through the decoder in raster order, as in the reference, then patch by patch."""
-    images, masks, decoder = batch.views[0], batch.masks[0], method.decoder
+    images, masks, decoder = batch.views["image"], batch.masks["image"], method.decoder
     prefix, losses = method.encoder.num_prefix_tokens, []
     for b in range(len(images)):
         visible, masked = masks.context[b, 0], masks.targets[b, 0].tolist()
@@ -53,7 +53,7 @@ def test_the_loss_equals_an_independent_loop(class_token: bool, normalize: bool)
     method = mae(PixelsConfig(normalize), class_token=class_token)
     batch = tiny_batch(method, "mae", num_images=3)
     expected = reference_loss(method, batch, normalize=normalize)
-    torch.testing.assert_close(method(batch, PROGRESS).loss, expected, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(method(batch, step_of(method)).loss, expected, atol=1e-6, rtol=1e-5)
 
 
 def test_a_zero_prediction_of_normalised_16_pixel_patches_costs_767_of_768() -> None:
@@ -61,8 +61,10 @@ def test_a_zero_prediction_of_normalised_16_pixel_patches_costs_767_of_768() -> 
     method = mae(**backbone)
     images = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     index = torch.arange(16).expand(4, 1, 16)
-    targets = method.target(images, Masks(index[:, :, :4], index[:, :, 4:]))
-    assert method.loss(torch.zeros_like(targets), targets).item() == pytest.approx(0.99870, abs=5e-6)
+    for parameter in (method.decoder.proj_out.weight, method.decoder.proj_out.bias):
+        torch.nn.init.zeros_(parameter)
+    batch = Batch({"image": images}, {"image": Masks(index[:, :, :4], index[:, :, 4:])})
+    assert method(batch, step_of(method)).loss.item() == pytest.approx(0.99870, abs=5e-6)
 
 
 @pytest.mark.parametrize(
@@ -82,8 +84,8 @@ def test_whole_models_have_the_references_parameter_counts(dim, depth, heads, pa
 def test_the_encoder_sees_nothing_of_hidden_patches() -> None:
     method = mae(PixelsConfig(normalize=False))
     batch = tiny_batch(method, "mae")
-    images, masks = batch.views[0].requires_grad_(True), batch.masks[0]
-    method.predict(images, masks).square().sum().backward()
+    images, masks = batch.views["image"].requires_grad_(True), batch.masks["image"]
+    method.predict(images, masks)[1].square().sum().backward()
     seen = torch.zeros(8, 16, dtype=torch.bool).scatter_(1, masks.context[:, 0], True)
     touched = images.grad.abs().sum(1).unflatten(2, (4, 4)).unflatten(1, (4, 4)).sum((2, 4)).flatten(1) > 0
     assert torch.equal(touched, seen)
@@ -107,30 +109,33 @@ def test_the_class_token_is_trained_through_the_decoder() -> None:
 def test_the_order_of_patches_in_the_masks_does_not_matter() -> None:
     method = mae()
     batch = tiny_batch(method, "mae")
-    masks = batch.masks[0]
-    turned = dataclasses.replace(batch, masks=(Masks(masks.context.flip(-1), masks.targets.flip(-1)),))
-    torch.testing.assert_close(method(turned, PROGRESS).loss, method(batch, PROGRESS).loss)
+    masks = batch.masks["image"]
+    turned = dataclasses.replace(batch, masks={"image": Masks(masks.context.flip(-1), masks.targets.flip(-1))})
+    torch.testing.assert_close(method(turned, step_of(method)).loss, method(batch, step_of(method)).loss)
 
 
 def test_teacher_features_as_targets_bring_the_average_that_is_evaluated() -> None:
     method = mae(TeacherConfig())
     batch = tiny_batch(method, "mae")
     assert method.decoder.proj_out.out_features == 48
-    [average] = method.averages()
-    assert average.online is method.encoder and method.evaluated() is average.average
-    teacher = method.target(batch.views[0], batch.masks[0])
-    expected = ((method.predict(batch.views[0], batch.masks[0])[:, 0] - teacher) ** 2).mean()
-    torch.testing.assert_close(method(batch, PROGRESS).loss, expected)
+    [ema] = method.emas()
+    assert ema.online is method.encoder and method.eval_encoder() is ema.copy.module
+    masks = batch.masks["image"]
+    _, predictions = method.predict(batch.views["image"], masks)
+    expected = ((predictions[:, 0] - method.target(batch, masks, method.encoder)) ** 2).mean()
+    torch.testing.assert_close(method(batch, step_of(method)).loss, expected)
 
 
 def test_paired_contexts_predict_the_target_block_of_their_own_index() -> None:
     method = mae()
-    images = tiny_batch(method, "mae", num_images=2).views[0]
+    images = tiny_batch(method, "mae", num_images=2).views["image"]
     order = torch.randperm(16, generator=torch.Generator().manual_seed(0)).expand(2, 16)
     contexts, targets = order[:, :6].unflatten(1, (2, 3)), order[:, 6:].unflatten(1, (2, 5))
-    loss = method(Batch((images,), (Masks(contexts, targets, Pairing.zip),)), PROGRESS).loss
+    step = step_of(method)
+    loss = method(Batch({"image": images}, {"image": Masks(contexts, targets, Pairing.zip)}), step).loss
     alone = [
-        method(Batch((images,), (Masks(contexts[:, i : i + 1], targets[:, i : i + 1]),)), PROGRESS).loss for i in (0, 1)
+        method(Batch({"image": images}, {"image": Masks(contexts[:, i : i + 1], targets[:, i : i + 1])}), PROGRESS).loss
+        for i in (0, 1)
     ]
     torch.testing.assert_close(loss, torch.stack(alone).mean())
 
@@ -138,10 +143,10 @@ def test_paired_contexts_predict_the_target_block_of_their_own_index() -> None:
 def test_multiblock_masks_are_predicted_block_by_block() -> None:
     method, ijepa = mae(), tiny_method("ijepa")
     batch = tiny_batch(ijepa, "ijepa")
-    masks = batch.masks[0]
-    predictions = method.predict(batch.views[0], masks)
+    masks = batch.masks["image"]
+    _, predictions = method.predict(batch.views["image"], masks)
     assert predictions.shape == (8, 1, *masks.targets.shape[1:], 48)
-    first = method.predict(batch.views[0], Masks(masks.context, masks.targets[:, :1]))
+    _, first = method.predict(batch.views["image"], Masks(masks.context, masks.targets[:, :1]))
     torch.testing.assert_close(predictions[:, :, :1], first)
 
 
@@ -149,13 +154,14 @@ def test_multiblock_masks_are_predicted_block_by_block() -> None:
 def test_a_perfect_prediction_reconstructs_the_image(normalize: bool) -> None:
     method = mae(PixelsConfig(normalize))
     batch = tiny_batch(method, "mae", num_images=2)
-    images, masks = 0.1 * batch.views[0], batch.masks[0]
-    perfect = method.target(images, masks)
-    picture = method.target.visualize(perfect, images, masks, method.config.view.unnormalize)["reconstructions"]
+    batch = dataclasses.replace(batch, views={"image": 0.1 * batch.views["image"]})
+    masks = batch.masks["image"]
+    perfect = method.target(batch, masks, method.encoder)
+    picture = method.target.visualize(perfect, batch, masks, method.encoder)["reconstructions"]
     height, panel = 16 * 6, 16 * 6 + 2  # enlarged six times, with gaps of two pixels
     assert picture.shape == (3, 2 * panel + 2, 3 * panel + 2)
     image, masked, filled = (picture[:, 2 : 2 + height, 2 + i * panel : 2 + i * panel + height] for i in range(3))
-    expected = method.config.view.unnormalize(images)[0].repeat_interleave(6, 1).repeat_interleave(6, 2)
+    expected = batch.pixels("image")[0].repeat_interleave(6, 1).repeat_interleave(6, 2)
     torch.testing.assert_close(image, expected)
     torch.testing.assert_close(filled, image, atol=1e-5, rtol=0)
     assert (masked == 0.5).all(0).float().mean().item() == pytest.approx(0.75, abs=0.01)
@@ -170,7 +176,7 @@ def test_reconstructions_are_drawn_for_pixel_targets_and_features_for_a_teacher(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"decoder_dim": 30}, "method.decoder_dim=30 must be a multiple of 4"),
+        ({"decoder_dim": 30}, "method.decoder_dim=30 must be at least 4 and a multiple of 4"),
         ({"decoder_dim": 32, "decoder_heads": 5}, "method.decoder_dim=32 is no multiple of method.decoder_heads=5"),
         ({"decoder_depth": 0}, "method.decoder_depth=0"),
     ],

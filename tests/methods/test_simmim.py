@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from tiny_methods import PROGRESS, TINY_BACKBONE, tiny_batch
+from tiny_methods import TINY_BACKBONE, step_of, tiny_batch
 
 from ssl_zoo.data.batch import Batch
 from ssl_zoo.method import METHODS, Method, build_method
@@ -26,7 +26,7 @@ def batch() -> Batch:
 
 def hidden_pixels(batch: Batch) -> torch.Tensor:
     """The mask as an image, True = masked."""
-    masked = batch.masks[0].masked.unflatten(1, (4, 4))
+    masked = batch.masks["image"].masked.unflatten(1, (4, 4))
     return masked.repeat_interleave(PATCH, 1).repeat_interleave(PATCH, 2)[:, None]
 
 
@@ -35,15 +35,15 @@ def test_the_loss_of_predicting_zero_is_the_mean_size_of_the_hidden_pixels(batch
     torch.nn.init.zeros_(method.head.weight)
     torch.nn.init.zeros_(method.head.bias)
     masked = hidden_pixels(batch).expand(-1, 3, -1, -1)
-    expected = batch.views[0][masked].abs().mean()
-    torch.testing.assert_close(method(batch, PROGRESS).loss, expected)
+    expected = batch.views["image"][masked].abs().mean()
+    torch.testing.assert_close(method(batch, step_of(method)).loss, expected)
 
 
 def test_the_loss_knows_the_pixels_of_hidden_patches_as_targets_alone(batch: Batch) -> None:
-    method, images = simmim(), batch.views[0]
+    method, images = simmim(), batch.views["image"]
     masked = hidden_pixels(batch)
     other = torch.where(masked, torch.randn_like(images), images)
-    masks = batch.masks[0].masked
+    masks = batch.masks["image"].masked
     predictions = method.predict_all(images, masks)
     assert torch.equal(method.predict_all(other, masks), predictions)
     seen = torch.where(masked, images, torch.randn_like(images))
@@ -52,13 +52,13 @@ def test_the_loss_knows_the_pixels_of_hidden_patches_as_targets_alone(batch: Bat
 
 def test_what_is_predicted_at_visible_patches_enters_no_loss(batch: Batch) -> None:
     method = simmim()
-    images = batch.views[0].requires_grad_(True)
-    predictions = method.predict_all(images, batch.masks[0].masked)
+    images = batch.views["image"].requires_grad_(True)
+    predictions = method.predict_all(images, batch.masks["image"].masked)
     predictions.retain_grad()
-    targets = method.target(images, batch.masks[0].everywhere(16))[:, 0]
-    masked = batch.masks[0].masked
+    targets = method.target(images, batch.masks["image"].everywhere(16))[:, 0]
+    masked = batch.masks["image"].masked
     ((method.errors(predictions, targets).mean(-1) * masked).sum() / masked.sum()).backward()
-    torch.testing.assert_close(method(batch, PROGRESS).loss, (predictions - targets).abs()[masked].mean())
+    torch.testing.assert_close(method(batch, step_of(method)).loss, (predictions - targets).abs()[masked].mean())
     assert predictions.grad[~masked].eq(0).all() and predictions.grad[masked].ne(0).all()
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_methods import PROGRESS, tiny_batch, tiny_method
+from tiny_methods import step_of, tiny_batch, tiny_method
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
@@ -42,14 +42,14 @@ def test_converted_weights_are_told_from_converted_activations() -> None:
 def test_the_peak_of_a_real_step_is_that_of_torchs_allocator(name: str) -> None:
     method = tiny_method(name)
     batch = tiny_batch(method, name, num_images=64)
-    method(batch, PROGRESS).loss.backward()
+    method(batch, step_of(method)).loss.backward()
     method.zero_grad(set_to_none=True)
     with Ledger([*method.parameters(), *batch.views]) as ledger:
-        method(batch, PROGRESS).loss.backward()
+        method(batch, step_of(method)).loss.backward()
     counted = sum(ledger.peak.values())
     method.zero_grad(set_to_none=True)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        method(batch, PROGRESS).loss.backward()
+        method(batch, step_of(method)).loss.backward()
     changes = [e.nbytes() for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
     allocated = peak = 0
     for change in changes:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_methods import PROGRESS, tiny_batch, tiny_method
+from tiny_methods import step_of, tiny_batch, tiny_method
 
 from ssl_zoo.engine.device import autocast
 from ssl_zoo.engine.settings import Precision
@@ -24,7 +24,7 @@ def test_every_trained_parameter_gets_a_gradient(name: str, precision: Precision
         trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
         with WithoutDriver(trained) as autograd:
             with autocast(precision, device):
-                loss = method(batch, PROGRESS).loss
+                loss = method(batch, step_of(method)).loss
             autograd.backward(loss)
         assert all(p.grad.device == device and p.grad.shape == p.shape for p in trained)
         assert all(p.grad is None for p in method.parameters() if not p.requires_grad)

@@ -53,7 +53,7 @@ def test_the_optimizer_has_two_moments_or_for_matrices_one(name: str, bytes_per_
 def test_activations_in_float32_are_those_of_a_real_step() -> None:
     config = configured("trainer.precision=fp32")
     method = build_method(config.method, config.backbone, config.targets, seed=0)
-    views = build_views(config.method, config.backbone)
+    views = build_views(config.views, config.backbone)
     masks = plan_batch(views, build_generators(views, config.masks, config.backbone), 64, num_images=64)
     batch = masks.map(lambda tensor: torch.zeros(tensor.shape, dtype=tensor.dtype))
     with Ledger([*method.parameters(), *batch.views]) as ledger:

@@ -46,7 +46,7 @@ def test_the_report_has_the_scores_of_the_runs_the_papers_values_and_the_differe
         ["pixels", scores[1], "40.7", "24"],
     ]
     assert ["`targets`", "teacher", "pixels"] in lines
-    assert not [line for line in lines if line[0] == "`targets.momentum`" and line[1] == line[2]]
+    assert not [line for line in lines if line[0] == "`targets.ema.momentum`" and line[1] == line[2]]
     assert "2 of 2 runs are finished" in text and "the command" in text
     commit = json.loads((folder / runs[0].directory / "environment.json").read_text())["commit"]
     assert commit is None or commit[:10] in text

@@ -69,7 +69,7 @@ def test_tables_of_masks_share_the_run_of_the_papers_choice():
 def test_the_reference_recipe_has_the_values_of_the_reference_but_for_sizes():
     config, full = load_config(ROOT / "ijepa" / "cifar10_reference.yaml"), load_config(ROOT / "ijepa" / "vith14.yaml")
     assert config.masks == replace(full.masks, min_patches=4, context_tokens=ContextTokens.compat)
-    assert config.targets == full.targets and config.method.view == full.method.view
+    assert config.targets == full.targets and config.views == full.method.view
     assert config.method.loss == full.method.loss and config.backbone.initialization == full.backbone.initialization
     warmup = config.optim.warmup_epochs / config.trainer.epochs
     assert warmup == pytest.approx(full.optim.warmup_epochs / full.trainer.epochs, rel=1e-3)

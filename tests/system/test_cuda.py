@@ -213,7 +213,7 @@ def test_a_step_takes_the_memory_that_was_planned(recipe: str) -> None:
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     method = build_method(config.method, config.backbone, config.targets, seed=0)
-    views = build_views(config.method, config.backbone)
+    views = build_views(config.views, config.backbone)
     generators = build_generators(views, config.masks, config.backbone)
     data = TrainingData(Noise(), views, generators, seed=0, batch_size=32)
     Trainer(method, data, ON_GPU, optim=config.optim, config=config.trainer, seed=0).train()

@@ -63,7 +63,7 @@ def test_timm_reads_an_exported_encoder_and_computes_the_same_features(run: Path
     sizes = {"img_size": 32, "patch_size": 4, "embed_dim": 48, "depth": 2, "num_heads": 4, "num_classes": 0}
     theirs = VisionTransformer(**sizes, class_token=False, global_pool="avg", fc_norm=False)
     theirs.load_state_dict(load_file(exported / "target_encoder.safetensors"))
-    ours = open_run(run, compose(run / "config.yaml").config).method.evaluated()
+    ours = open_run(run, compose(run / "config.yaml").config).method.eval_encoder()
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(theirs.eval().forward_features(images), ours.eval()(images), rtol=1e-4, atol=1e-5)
@@ -77,7 +77,7 @@ def test_a_folder_that_exists_is_not_overwritten(run: Path, exported: Path, caps
 
 def test_heads_are_exported_beside_the_encoders(tmp_path: Path) -> None:
     tiny = [setting for setting in TINY if not setting.startswith(("masks.", "method."))]
-    head = ["method.num_prototypes=16", "method.head_dim=16", "method.bottleneck_dim=8", "method.local_size=16"]
+    head = ["method.num_prototypes=16", "method.head_dim=16", "method.bottleneck_dim=8", "views.local_size=16"]
     recipe = str(ROOT / "configs" / "dino" / "demo.yaml")
     assert train_net.main(["--config", recipe, *tiny, *head, f"output_dir={tmp_path}"]) == 0
     assert export_weights.main(["--run", str(tmp_path)]) == 0

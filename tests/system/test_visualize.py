@@ -94,7 +94,7 @@ def test_drawing_leaves_the_random_state_alone(run) -> None:
 
 
 def test_a_method_of_several_views_draws_them_as_in_training(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    head = ["method.num_prototypes=16", "method.head_dim=16", "method.bottleneck_dim=8", "method.local_size=16"]
+    head = ["method.num_prototypes=16", "method.head_dim=16", "method.bottleneck_dim=8", "views.local_size=16"]
     recipe = str(ROOT / "configs" / "dino" / "demo.yaml")
     assert train(["--config", recipe, *TINY, *head, f"output_dir={tmp_path}"]) == 0
     capsys.readouterr()

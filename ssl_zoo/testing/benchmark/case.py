@@ -15,14 +15,13 @@ import torch
 
 from ssl_zoo.data.batch import Batch
 from ssl_zoo.data.loader import TrainingData
-from ssl_zoo.engine.build import RunConfig, build_data, build_generators, build_views
+from ssl_zoo.engine.build import RunConfig, build_data, build_generators, build_run_method, build_views
 from ssl_zoo.engine.device import resolve_precision
 from ssl_zoo.engine.distributed import Processes, processes
 from ssl_zoo.engine.metrics import peak_memory
 from ssl_zoo.engine.run_directory import environment
 from ssl_zoo.engine.settings import Precision
 from ssl_zoo.engine.trainer import Hook, StepResult, Trainer
-from ssl_zoo.method import build_method
 from ssl_zoo.planning.plan import count_flops
 from ssl_zoo.plugins import discover
 from ssl_zoo.seeding import generator_for
@@ -183,16 +182,18 @@ class _SameNoise(TrainingData):
 
     def batch(self, step: int) -> Batch:
         rows = self._rows
-        masks = tuple(None if m is None else m.map(lambda tensor: tensor[rows]) for m in self.masks(step))
+        masks = {name: m.map(lambda tensor: tensor[rows]) for name, m in self.masks(step).items()}
         batch = Batch(self.noise, masks)
         return batch.pin_memory() if torch.cuda.is_available() else batch
 
     @property
-    def noise(self) -> tuple[torch.Tensor, ...]:
+    def noise(self) -> dict[str, torch.Tensor]:
         if not hasattr(self, "_noise"):
             generator, count = generator_for("noise"), self._rows.stop - self._rows.start
-            shapes = [(count, 3, *view.size) for view in self.views]
-            noise = tuple(torch.randint(256, s, generator=generator, dtype=torch.uint8) for s in shapes)
+            noise = {
+                view.name: torch.randint(256, (count, 3, *view.size), generator=generator, dtype=torch.uint8)
+                for view in self.views
+            }
             self._noise = Batch(noise).pin_memory().views if torch.cuda.is_available() else noise
         return self._noise
 
@@ -200,7 +201,7 @@ class _SameNoise(TrainingData):
 def _data(config: RunConfig, ranks: Processes, with_data: bool) -> TrainingData:
     if with_data:
         return build_data(config, ranks)
-    views = build_views(config.method, config.backbone)
+    views = build_views(config.views, config.backbone)
     return _SameNoise(
         range(_ENDLESS),  # stands for a source: nothing but its length is asked for
         views,
@@ -214,7 +215,7 @@ def _data(config: RunConfig, ranks: Processes, with_data: bool) -> TrainingData:
 
 
 def _trainer(config: RunConfig, ranks: Processes, data: TrainingData, **settings: Any) -> Trainer:
-    method = build_method(config.method, config.backbone, config.targets, seed=config.seed)
+    method = build_run_method(config)
     return Trainer(method, data, ranks, optim=config.optim, config=config.trainer, seed=config.seed, **settings)
 
 
@@ -223,22 +224,21 @@ def _train(pipe: Connection, contest: Contest, ranks: Processes) -> None:
     facts = _facts(config, ranks)
     clock = Clock(ranks.device)
     data = _data(config, ranks, contest.with_data)
-    trainer = _trainer(config, ranks, data, hooks=[_OnDemand(pipe, facts, clock)], span=clock)
+    trainer = _trainer(config, ranks, data, hooks=[_OnDemand(pipe, facts, clock)], phase=clock)
     clock.watch(trainer.method)
     trainer.train()
 
 
 def _facts(config: RunConfig, ranks: Processes) -> Facts:
-    views = build_views(config.method, config.backbone)
+    views = build_views(config.views, config.backbone)
     generators = build_generators(views, config.masks, config.backbone)
-    meta = build_method(config.method, config.backbone, config.targets, seed=0, device="meta")
+    meta = build_run_method(config, device="meta")
     batch_size = config.trainer.batch_size
     times = []
     for trial in range(5):
         start = time.perf_counter()
-        for generator in generators:
-            if generator is not None:
-                generator(batch_size, generator_for("benchmark", trial))
+        for generator in generators.values():
+            generator(batch_size, generator_for("benchmark", trial))
         times.append(time.perf_counter() - start)
     precision = resolve_precision(config.trainer.precision, ranks.device)
     return Facts(

@@ -27,7 +27,7 @@ from ssl_zoo.data.batch import Batch, ViewConfig, ViewSpec
 from ssl_zoo.data.loader import TrainingData
 from ssl_zoo.data.resample import resize_crop
 from ssl_zoo.data.sources import SOURCES, Source, Split
-from ssl_zoo.data.transforms import crop_boxes, draw, is_whole_image, render_each
+from ssl_zoo.data.transforms import crop_boxes, is_whole_image, render_each, sample_params
 from ssl_zoo.engine.build import RunConfig, build_views
 from ssl_zoo.engine.device import prepare_device
 from ssl_zoo.seeding import generator_for
@@ -102,10 +102,10 @@ def compare_loading(config: RunConfig, *, num_images: int, rounds: int) -> Loadi
             is restated with torchvision.
     """
     prepare_device(torch.device("cpu"))  # as the trainer does, for both ways
-    spec = build_views(config.method, config.backbone)[0]
+    spec = build_views(config.views, config.backbone)[0]
     _check(spec.config)
     source = SOURCES.build(config.data, Split.train)
-    data = TrainingData(source, [spec], [None], seed=config.seed, batch_size=_BATCH)
+    data = TrainingData(source, [spec], {}, seed=config.seed, batch_size=_BATCH)
     count = min(num_images, len(source)) // _BATCH * _BATCH
     if count == 0:
         raise ValueError(f"the data has {len(source)} images, --images {num_images} asks for some; {_BATCH} are needed")
@@ -177,14 +177,14 @@ def _time_own(data: TrainingData, count: int) -> tuple[float, float]:
         began = time.process_time()
         images = [data.source.image(index) for index in range(start, start + _BATCH)]
         decoded = time.process_time()
-        view = render_each(images, draw(spec.config, _BATCH, generator_for("loading", start)), spec)
-        data.to_device(Batch((view,), (None,)), "cpu")
+        view = render_each(images, sample_params(spec.config, _BATCH, generator_for("loading", start)), spec)
+        data.to_device(Batch({spec.name: view}), "cpu")
         decoding, augmenting = decoding + decoded - began, augmenting + time.process_time() - decoded
     return decoding, augmenting
 
 
 def _pixel_difference(files: ImageFolder, source: Source, spec: ViewSpec, count: int) -> PixelDifference:
-    draws, differences = draw(spec.config, count, generator_for("loading", "boxes")), []
+    draws, differences = sample_params(spec.config, count, generator_for("loading", "boxes")), []
     sizes = torch.tensor([source.image(index).shape[1:] for index in range(count)])
     boxes = crop_boxes(draws, *sizes.unbind(1), spec.config).tolist()
     mode = InterpolationMode(spec.config.interpolation)

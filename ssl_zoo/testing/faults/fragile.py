@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ssl_zoo.data.batch import Batch
-from ssl_zoo.method import METHODS, Output, Progress
+from ssl_zoo.method import METHODS, Output, Step
 from ssl_zoo.methods.ijepa import IJEPA, IJEPAConfig
 
 _RANK = os.environ.get("RANK", "0")
@@ -28,14 +28,14 @@ class FragileConfig(IJEPAConfig):
 class Fragile(IJEPA):
     """I-JEPA that fails when the environment says so; for tests of whole runs."""
 
-    def forward(self, batch: Batch, progress: Progress) -> Output:
-        step = progress.step + 1
+    def forward(self, batch: Batch, step: Step) -> Output:
+        number = step.progress.step + 1
         with open(_NOTES / f"rank_{_RANK}.samples", "a") as file:
-            file.write(" ".join(map(str, [step, *batch.index.tolist()])) + "\n")
-        output = super().forward(batch, progress)
+            file.write(" ".join(map(str, [number, *batch.index.tolist()])) + "\n")
+        output = super().forward(batch, step)
         match os.environ.get("SSL_ZOO_FAULT", "").split():
-            case ["nan", at_rank, at_step] if (at_rank, at_step) == (_RANK, str(step)):
-                return replace(output, loss=output.loss * float("nan"))
-            case ["raise", at_rank, at_step] if (at_rank, at_step) == (_RANK, str(step)):
-                raise RuntimeError(f"rank {_RANK} raises in step {step}, as it was told to")
+            case ["nan", at_rank, at_step] if (at_rank, at_step) == (_RANK, str(number)):
+                return replace(output, losses={"nan": output.loss * float("nan")})
+            case ["raise", at_rank, at_step] if (at_rank, at_step) == (_RANK, str(number)):
+                raise RuntimeError(f"rank {_RANK} raises in step {number}, as the test asks")
         return output

@@ -34,4 +34,4 @@ def masked_batch(fixture: Fixture, step: int, grid: tuple[int, int]) -> tuple[Ba
         )
     masked = mask.flatten(1)
     unused = torch.zeros(len(images), 1, 1, dtype=torch.int64)  # methods that replace patches read ``masked`` alone
-    return Batch((images,), (Masks(unused, unused, masked=masked),)), masked
+    return Batch({"image": images}, {"image": Masks(unused, unused, masked=masked)}), masked

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ssl_zoo.engine.optim import AdamWConfig, Optimization, RateSchedules
 from ssl_zoo.interop.official import BEIT_ENCODER, NameMap, load_official, split_data2vec, to_official
-from ssl_zoo.method import Batch, Ema, Progress, build_method
+from ssl_zoo.method import Batch, Ema, Progress, Step, build_method
 from ssl_zoo.methods.data2vec import Data2vec, Data2vecConfig
 from ssl_zoo.nn import set_fused_attention
 from ssl_zoo.targets import TopKTeacherConfig
@@ -42,9 +42,9 @@ def verify(fixture: Fixture) -> list[Finding]:
     """
     method, comparison = _method(fixture), Comparison(fixture)
     _load(fixture, method)
-    own = _Own(method)
+    own = _Own(method, fixture)
     _train(fixture, method, own, comparison)
-    encoders = {"student": method.encoder, "teacher": method.target.encoder}
+    encoders = {"student": method.encoder, "teacher": method.target.encoder.module}
     for network, weights in (("student", own.trained), ("teacher", own.averaged)):
         computed = to_official(encoders[network], BEIT_ENCODER) | weights
         comparison.add_weights(f"final.{network}", computed, computed, FINAL_WEIGHTS)
@@ -52,11 +52,12 @@ def verify(fixture: Fixture) -> list[Finding]:
 
 
 class _Own:
-    """Mask token and head, and their averages: the reference averages them as well, though its teacher has no use."""
+    """Mask token and head, and their EMA weights: the reference averages them too, though its teacher uses neither."""
 
-    def __init__(self, method: Data2vec) -> None:
+    def __init__(self, method: Data2vec, fixture: Fixture) -> None:
         self.method = method
-        self.averaged = {name: tensor.clone() for name, tensor in self.trained.items()}
+        stored = {name: fixture.tensors.get(f"init.teacher.{name}", tensor) for name, tensor in self.trained.items()}
+        self.averaged = {name: tensor.clone() for name, tensor in stored.items()}
 
     @property
     def trained(self) -> dict[str, Tensor]:
@@ -71,13 +72,13 @@ class _Own:
 def _method(fixture: Fixture) -> Data2vec:
     depth = fixture.count("depth")
     layers = fixture.config.get("target_layers")
-    if not isinstance(layers, list) or not layers or layers != list(range(layers[0], depth)):
-        raise FixtureError(f"{fixture.path}: config.target_layers={layers!r}: needs the last blocks of {depth}")
+    if not isinstance(layers, list) or not layers or not set(layers) <= set(range(depth)):
+        raise FixtureError(f"{fixture.path}: config.target_layers={layers!r}: needs some of the {depth} blocks")
     with blame(fixture, "config"):
         method = build_method(
             Data2vecConfig(smooth_l1_beta=fixture.number("l1_beta")),
             beit_backbone(fixture, "init.student."),
-            TopKTeacherConfig(average_top_k_layers=len(layers)),
+            TopKTeacherConfig(layers=layers),
             seed=0,  # every weight is replaced
         )
     set_fused_attention(method, False)
@@ -86,9 +87,12 @@ def _method(fixture: Fixture) -> Data2vec:
 
 def _load(fixture: Fixture, method: Data2vec) -> None:
     encoder, own = split_data2vec(fixture.group("init.student."))
+    # Without weights of its own the teacher starts as an exact copy.
+    teacher, _ = split_data2vec(fixture.group("init.teacher.") or fixture.group("init.student."))
+    with blame(fixture, "init.teacher"):
+        load_official(method.target.encoder.module, teacher, BEIT_ENCODER)
     with blame(fixture, "init.student"):
-        for network in (method.encoder, method.target.encoder):  # the teacher starts as an exact copy
-            load_official(network, encoder, BEIT_ENCODER)
+        load_official(method.encoder, encoder, BEIT_ENCODER)
         head = {name.removeprefix("lm_head."): tensor for name, tensor in own.items() if name != "mask_token"}
         load_official(method.head, head, NameMap())
         if "mask_token" not in own or own["mask_token"].shape != method.mask_token.shape:
@@ -105,14 +109,14 @@ def _train(fixture: Fixture, method: Data2vec, own: _Own, comparison: Comparison
     schedules = RateSchedules(config, num_steps=num_steps, steps_per_epoch=fixture.count("steps_per_epoch"))
     optimization = Optimization(config, method.param_groups(), schedules)
     history: dict[str, list[float]] = {key: [] for key in ("loss", "grad_norm", "lr", "weight_decay", "ema_decay")}
-    [average] = method.averages()
+    [ema] = method.emas()
     for step in range(fixture.count("steps")):
         batch, masked = masked_batch(fixture, step, method.encoder.grid)
         lr, decay = learning_rate_of(fixture, step), weight_decay_of(fixture, step)
         for group in optimization.optimizer.param_groups:
             group["lr"], group["weight_decay"] = lr, decay if group["decay"] else 0.0
         with outputs(targets=method.target, predictions=method.head) as seen:
-            loss = method(batch, Progress(step, num_steps, step * batch.num_images)).loss
+            loss = method(batch, Step(Progress(step, num_steps, step * batch.num_images))).loss
         if step == 0:
             _compare_forward(comparison, method, batch, masked, seen)
         loss.backward()
@@ -121,7 +125,7 @@ def _train(fixture: Fixture, method: Data2vec, own: _Own, comparison: Comparison
         optimization.optimizer.step()
         optimization.optimizer.zero_grad()
         momentum = _momentum(fixture, step)
-        _average(average, momentum)
+        _update(ema, momentum)
         own.update(momentum)
         values = (loss.item(), grad_norm.item(), lr, decay, momentum)
         for key, value in zip(history, values, strict=True):
@@ -142,24 +146,24 @@ def _momentum(fixture: Fixture, step: int) -> float:
     return first + annealed * (last - first) / start_at
 
 
-def _average(average: Ema, momentum: float) -> None:
-    """The engine's average, and then the index table as the reference averages it too.
+def _update(ema: Ema, momentum: float) -> None:
+    """Update EMA weights as the engine does, and then the index table, which the reference averages too.
 
     Differs from ours: with unlucky momenta the rounded product falls below the whole number that it should be, and is
     truncated, so that the reference's teacher reads wrong rows of its bias table.
     """
-    index = average.average.rel_pos_bias.relative_position_index
+    index = ema.copy.module.rel_pos_bias.relative_position_index
     before = index.clone()
-    replace(average, momentum=lambda _: momentum).update(0.0)
-    index.copy_(momentum * before + (1.0 - momentum) * average.online.rel_pos_bias.relative_position_index)
+    replace(ema, momentum=lambda _: momentum).update(0.0)
+    index.copy_(momentum * before + (1.0 - momentum) * ema.online.rel_pos_bias.relative_position_index)
 
 
 def _compare_forward(
     comparison: Comparison, method: Data2vec, batch: Batch, masked: Bool[Tensor, "B N"], seen: dict[str, Tensor]
 ) -> None:
-    teacher = method.target.encoder
+    teacher = method.target.encoder.module
     with torch.no_grad():
-        blocks = teacher(batch.views[0], layers=range(len(teacher.blocks)))
+        blocks = teacher(batch.views["image"], layers=range(len(teacher.blocks)))
     for number, block in enumerate(blocks):
         name = f"step0.teacher_block.{number}"
         comparison.add(name, block[:, teacher.num_prefix_tokens :], FEATURES, quantity="step0.teacher_block")

@@ -10,7 +10,7 @@ from torch import Tensor
 from ssl_zoo.engine.optim import AdamWConfig, Optimization, RateSchedules
 from ssl_zoo.interop.official import IJEPA_ENCODER, IJEPA_PREDICTOR, load_official, to_official
 from ssl_zoo.masks import Masks
-from ssl_zoo.method import Batch, Progress, build_method
+from ssl_zoo.method import Batch, EmaConfig, Progress, Step, build_method
 from ssl_zoo.methods.ijepa import IJEPA, IJEPAConfig
 from ssl_zoo.nn import ViTConfig, set_fused_attention
 from ssl_zoo.targets.teacher import TeacherConfig
@@ -67,7 +67,7 @@ def verify(fixture: Fixture) -> list[Finding]:
 def _final_weights(method: IJEPA) -> dict[str, dict[str, Tensor]]:
     return {
         "final.encoder": to_official(method.encoder, IJEPA_ENCODER),
-        "final.target_encoder": to_official(method.evaluated(), IJEPA_ENCODER),
+        "final.target_encoder": to_official(method.eval_encoder(), IJEPA_ENCODER),
         "final.predictor": to_official(method.predictor, IJEPA_PREDICTOR),
     }
 
@@ -90,7 +90,7 @@ def _method(fixture: Fixture) -> IJEPA:
                 depth=fixture.count("depth"),
                 num_heads=heads,
             ),
-            TeacherConfig(momentum=fixture.number("ema0"), final_momentum=fixture.number("ema1")),
+            TeacherConfig(EmaConfig(fixture.number("ema0"), fixture.number("ema1"))),
             seed=0,  # every weight is replaced
         )
     set_fused_attention(method, False)
@@ -100,7 +100,7 @@ def _method(fixture: Fixture) -> IJEPA:
 def _load(fixture: Fixture, method: IJEPA) -> None:
     for part, module, names in (
         ("encoder", method.encoder, IJEPA_ENCODER),
-        ("encoder", method.evaluated(), IJEPA_ENCODER),  # the target encoder starts as an exact copy
+        ("encoder", method.eval_encoder(), IJEPA_ENCODER),  # the target encoder starts as an exact copy
         ("predictor", method.predictor, IJEPA_PREDICTOR),
     ):
         with blame(fixture, f"init.{part}"):
@@ -136,16 +136,14 @@ def _train(fixture: Fixture, method: IJEPA, comparison: Comparison) -> None:
         progress = Progress(step, num_steps, samples=step * batch.num_images)
         rates = optimization.set_rates(step)
         with outputs(features=method.encoder, targets=method.target, predictions=method.predictor) as seen:
-            loss = method(batch, progress).loss
+            loss = method(batch, Step(progress)).loss
         _compare_forward(comparison, step, loss, seen)
         loss.backward()
         _compare_gradients(comparison, step, method)
-        method.before_step(progress)
         grad_norm = optimization.clip()
         optimization.optimizer.step()
         optimization.optimizer.zero_grad()
-        [momentum] = [average.update(progress.fraction) for average in method.averages()]
-        method.after_step(progress, {})
+        [momentum] = [ema.update(progress.fraction) for ema in method.emas()]
         values = (loss.item(), grad_norm.item(), rates.lr, rates.weight_decay, momentum)
         for key, value in zip(history, values, strict=True):
             history[key].append(value)
@@ -165,7 +163,7 @@ def _batch(fixture: Fixture, step: int, dtype: torch.dtype) -> Batch:
         )
     context = _indices(fixture, step, "context_idx", fixture.count("nenc"))
     targets = _indices(fixture, step, "target_idx", fixture.count("npred"))
-    return Batch(views=(images.to(dtype),), masks=(Masks(context, targets),))
+    return Batch({"image": images.to(dtype)}, {"image": Masks(context, targets)})
 
 
 def _indices(fixture: Fixture, step: int, kind: str, count: int) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ssl_zoo.interop.official import MAE_DECODER, MAE_ENCODER, load_official, split_mae
 from ssl_zoo.masks import Masks
-from ssl_zoo.method import Batch, Progress, build_method
+from ssl_zoo.method import Batch, Progress, Step, build_method
 from ssl_zoo.methods.mae import MAE, MAEConfig
 from ssl_zoo.nn import NarrowViT, ViTConfig, set_fused_attention, take
 from ssl_zoo.targets import PixelsConfig
@@ -50,7 +50,8 @@ def verify(fixture: Fixture) -> list[Finding]:
 
     masks = Masks(shuffle.visible[:, None], shuffle.masked[:, None])
     with outputs(latent=method.encoder) as seen:
-        loss = method(Batch((_images(fixture),), (masks,)), Progress(step=0, num_steps=1, samples=0)).loss
+        batch = Batch({"image": _images(fixture)}, {"image": masks})
+        loss = method(batch, Step(Progress(step=0, num_steps=1, samples=0))).loss
     loss.backward()
     latent = seen["latent"][:, 0]
     comparison.add("latent", latent, FEATURES)

@@ -12,7 +12,7 @@ from ssl_zoo.interop.official import (
     to_official,
     to_pixel_shuffle,
 )
-from ssl_zoo.method import Progress, build_method
+from ssl_zoo.method import Progress, Step, build_method
 from ssl_zoo.methods.simmim import SimMIM, SimMIMConfig
 from ssl_zoo.nn import set_fused_attention, unpatchify
 from ssl_zoo.targets import PixelsConfig
@@ -79,7 +79,7 @@ def _train(fixture: Fixture, method: SimMIM, comparison: Comparison) -> None:
         batch, _ = masked_batch(fixture, step, method.encoder.grid)
         rates = optimization.set_rates(step)
         with outputs(encoded=method.encoder, predicted=method.head) as seen:
-            loss = method(batch, Progress(step, num_steps, step * batch.num_images)).loss
+            loss = method(batch, Step(Progress(step, num_steps, step * batch.num_images))).loss
         if step == 0:
             patches = seen["encoded"][:, method.encoder.num_prefix_tokens :]
             maps = patches.transpose(1, 2).unflatten(2, method.encoder.grid)

@@ -34,8 +34,8 @@ def test_both_ways_load_the_same_pixels(photographs):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["method.view.blur=0.5"], "of this recipe's view it uses blur"),
-        (["method.view.crop_scale=[1.0,1.0]"], "it takes no random crop"),
+        (["views.blur=0.5"], "of this recipe's view it uses blur"),
+        (["views.crop_scale=[1.0,1.0]"], "it takes no random crop"),
     ],
 )
 def test_what_can_not_be_compared_is_one_clear_error(photographs, overrides, message, capsys):

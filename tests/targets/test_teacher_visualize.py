@@ -1,4 +1,4 @@
-"""The picture of predicted features: a perfect prediction looks like the truth."""
+"""Visualizations of predicted features: a perfect prediction has the colours of its target."""
 
 import pytest
 import torch
@@ -16,8 +16,9 @@ def panels(picture: torch.Tensor, row: int) -> list[torch.Tensor]:
 def test_a_perfect_prediction_has_the_colours_of_the_target_and_full_agreement(name: str) -> None:
     method = tiny_method(name)
     batch = tiny_batch(method, name, num_images=2)
-    images, masks = batch.views[0], batch.masks[0]
-    picture = method.target.visualize(method.target(images, masks), images, masks, method.config.view.unnormalize)
+    masks = batch.masks["image"]
+    perfect = method.target(batch, masks, method.encoder)
+    picture = method.target.visualize(perfect, batch, masks, method.encoder)
     for row in range(2):
         _, _, features, predicted, agreement = panels(picture["features"], row)
         known = torch.zeros(16, dtype=torch.bool).index_fill(0, masks.targets[row].flatten(), True)
@@ -31,8 +32,9 @@ def test_a_perfect_prediction_has_the_colours_of_the_target_and_full_agreement(n
 def test_an_opposite_prediction_has_no_agreement() -> None:
     method = tiny_method("ijepa")
     batch = tiny_batch(method, "ijepa", num_images=1)
-    images, masks = batch.views[0], batch.masks[0]
-    picture = method.target.visualize(-method.target(images, masks), images, masks, method.config.view.unnormalize)
+    masks = batch.masks["image"]
+    opposite = -method.target(batch, masks, method.encoder)
+    picture = method.target.visualize(opposite, batch, masks, method.encoder)
     *_, agreement = panels(picture["features"], 0)
     coloured = (agreement != 0.5).any(0)
     assert coloured.any() and (agreement[2, coloured] > agreement[1, coloured]).all()

@@ -1,0 +1,1 @@
+"""Loss functions that methods share; each is a plain function of tensors."""

@@ -1,0 +1,5 @@
+"""View sets: which views of an image a batch holds, at which size, with which augmentations, and which are masked."""
+
+from ssl_zoo.views.base import VIEWS, ViewSet, ViewSetConfig
+
+__all__ = ["VIEWS", "ViewSet", "ViewSetConfig"]
