@@ -1,4 +1,4 @@
-"""Settings of parts: dataclass fields with a meaning and bounds, checked by one function with one phrasing."""
+"""Settings are dataclass fields with a meaning and bounds, which one function checks and one phrasing reports."""
 
 import copy
 import dataclasses
@@ -20,13 +20,14 @@ def setting(
     length: int | None = None,
     one_of: tuple[object, ...] | None = None,
 ) -> Any:
-    """A dataclass field with a default, the one-line meaning that ``--help-config`` prints, and its bounds.
+    """Make a dataclass field with a default, a one-line meaning and bounds; ``--help-config`` prints all three.
 
-    Bounds hold for each entry of a list, and not for null. Lists, dicts and dataclass instances are copied for every
-    instance.
+    Bounds hold for each entry of a list. Null is inside all bounds, NaN is outside every numeric one. Defaults that are
+    lists, dicts or dataclass instances are copied for every instance.
 
     Args:
-        at_least, at_most, above, below: limits of the value; the first two belong to the permitted range.
+        at_least, at_most: inclusive limits of the value.
+        above, below: exclusive limits of the value.
         multiple_of: divisor of the value.
         length: number of entries of a list.
         one_of: the permitted values, where an Enum does not list them.
@@ -48,27 +49,33 @@ def setting(
 
 @dataclass
 class Settings:
-    """Base of every config: construction checks the bounds of its fields, a ``__post_init__`` checks combinations.
+    """Base of every config; construction checks the bounds of its fields.
+
+    A subclass's ``__post_init__`` calls this one first and checks combinations of fields.
 
     Attributes:
-        section: dotted key of the section that a config stands in, for messages.
+        section: dotted key of the section that holds the config, for messages.
     """
 
     section: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            if message := out_of_bounds(self.key(field.name), getattr(self, field.name), field.metadata):
+            if message := out_of_bounds(self.key(field.name), getattr(self, field.name), bounds_of(field)):
                 raise ValueError(message)
 
     def key(self, name: str) -> str:
-        """The dotted key of a field, as users write it."""
+        """Return the dotted key of a field, as users write it."""
         return f"{self.section}.{name}" if self.section else name
 
 
-def out_of_bounds(key: str, value: Any, metadata: Mapping[str, Any]) -> str | None:
-    """A message with key, value and permitted range where a value is outside its bounds, None where it is inside."""
-    bounds = metadata.get("bounds", {})
+def bounds_of(field: dataclasses.Field) -> Mapping[str, Any]:
+    """Return the bounds that ``setting`` declared for a field."""
+    return field.metadata.get("bounds", {})
+
+
+def out_of_bounds(key: str, value: Any, bounds: Mapping[str, Any]) -> str | None:
+    """Return a message with key, value and permitted range if a value is outside its bounds, else None."""
     is_list = isinstance(value, (list, tuple))
     fits = not is_list or len(value) == bounds.get("length", len(value))
     if fits and all(_is_inside(entry, bounds) for entry in (value if is_list else [value]) if entry is not None):
@@ -78,7 +85,7 @@ def out_of_bounds(key: str, value: Any, metadata: Mapping[str, Any]) -> str | No
 
 
 def permitted(bounds: Mapping[str, Any]) -> str:
-    """The bounds in words, e.g. ``at least 1 and a multiple of 4``; empty without bounds."""
+    """Return the bounds in words, e.g. ``at least 1 and a multiple of 4``; empty without bounds."""
     limits = [f"{word} {_written(bounds[name])}" for name, (word, _) in _LIMITS.items() if name in bounds]
     if "length" not in bounds:
         return " and ".join(limits)

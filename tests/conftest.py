@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ssl_zoo.registry import REGISTRIES, discover
+from ssl_zoo.plugins import discover
+from ssl_zoo.registry import REGISTRIES
 
 
 @pytest.fixture(scope="session", autouse=True)

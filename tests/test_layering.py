@@ -1,4 +1,4 @@
-"""The import rules: which part of the library may know which. Checked on the source, so lazy imports count as well."""
+"""Import rules between the parts of the library, checked on the source, so that lazy imports count as well."""
 
 import ast
 from collections.abc import Iterator
@@ -8,57 +8,60 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-LEAVES = (
-    "plotting",
-    "registry",
-    "settings",
-    "seeding",
-    "schedules",
-    "scores",
-    "io",
-)  # importable by everyone; import nothing of ours
+# Leaves are importable by every part and import nothing of ours.
+LEAVES = ("plotting", "registry", "settings", "seeding", "schedules", "scores", "io")
 
 # Part -> what it may import besides itself and the leaves. "data" means all of it, "data.batch" that module alone.
 MAY_IMPORT = {
     **dict.fromkeys(LEAVES, ()),
+    "plugins": (),  # finds the parts by the names of their packages and imports none of them here
     "nn": (),
     "masks": (),
-    "targets": ("nn", "masks.base"),
+    "ema": (),
+    "world": (),
+    "losses": ("world",),
+    "regularizers": ("world",),
+    "collapse": ("nn", "masks.base"),
+    "targets": ("collapse", "data.batch", "ema", "nn", "masks"),
     "data": ("masks",),
-    "method": ("nn", "masks", "targets", "data.batch"),
-    "masked_method": ("method", "nn", "masks", "targets", "data.batch"),
-    "self_distillation": ("method", "nn", "data.batch"),
+    "views": ("data.batch",),
+    "method": ("collapse", "data.batch", "ema", "masks", "nn", "regularizers", "targets", "world"),
+    "refusals": ("data.batch", "masks", "method", "nn", "targets"),
     "eval": ("nn", "data"),
-    # Never eval, methods, config. nn: attention kernels per device, blocks as units of sharding. masks, targets: built
-    # from their configs for a run and for its plan, by registry.
-    "engine": ("method", "data", "nn", "masks", "targets"),
+    # Never eval, methods, config. nn: attention kernels per device, blocks as units of sharding. masks, regularizers,
+    # targets, views: built from their configs for a run and for its plan, by registry.
+    "engine": ("collapse", "data", "ema", "masks", "method", "nn", "regularizers", "targets", "views", "world"),
     # The plan of a run builds every part on the meta device.
     "planning": ("engine", "method", "data", "nn", "masks", "targets"),
-    "methods": ("method", "masked_method", "self_distillation", "nn", "masks", "targets", "data.batch"),
-    "config": ("data", "engine", "eval", "masks", "method", "nn", "targets"),
-    # Trainings are processes of their own: it starts the training tool by its name and imports it not.
-    "study": ("config", "engine", "eval", "planning"),
+    "methods": (
+        *("collapse", "data.batch", "ema", "losses", "masks", "method"),
+        *("nn", "refusals", "regularizers", "targets", "world"),
+    ),
+    "config": ("data", "engine", "eval", "masks", "method", "nn", "plugins", "regularizers", "targets", "views"),
+    # A study starts the training tool as a process and imports nothing of it.
+    "study": ("config", "engine", "eval", "planning", "plugins"),
     "interop": ("data.batch", "engine", "method", "nn"),
     # Fault injection starts tools by their names; the benchmark and the golden verifiers restate or run methods.
     "testing": (
         *("data", "engine", "interop", "masks", "method", "methods"),
-        *("nn", "planning", "self_distillation", "targets"),
+        *("nn", "planning", "plugins", "targets", "views"),
     ),
     "configs": (),
     "tools": (
         *("config", "configs", "data", "engine", "eval", "interop", "masks"),
-        *("method", "methods", "nn", "planning", "study", "targets", "testing"),
+        *("method", "methods", "nn", "planning", "plugins", "study", "targets", "testing"),
     ),
 }
 GRAFTS = ("methods", "configs", "tools")  # beside the package in a checkout, inside it when installed
 VAGUE_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}
 
-# What a method file must leave to the engine: processes, optimizers, files.
+# Processes, optimizers and files are the engine's.
 FOREIGN_TO_METHODS = ("torch.distributed", "torch.optim", "os", "pathlib")
+ONLY_IN_CONFIG = "hydra"
 
 
 def modules(root: Path) -> dict[str, Path]:
-    """Every module of the checkout at ``root`` by its dotted name below ``ssl_zoo``; the package itself is ``""``."""
+    """Map dotted names below ``ssl_zoo`` to the modules of the checkout at ``root``; the package itself is ``""``."""
     files = [(path, path.relative_to(root / "ssl_zoo")) for path in (root / "ssl_zoo").rglob("*.py")]
     files += [(path, path.relative_to(root)) for graft in GRAFTS for path in (root / graft).rglob("*.py")]
     named = {}
@@ -69,7 +72,7 @@ def modules(root: Path) -> dict[str, Path]:
 
 
 def imports(name: str, path: Path, known: dict[str, Path]) -> Iterator[tuple[str, int]]:
-    """(absolute dotted name, line) of everything that the file imports; ``ssl_zoo.`` and grafts resolved to one form.
+    """Yield (absolute dotted name, line) of every import of a file; ``ssl_zoo.`` and grafts resolved to one form.
 
     ``from package import name`` yields ``package.name`` where that is a module of ours, otherwise ``package``.
     """
@@ -89,7 +92,7 @@ def imports(name: str, path: Path, known: dict[str, Path]) -> Iterator[tuple[str
 
 
 def own_part(imported: str) -> str | None:
-    """Name below ``ssl_zoo`` of an import of ours, also where a graft is imported by its bare folder name."""
+    """Return the name below ``ssl_zoo`` of an import of ours, also of a graft imported by its bare folder name."""
     if imported == "ssl_zoo" or imported.split(".")[0] in GRAFTS:
         return "" if imported == "ssl_zoo" else imported
     return imported.removeprefix("ssl_zoo.") if imported.startswith("ssl_zoo.") else None
@@ -108,14 +111,16 @@ def violations(root: Path) -> list[str]:
         if part and part not in MAY_IMPORT:
             found.append(f"{where}: no import rule for ssl_zoo.{part}; decide on one in {Path(__file__).name}")
             continue
-        # A method knows itself, not its siblings; every other part may import all of itself.
+        # A method may not import its siblings; every other part may import all of itself.
         allowed = (*LEAVES, *MAY_IMPORT.get(part, ()), name if part == "methods" else part) if part else ()
         allowed = () if part in LEAVES else allowed
         for imported, line in imports(name, path, known):
             if part == "methods" and any(is_within(imported, foreign) for foreign in FOREIGN_TO_METHODS):
                 found.append(f"{where}:{line}: a method imports {imported}, which is the engine's")
+            if part != "config" and is_within(imported, ONLY_IN_CONFIG):
+                found.append(f"{where}:{line}: {part} imports {imported}, which only config may")
             target = own_part(imported)
-            # `from ssl_zoo import __version__` touches no part.
+            # `from ssl_zoo import __version__` imports no part.
             if target and not any(is_within(target, other) for other in allowed):
                 found.append(f"{where}:{line}: {part or 'ssl_zoo/__init__'} imports {target}")
     return list(dict.fromkeys(found))
@@ -137,11 +142,14 @@ def test_no_module_has_a_vague_name():
         ("ssl_zoo/masks/random.py", "from ssl_zoo.nn import ViT", "masks imports nn"),
         ("ssl_zoo/masks/random.py", "from ..nn.vit import ViT", "masks imports nn.vit"),
         ("ssl_zoo/masks/random.py", "from .. import nn", "masks imports nn"),
-        ("ssl_zoo/masks/random.py", "def draw():\n    import ssl_zoo.nn.vit", "masks imports nn.vit"),
-        ("ssl_zoo/targets/pixels.py", "from ssl_zoo.masks import random", "targets imports masks.random"),
+        ("ssl_zoo/masks/random.py", "def sample():\n    import ssl_zoo.nn.vit", "masks imports nn.vit"),
+        ("ssl_zoo/views/single_crop.py", "from ssl_zoo.data import loader", "views imports data.loader"),
         ("ssl_zoo/engine/trainer.py", "from ssl_zoo import eval", "engine imports eval"),
         ("ssl_zoo/method.py", "from ssl_zoo.data.loader import Loader", "method imports data.loader"),
         ("ssl_zoo/seeding.py", "import ssl_zoo.registry", "seeding imports registry"),
+        ("ssl_zoo/registry.py", "from ssl_zoo.plugins import discover", "registry imports plugins"),
+        ("ssl_zoo/masks/random.py", "from ssl_zoo.plugins import discover", "masks imports plugins"),
+        ("ssl_zoo/registry.py", "from hydra.core.config_store import ConfigStore", "which only config may"),
         ("ssl_zoo/config/load.py", "import tools.train_net", "config imports tools.train_net"),
         ("ssl_zoo/config/load.py", "from ssl_zoo.methods.mae import MAE", "config imports methods.mae"),
         ("methods/ijepa.py", "from ssl_zoo.methods.mae import MAE", "methods imports methods.mae"),
@@ -152,7 +160,7 @@ def test_no_module_has_a_vague_name():
     ],
 )
 def test_a_forbidden_import_is_found(tmp_path, file, source, complaint):
-    tree = ["nn/vit", "nn/__init__", "masks/random", "eval/knn", "eval/__init__", "data/loader"]
+    tree = ["nn/vit", "nn/__init__", "masks/random", "eval/knn", "eval/__init__", "data/loader", "plugins"]
     for path in [*(f"ssl_zoo/{inner}.py" for inner in tree), "methods/mae.py", "tools/train_net.py"]:
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).touch()

@@ -1,4 +1,4 @@
-"""Parts from outside the tree, each in a process of its own since registration can't be undone."""
+"""Plug-ins register parts from outside the tree; each runs in its own process, since registration can't be undone."""
 
 import os
 import re
@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 import ssl_zoo
+from ssl_zoo.config.schema import sections
+from ssl_zoo.registry import REGISTRIES
 
 ROOT = Path(ssl_zoo.__file__).resolve().parent.parent
 
@@ -53,7 +55,7 @@ def run(folder, *command, path=()):
 
 
 def install(site, name, target):
-    """What pip leaves of a distribution with one entry point."""
+    """Write the metadata that pip installs for a distribution with one entry point."""
     info = site / f"{name}-1.0.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
@@ -62,7 +64,7 @@ def install(site, name, target):
 
 LOAD = """
 from ssl_zoo.config import load_config
-from ssl_zoo.registry import discover
+from ssl_zoo.plugins import discover
 discover({plugins})
 config = load_config("recipe.yaml")
 print(type(config.method).__name__, config.method.amount, type(config.masks).__name__, config.targets)
@@ -70,12 +72,12 @@ print(type(config.method).__name__, config.method.amount, type(config.masks).__n
 
 
 @pytest.mark.parametrize("plugin", ["nothing.py", "nothing"])
-def test_a_plugin_file_or_module_brings_a_method_that_a_recipe_anywhere_names(folder, plugin):
+def test_a_recipe_chooses_a_method_of_a_plugin_file_or_module(folder, plugin):
     done = run(folder, "-c", LOAD.format(plugins=[plugin]), path=[folder])
     assert done.stdout.split() == ["NothingConfig", "5", "MultiblockConfig", "None"], done.stderr
 
 
-def test_an_installed_entry_point_brings_its_method_without_being_named(folder):
+def test_an_installed_entry_point_registers_its_method_without_being_named(folder):
     site = folder / "site"
     install(site, "nothing_plugin", "nothing")
     done = run(folder, "-c", LOAD.format(plugins=[]), path=[site, folder])
@@ -113,6 +115,98 @@ def test_list_runs_in_a_bare_checkout_and_names_kinds_and_parts(folder):
     assert "vit_large  ViT-L/16" in backbones.stdout
     unknown = run(folder, str(ROOT / "tools" / "list.py"), "mehtods")
     assert unknown.returncode == 1 and "Did you mean 'methods'?" in unknown.stderr
+
+
+PART = '''
+from dataclasses import dataclass
+
+from {module} import {base}
+from ssl_zoo.registry import REGISTRIES
+from ssl_zoo.settings import setting
+
+
+@dataclass
+class Added_{group}Config({base}):
+    amount: int = setting(3, "how much is added", at_least=1)
+
+
+@REGISTRIES["{group}"].register("added", Added_{group}Config)
+class Added:
+    """Is added to {group}."""
+'''
+# Every section that is chosen from registered parts, except the method, whose plug-in is above.
+BASES = {group: base for group, base in sections().items() if group in REGISTRIES and group != "method"}
+CHOOSE = """
+from ssl_zoo.config import ConfigError, load_config
+from ssl_zoo.plugins import discover
+discover(["parts.py"])
+config = load_config("chosen.yaml")
+print({group: [type(getattr(config, group)).__name__, getattr(config, group).amount] for group in %s})
+print(config.probe.evaluators)
+try:
+    load_config("chosen.yaml", ["masks.amount=0"])
+except ConfigError as error:
+    print(error)
+"""
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    """A plug-in file with one part of every group, and a recipe that chooses them all with a setting of their own."""
+    folder = tmp_path_factory.mktemp("parts")
+    texts = [PART.format(group=group, module=base.__module__, base=base.__name__) for group, base in BASES.items()]
+    texts.append(PART.format(group="evaluators", module="ssl_zoo.eval", base="EvaluatorConfig"))
+    (folder / "parts.py").write_text("".join(texts))
+    choices = "".join(f", {group}: added" for group in BASES)
+    values = "".join(f"{group}: {{amount: 5}}\n" for group in BASES)
+    (folder / "chosen.yaml").write_text(f"defaults: [method: ijepa{choices}]\n{values}probe: {{evaluators: [added]}}\n")
+    return folder
+
+
+def test_the_groups_of_parts_are_known():
+    assert {"masks", "targets", "data", "backbone", "optim"} <= set(BASES)
+
+
+def test_a_plugin_file_adds_a_part_of_every_kind_to_the_list(parts):
+    done = run(parts, str(ROOT / "tools" / "list.py"), "--plugin", "parts.py")
+    listed = {line.split()[0]: line for line in done.stdout.splitlines()}
+    assert [group for group in (*BASES, "evaluators") if not re.search(r"\badded\b", listed[group])] == [], done.stderr
+    masks = run(parts, str(ROOT / "tools" / "list.py"), "masks", "--plugin", "parts.py")
+    assert re.search(r"^added +Is added to masks\.$", masks.stdout, re.MULTILINE)
+
+
+def test_a_recipe_chooses_parts_of_a_plugin_file_and_sets_their_own_keys_within_bounds(parts):
+    done = run(parts, "-c", CHOOSE % list(BASES))
+    chosen = {group: [f"Added_{group}Config", 5] for group in BASES}
+    refused = "masks.amount=0 must be at least 1"
+    assert done.stdout.splitlines() == [str(chosen), "['added']", refused], done.stderr
+
+
+DISCOVER = """
+import importlib
+from ssl_zoo.plugins import discover
+from ssl_zoo.registry import BROKEN_PLUGINS, REGISTRIES
+importlib.import_module("ssl_zoo.{package}").__path__.append("extra")
+discover()
+print("added" in REGISTRIES["masks"].names(), *BROKEN_PLUGINS)
+"""
+
+
+@pytest.mark.parametrize(
+    "package, broken, printed",
+    [("masks", False, "True"), ("masks", True, None), ("methods", True, "False ssl_zoo.methods.extra")],
+)
+def test_a_file_of_a_package_needs_no_import_list_and_only_a_broken_method_file_is_skipped(
+    tmp_path, package, broken, printed
+):
+    part = PART.format(group="masks", module="ssl_zoo.masks", base="MasksConfig")
+    (tmp_path / "extra").mkdir()
+    (tmp_path / "extra" / "extra.py").write_text("nowhere_defined\n" if broken else part)
+    done = run(tmp_path, "-c", DISCOVER.format(package=package))
+    if printed is None:
+        assert "nowhere_defined" in done.stderr and done.returncode == 1
+    else:
+        assert done.stdout.strip() == printed, done.stderr
 
 
 def test_methods_refuse_a_second_import_under_another_name(folder):

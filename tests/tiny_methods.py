@@ -12,7 +12,7 @@ from ssl_zoo.masks import MASKS
 from ssl_zoo.masks.blockwise import Shortfall
 from ssl_zoo.method import METHODS, Method, Output, Progress, Step, build_method
 from ssl_zoo.nn import ViTConfig
-from ssl_zoo.registry import discover
+from ssl_zoo.plugins import discover
 from ssl_zoo.seeding import generator_for
 from ssl_zoo.targets import TARGETS
 from ssl_zoo.views import ViewSetConfig

@@ -17,7 +17,7 @@ from rich.console import Console
 from ssl_zoo.config import compose
 from ssl_zoo.engine.settings import Precision
 from ssl_zoo.io import write_atomic
-from ssl_zoo.registry import discover
+from ssl_zoo.plugins import discover
 from ssl_zoo.testing.benchmark.case import Case
 from ssl_zoo.testing.benchmark.comparison import compare
 from ssl_zoo.testing.benchmark.loading import compare_loading

@@ -16,7 +16,7 @@ if __package__ in (None, ""):  # run as a file of a checkout, whose packages are
 
 from rich.console import Console
 
-from ssl_zoo.registry import discover
+from ssl_zoo.plugins import discover
 from ssl_zoo.study.comparison import Comparison, compare_runs
 from ssl_zoo.study.report import report
 from ssl_zoo.study.slurm import slurm_start

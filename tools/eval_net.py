@@ -30,7 +30,7 @@ from ssl_zoo.eval.offline import Baselines, EvaluatorResult, ExtractionProgress,
 from ssl_zoo.eval.probe import Probe
 from ssl_zoo.method import Method
 from ssl_zoo.nn import ViT
-from ssl_zoo.registry import discover
+from ssl_zoo.plugins import discover
 
 ALL_IMAGES = ["probe.train_samples=0", "probe.test_samples=0"]
 

@@ -16,7 +16,7 @@ if __package__ in (None, ""):  # run as a file: the checkout's packages are one 
 from ssl_zoo.config import compose
 from ssl_zoo.engine.trained import open_run
 from ssl_zoo.interop.weights import export_weights
-from ssl_zoo.registry import discover
+from ssl_zoo.plugins import discover
 
 
 def main(argv: Sequence[str] | None = None) -> int:

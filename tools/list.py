@@ -1,4 +1,4 @@
-"""Names of the registered parts: ``python tools/list.py [kind] [--plugin MODULE_OR_FILE]``."""
+"""List the registered parts: ``python tools/list.py [kind] [--plugin MODULE_OR_FILE]``."""
 
 import argparse
 import sys
@@ -9,7 +9,8 @@ if __package__ in (None, ""):  # run as a file: the checkout's packages are one 
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from ssl_zoo.config import presets
-from ssl_zoo.registry import BROKEN_PLUGINS, REGISTRIES, Registry, UnknownName, discover, nearest
+from ssl_zoo.plugins import discover
+from ssl_zoo.registry import BROKEN_PLUGINS, REGISTRIES, Registry, UnknownName, nearest
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,16 +33,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _kinds() -> list[tuple[str, str]]:
-    return [(group, f"{', '.join(name for name, _ in _names(kind))}") for group, kind in REGISTRIES.items()]
+    return [(group, ", ".join(name for name, _ in _names(kind))) for group, kind in REGISTRIES.items()]
 
 
 def _names(registry: Registry) -> list[tuple[str, str]]:
-    """The registered classes, then the presets: YAML options that set values of one of them."""
+    """Return name and summary of the registered classes, then of the presets (YAML options that set their values)."""
     return [(name, registry.summary(name)) for name in registry.names()] + sorted(presets(registry.group).items())
 
 
 def _registry(word: str) -> Registry:
-    """The registry of a group or kind; ``method``, ``methods`` and ``mask generator`` are understood."""
+    """Return the registry of a group or kind, e.g. ``masks``, ``mask generator`` or ``mask generators``."""
     spellings = {
         spelling: kind for kind in REGISTRIES.values() for spelling in (kind.group, kind.kind, f"{kind.kind}s")
     }

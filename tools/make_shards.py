@@ -23,7 +23,7 @@ from ssl_zoo.data.shards.check import check_shards
 from ssl_zoo.data.shards.inputs import AllImages
 from ssl_zoo.data.shards.write import make_shards
 from ssl_zoo.data.sources import SOURCES, Split
-from ssl_zoo.registry import discover
+from ssl_zoo.plugins import discover
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

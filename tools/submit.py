@@ -12,7 +12,7 @@ if __package__ in (None, ""):  # run as a file of a checkout: its packages are o
 from ssl_zoo.config import compose
 from ssl_zoo.engine.cluster import TrainingJob, cluster_executor, parameters_of
 from ssl_zoo.engine.trainer import BatchPlan
-from ssl_zoo.registry import discover, plugin_words
+from ssl_zoo.plugins import discover, plugin_words
 
 
 def minutes(text: str) -> int:

@@ -30,7 +30,7 @@ from ssl_zoo.engine.trainer import NonFiniteLoss, Trainer
 from ssl_zoo.eval.probe import Probe
 from ssl_zoo.planning.plan import Plan
 from ssl_zoo.planning.scale import Machine, ScalePlan
-from ssl_zoo.registry import discover
+from ssl_zoo.plugins import discover
 
 
 def train(composed: Composed, resume: str, console: Console, ranks: Processes) -> None:

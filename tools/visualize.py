@@ -23,7 +23,7 @@ from ssl_zoo.data.sources import SOURCES, Split
 from ssl_zoo.data.sources.imagefolder import FilesConfig
 from ssl_zoo.engine.trained import open_run
 from ssl_zoo.engine.visualize import save_images, visualize
-from ssl_zoo.registry import discover
+from ssl_zoo.plugins import discover
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""Typed configuration: sections gathered into one schema, recipes, overrides, and the documentation of every key."""
+"""Recipes and overrides become a typed configuration; every key is documented and checked."""
 
 from ssl_zoo.config.document import describe, presets
 from ssl_zoo.config.keys import ConfigError

@@ -1,4 +1,4 @@
-"""The text of ``--help-config``: every key of a composed configuration with its type, default and meaning."""
+"""``--help-config`` prints every key of a composed configuration with its type, bounds, default and meaning."""
 
 import dataclasses
 import importlib.resources
@@ -12,9 +12,9 @@ from ssl_zoo.config.schema import Config, sections
 
 
 def describe(composed: Composed) -> str:
-    """One line per key, grouped by section; a value that differs from its default stands beside it.
+    """Return one line per key, grouped by section; a value that differs from its default is shown beside it.
 
-    The default is that of the chosen option: ``backbone=vit_large`` makes 1024 the default of ``backbone.embed_dim``.
+    Defaults are those of the chosen option: with ``backbone=vit_large``, ``backbone.embed_dim`` defaults to 1024.
     """
     keys = list(keys_of(composed.values))
     blocks = [_table(composed, [key for key in keys if "." not in key.name])]
@@ -51,7 +51,7 @@ def _value(name: str, defaults: Mapping[str, Any], values: Mapping[str, Any]) ->
 
 
 def presets(group: str) -> dict[str, str]:
-    """Options of a group that are YAML files of the package, each with the first comment in its file."""
+    """Return the options of a group that are YAML files of the package, each with the first comment in its file."""
     folder = Path(str(importlib.resources.files("ssl_zoo.configs"))) / group
     return {
         file.stem: file.read_text(encoding="utf-8").partition("\n")[0].removeprefix("#").strip()

@@ -1,4 +1,4 @@
-"""The keys of a configuration: their types and meanings, and what to say when one does not fit."""
+"""The keys of a configuration have types, bounds and meanings; a wrong key or value gets one message."""
 
 import dataclasses
 import difflib
@@ -13,12 +13,13 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 
 from ssl_zoo.registry import REGISTRIES
+from ssl_zoo.settings import bounds_of, out_of_bounds, permitted
 
 _WORDS = {int: "integer", float: "number", bool: "true or false", str: "text"}
 
 
 class ConfigError(ValueError):
-    """A recipe or an override that does not fit the schema; one message for the user, with the remedy."""
+    """A recipe or an override does not fit the schema; the message gives the remedy."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Key:
     name: str  # dotted
     hint: Any  # type annotation
     meaning: str
+    bounds: Mapping[str, Any]  # as `setting` declares them
 
     @property
     def section(self) -> str:
@@ -35,21 +37,21 @@ class Key:
 
     @property
     def expected(self) -> str:
-        """The type in words, with the names of an Enum."""
-        return _words(self.hint)
+        """The type in words, with the names of an Enum, and the bounds."""
+        return ", ".join(filter(None, [_words(self.hint), permitted(self.bounds)]))
 
 
 def keys_of(node: DictConfig | type, prefix: str = "") -> Iterator[Key]:
-    """Leaf keys of a composed section, or of a dataclass on its own, in the order of their definition.
+    """Yield the leaf keys of a composed section or of a dataclass, in the order of their definition.
 
-    In a composed configuration a section has the keys of the option that was chosen for it, and none without a choice.
+    In a composed configuration a section has the keys of its chosen option, and none without a choice.
     """
     config = node if isinstance(node, type) else OmegaConf.get_type(node)
     for field in dataclasses.fields(config):
         name = prefix + field.name
         inner = _section_type(config, field.name)
         if inner is None:
-            yield Key(name, _hints(config)[field.name], field.metadata.get("meaning", ""))
+            yield Key(name, _hints(config)[field.name], field.metadata.get("meaning", ""), bounds_of(field))
         elif isinstance(node, type):
             yield from keys_of(inner, name + ".")
         elif not OmegaConf.is_missing(node, field.name) and node[field.name] is not None:
@@ -63,14 +65,14 @@ def _hints(config: type) -> Mapping[str, Any]:
 
 @functools.cache
 def _section_type(config: type, name: str) -> type | None:
-    """The dataclass of a field that is a section; None for a leaf."""
+    """Return the dataclass of a field that is a section, None for a leaf."""
     hint = _hints(config)[name]
     inner = [arg for arg in get_args(hint) if arg is not NoneType] if get_origin(hint) in (Union, UnionType) else [hint]
     return inner[0] if len(inner) == 1 and dataclasses.is_dataclass(inner[0]) else None
 
 
 def leaves(given: Mapping[Any, Any], keys: Container[str], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted name and value of every leaf of nested values; a mapping is one if ``keys`` says so, or if it is empty."""
+    """Yield name and value of every leaf of nested values; a mapping is a leaf if it is in ``keys`` or empty."""
     for name, value in given.items():
         full = f"{prefix}{name}"
         if isinstance(value, Mapping) and value and full not in keys:
@@ -80,8 +82,16 @@ def leaves(given: Mapping[Any, Any], keys: Container[str], prefix: str = "") -> 
 
 
 def flat(values: DictConfig) -> dict[str, Any]:
-    """Value of every leaf key, interpolations unresolved, ``"???"`` where there is none."""
+    """Return the value of every leaf key, interpolations unresolved, ``"???"`` where there is none."""
     return dict(leaves(OmegaConf.to_container(values, resolve=False), [key.name for key in keys_of(values)]))
+
+
+def check_bounds(values: DictConfig, section: str = "") -> None:
+    """Raise ConfigError for the first value of a resolved configuration, or one section, outside its key's bounds."""
+    given = flat(values)
+    for key in keys_of(values):
+        if key.name.startswith(section) and (message := out_of_bounds(key.name, given[key.name], key.bounds)):
+            raise ConfigError(message)
 
 
 def _words(hint: Any) -> str:
@@ -98,7 +108,7 @@ def _words(hint: Any) -> str:
 
 
 def written(value: Any) -> str:
-    """A value as it is written on the command line."""
+    """Return a value as it is written on the command line."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -113,7 +123,7 @@ def written(value: Any) -> str:
 
 
 def unknown_key(name: str, values: DictConfig) -> str:
-    """Message for a key that the composed configuration ``values`` does not have."""
+    """Return the message for a key that the composed configuration ``values`` does not have."""
     keys = [key.name for key in keys_of(values)]
     sections = [field.name for field in dataclasses.fields(OmegaConf.get_type(values))]
     elsewhere = _other_options(name)
@@ -122,7 +132,7 @@ def unknown_key(name: str, values: DictConfig) -> str:
         owners = " or ".join(f"{near.partition('.')[0]}={option}" for option in elsewhere[near])
         hint = f"{near} belongs to {owners}."
     else:
-        hint = f"did you mean {near}?" if near else "no key is spelled like it."
+        hint = f"did you mean {near}?" if near else "no key has a similar name."
     section = _longest_section(name, keys)
     inside = [key.removeprefix(f"{section}.") for key in keys if key.startswith(f"{section}.")]
     listed = f"Keys of {section}: {', '.join(inside)}" if section else f"Sections: {', '.join(sections)}"
@@ -130,7 +140,7 @@ def unknown_key(name: str, values: DictConfig) -> str:
 
 
 def _nearest_key(name: str, known: Sequence[str]) -> str | None:
-    """The key most likely meant: a near spelling, an abbreviation (``lr``), the right name in a wrong section."""
+    """Return the key most likely meant: a near spelling, an abbreviation, or the right name in a wrong section."""
     leaf = name.rpartition(".")[2]
     ranked = difflib.get_close_matches(name, known, n=max(len(known), 1), cutoff=0.0)
     return next(
@@ -161,7 +171,7 @@ def _longest_section(name: str, keys: Iterable[str]) -> str:
 
 
 def _other_options(name: str) -> dict[str, list[str]]:
-    """Keys of every registered option of the group that ``name`` is in -> the options that have them."""
+    """Map the keys of all registered options of the group that ``name`` is in to the options that have them."""
     registry = REGISTRIES.get(name.partition(".")[0])
     owners: dict[str, list[str]] = {}
     for option in registry.names() if registry else ():
@@ -171,6 +181,6 @@ def _other_options(name: str) -> dict[str, list[str]]:
 
 
 def wrong_value(key: Key, value: Any, default: Any) -> str:
-    """Message for a value that has not the type of its key."""
+    """Return the message for a value that does not have the type of its key."""
     given = f"{key.name}={written(value)}: expected {key.expected}"
     return f"{given}; the default is {written(default)}. Meaning: {key.meaning}"

@@ -1,17 +1,17 @@
-"""From a recipe file and command-line overrides to a typed configuration, and back to a recipe.
+"""A recipe file and command-line overrides compose to a typed configuration, and back to a recipe.
 
-A recipe names an option per group in its defaults list and then sets values. Hydra composes the options; the values of
-the recipes, ancestors first, and then those of the command line are laid over them one key at a time, so that every
-mistake can be told with its key, its place and the nearest valid spelling.
+A recipe names an option per group in its defaults list and then sets values. Hydra composes the options. The values of
+the recipes, ancestors first, and then those of the command line are set on top one key at a time, so that every error
+message can give the key, the file and line, and the nearest valid spelling.
 """
 
 import dataclasses
-import functools
 import importlib.resources
 import inspect
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import ssl_zoo
-from ssl_zoo.config.keys import ConfigError, flat, keys_of, leaves, unknown_key, written, wrong_value
+from ssl_zoo.config.keys import ConfigError, check_bounds, flat, keys_of, leaves, unknown_key, written, wrong_value
 from ssl_zoo.config.recipe import ROOT_RECIPE, Recipe, config_roots, read_recipe
-from ssl_zoo.config.schema import SCHEMA, Config, sections, store_schema
+from ssl_zoo.config.schema import SCHEMA, Config, sections
+from ssl_zoo.eval.probe import ProbeConfig, probe_config_class
 from ssl_zoo.method import METHODS
-from ssl_zoo.registry import BROKEN_PLUGINS, REGISTRIES, discover, nearest
+from ssl_zoo.plugins import discover
+from ssl_zoo.registry import REGISTRIES, import_errors, nearest
 
 _LOG = logging.getLogger(__name__)
 _RUN = "ssl_zoo_run"  # name of the composed defaults list in Hydra's store
@@ -37,7 +39,7 @@ _RUN = "ssl_zoo_run"  # name of the composed defaults list in Hydra's store
 
 @dataclass(frozen=True)
 class Composed:
-    """A composed configuration before it becomes ``Config``.
+    """A composed configuration before it is converted to ``Config``.
 
     Attributes:
         recipe: absolute path of the recipe.
@@ -53,23 +55,19 @@ class Composed:
     defaults: DictConfig
     values: DictConfig
 
-    @functools.cached_property
+    @cached_property
     def config(self) -> Config:
-        """The configuration as dataclasses, with every check that they make.
+        """The configuration as dataclasses, after all their checks.
 
         Raises:
-            ConfigError: a key without a value, a broken interpolation, a value out of range.
+            ConfigError: a key without a value, a broken interpolation, a value out of bounds.
         """
         for key in sorted(OmegaConf.missing_keys(self.resolved)):
             raise ConfigError(_missing(key, self))
-        try:
-            return OmegaConf.to_object(self.resolved)
-        except OmegaConfBaseException as error:
-            raise ConfigError(f"{error.full_key}: {_first_line(error)}") from error
-        except ValueError as error:  # of a __post_init__
-            raise ConfigError(str(error)) from error
+        check_bounds(self.resolved)
+        return _to_object(self.resolved)
 
-    @functools.cached_property
+    @cached_property
     def resolved(self) -> DictConfig:
         """``values`` with their interpolations resolved; a key without a value is no error yet."""
         for name, given in flat(self.values).items():
@@ -82,31 +80,31 @@ class Composed:
         return values
 
     def plain(self) -> dict[str, Any]:
-        """The configuration as nested dicts, lists and scalars; Enums by name."""
+        """Return the configuration as nested dicts, lists and scalars; Enums by name."""
         return OmegaConf.to_container(self.resolved, enum_to_str=True)
 
     def plain_defaults(self) -> dict[str, Any]:
-        """``defaults`` in the same form; interpolations stay as they are written."""
+        """Return ``defaults`` in the same form, interpolations unresolved."""
         return OmegaConf.to_container(self.defaults, enum_to_str=True)
 
 
 def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """The typed configuration of a recipe with ``key=value`` and ``group=option`` overrides.
+    """Return the typed configuration of a recipe with ``key=value`` and ``group=option`` overrides.
 
     Raises:
-        ConfigError: whatever is wrong with the recipe or the overrides, in one message.
+        ConfigError: the recipe or an override is wrong.
     """
     return compose(recipe, overrides).config
 
 
 def compose(recipe: str | Path, overrides: Sequence[str] = ()) -> Composed:
-    """The same before it becomes dataclasses, with the choices behind the values.
+    """Compose a configuration without converting it to dataclasses.
 
     Raises:
-        ConfigError: like ``load_config``, but for keys without a value and checks of values, which ``config`` makes.
+        ConfigError: as ``load_config``, except for missing values and values out of bounds, which ``config`` checks.
     """
     discover()
-    store_schema()
+    _store_options()
     recipes = read_recipe(Path(recipe))
     path = recipes[-1].path
     roots = config_roots(path)
@@ -133,22 +131,29 @@ def compose(recipe: str | Path, overrides: Sequence[str] = ()) -> Composed:
 
 
 def compose_section(section: str, overrides: Sequence[str]) -> Any:
-    """One section's dataclass from overrides alone, ``section=OPTION`` among them, for tools that need no recipe.
+    """Return one section's dataclass from overrides alone, ``section=OPTION`` among them, for tools without a recipe.
 
     Raises:
-        ConfigError: whatever is wrong with the overrides, or no option was chosen.
+        ConfigError: an override is wrong, or no option was chosen.
     """
     composed = compose(Path(str(importlib.resources.files("ssl_zoo.configs"))) / f"{ROOT_RECIPE}.yaml", overrides)
     if OmegaConf.is_missing(composed.values, section):
         raise ConfigError(_missing(section, composed))
+    check_bounds(composed.resolved, f"{section}.")
+    return _to_object(composed.resolved[section])
+
+
+def _to_object(values: DictConfig) -> Any:
     try:
-        return OmegaConf.to_object(composed.resolved[section])
+        return OmegaConf.to_object(values)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{error.full_key}: {_first_line(error)}") from error
     except ValueError as error:  # of a __post_init__
         raise ConfigError(str(error)) from error
 
 
 def recipe_text(composed: Composed) -> str:
-    """The configuration as a recipe of its own: the chosen groups and every value, resolved."""
+    """Write the configuration as a recipe of its own: the chosen groups and every value, resolved."""
     choices = [{group: option} for group, option in composed.choices.items()]
     defaults = yaml.safe_dump([ROOT_RECIPE, *choices, "_self_"], default_flow_style=None, sort_keys=False)
     source = f"{composed.recipe.parent.name}/{composed.recipe.name}"
@@ -191,10 +196,28 @@ def _with_defaults_of_method(choices: Mapping[str, str | None]) -> dict[str, str
     return {**defaults, **choices}
 
 
+def _store_options() -> None:
+    """Give Hydra the schema and every registered dataclass, as the option of its name in its group."""
+    _store_schema(probe_config_class())
+    for group, registry in REGISTRIES.items():
+        for name in registry.names():
+            _store(name, group, registry.config_of(name))
+
+
+@cache  # storing all of them takes half as long as composing a recipe
+def _store(name: str, group: str, config: type) -> None:
+    ConfigStore.instance().store(name=name, group=group, node=config, provider="ssl_zoo")
+
+
+@cache
+def _store_schema(probe: type[ProbeConfig]) -> None:
+    """Store ``Config``, whose probe has a section for each evaluator that is registered by now."""
+    ConfigStore.instance().store(name=SCHEMA, node=Config(probe=probe()), provider="ssl_zoo")
+
+
 def _options(group: str, roots: Sequence[Path]) -> list[str]:
     registered = REGISTRIES[group].names() if group in REGISTRIES else []
-    files = [file.name for root in roots for file in (root / group).glob("*.yaml")]
-    return sorted({name.removesuffix(".yaml") for name in [*registered, *files]})
+    return sorted({*registered, *(file.stem for root in roots for file in (root / group).glob("*.yaml"))})
 
 
 def _check_options(choices: Mapping[str, str | None], options: Mapping[str, Sequence[str]], place: str) -> None:
@@ -204,13 +227,12 @@ def _check_options(choices: Mapping[str, str | None], options: Mapping[str, Sequ
             continue
         near = nearest(str(option), known)
         hint = f" Did you mean {group}={near}?" if near else ""
-        broken = "".join(f"\nPlug-in {plugin} can't be imported: {error}" for plugin, error in BROKEN_PLUGINS.items())
-        listed = ", ".join(known) or "none"
-        raise ConfigError(f"{place}{group}={option}: no such option.{hint} Options of {group}: {listed}.{broken}")
+        listed = f"Options of {group}: {', '.join(known) or 'none'}."
+        raise ConfigError(f"{place}{group}={option}: no such option.{hint} {listed}{import_errors()}")
 
 
 def _compose(choices: Mapping[str, str | None], roots: Sequence[Path]) -> DictConfig:
-    """What the chosen options make, by Hydra."""
+    """Compose the chosen options with Hydra."""
     entries = [SCHEMA, *({group: option} for group, option in choices.items() if option is not None), "_self_"]
     node = {"defaults": entries, "hydra": {"searchpath": [f"file://{root}" for root in roots[1:]]}}
     ConfigStore.instance().store(name=_RUN, node=node, provider="ssl_zoo")
@@ -222,7 +244,7 @@ def _compose(choices: Mapping[str, str | None], roots: Sequence[Path]) -> DictCo
 
 
 def _explain(error: BaseException) -> str:
-    """What went wrong inside an option's YAML file, and in which."""
+    """Return the message for an error in an option's YAML file, with the file's name."""
     messages = [_first_line(error)]
     # Hydra chains with `raise ... from` for an override, but only implicitly for a key in a YAML file.
     while (error := error.__cause__ or error.__context__) is not None:
@@ -264,10 +286,10 @@ def _nested(override: Override) -> dict[str, Any]:
 
 
 def _assign(node: DictConfig, given: Mapping[Any, Any], defaults: DictConfig, source: Recipe | None) -> None:
-    """Lay nested values over a composed configuration.
+    """Set nested values in a composed configuration.
 
     Args:
-        source: the recipe that the values come from; None for the command line.
+        source: the recipe of the values; None for the command line.
     """
     keys = {key.name: key for key in keys_of(node)}
     for name, value in leaves(given, keys):
@@ -280,8 +302,8 @@ def _assign(node: DictConfig, given: Mapping[Any, Any], defaults: DictConfig, so
         except ConfigError as error:
             raise ConfigError(_place(source, name) + str(error)) from error
         except OmegaConfBaseException as error:
-            told = wrong_value(keys[name], value, OmegaConf.select(defaults, name))
-            raise ConfigError(_place(source, name) + told) from error
+            message = wrong_value(keys[name], value, OmegaConf.select(defaults, name))
+            raise ConfigError(_place(source, name) + message) from error
 
 
 def _place(source: Recipe | None, name: str) -> str:
@@ -301,16 +323,16 @@ def _not_a_leaf(name: str, value: Any, node: DictConfig) -> str:
 
 
 def _carried_over(recipes: Sequence[Recipe], switched: set[str], own: DictConfig, chosen: DictConfig) -> list[Recipe]:
-    """The recipes without those values of a section that don't fit the option which the command line chose instead.
+    """Return the recipes without the values that don't apply to the options that the command line chose instead.
 
-    A key that both options inherit from the same dataclass means the same in both and keeps its value
-    (``backbone.image_size``), unless that is the default of the recipe's own option: it came with that option and goes
-    with it. All other values no longer apply and are left out, which is told section by section.
+    A key that both options inherit from the same dataclass has the same meaning in both and keeps its value
+    (``backbone.image_size``), unless the value is the default of the recipe's own option. All other values are dropped,
+    with a warning per section.
 
     Args:
-        switched: sections of which another option was chosen.
-        own: the options that the recipes chose.
-        chosen: the options in their place.
+        switched: sections with another option.
+        own: the options of the recipes.
+        chosen: the options that replace them.
     """
     values = own.copy()
     for layer in recipes:
@@ -319,18 +341,18 @@ def _carried_over(recipes: Sequence[Recipe], switched: set[str], own: DictConfig
     carried = []
     for layer in recipes:
         kept: dict[str, Any] = {}
-        left_out: dict[str, list[str]] = {}
+        dropped: dict[str, list[str]] = {}
         for name, value in leaves(layer.values, after):
             group = name.partition(".")[0]
             if group not in switched or name == group:  # an empty section
                 kept[name] = value
             elif not _is_shared(name, own, chosen):
-                left_out.setdefault(group, []).append(f"{name}={written(value)}")
+                dropped.setdefault(group, []).append(f"{name}={written(value)}")
             elif before.get(name) != after.get(name):
                 kept[name] = value
-        for group, keys in left_out.items():
+        for group, keys in dropped.items():
             kind = REGISTRIES[group].kind
-            _LOG.warning("%s: left out, since another %s was chosen: %s", layer.path, kind, ", ".join(keys))
+            _LOG.warning("%s: ignored, since another %s was chosen: %s", layer.path, kind, ", ".join(keys))
         carried.append(dataclasses.replace(layer, values=kept))
     return carried
 

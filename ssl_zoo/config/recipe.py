@@ -1,4 +1,4 @@
-"""Recipe files: what one says, what it inherits, and where a key stands in it."""
+"""Recipe files are read with what they inherit; messages give the line of a key."""
 
 import importlib.resources
 from collections.abc import Iterator, Mapping
@@ -14,7 +14,7 @@ from ssl_zoo.config.schema import SCHEMA, sections
 from ssl_zoo.registry import nearest
 
 ROOT_RECIPE = "train"  # its folder is a config root: the folder that holds the groups
-_NO_RECIPES = ("_self_", SCHEMA)  # entries for readers who know Hydra: values always come last, the schema always first
+_NO_RECIPES = ("_self_", SCHEMA)  # Hydra's entries, accepted and ignored: values always come last, the schema first
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Recipe:
     """One recipe file, without what it inherits.
 
     Attributes:
-        choices: the option that its defaults list names per group; None where it says null.
+        choices: the option that its defaults list names per group; None for null.
         values: nested values below the defaults list, interpolations unresolved.
     """
 
@@ -31,7 +31,7 @@ class Recipe:
     values: Mapping[str, Any]
 
     def where(self, key: str) -> str:
-        """``file:line`` of a dotted key, for messages."""
+        """Return ``file:line`` of a dotted key, for messages."""
         node = yaml.compose(self.path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
         line = None
         for name in key.split("."):
@@ -47,15 +47,17 @@ class Recipe:
 
 
 def config_roots(recipe: Path) -> list[Path]:
-    """Folders in which groups and inherited recipes are looked up, nearest first: beside the recipe, the config root
-    above it if there is one, the config root of the package."""
+    """Return the folders in which groups and inherited recipes are looked up, nearest first.
+
+    They are the recipe's own folder, the config root above it if there is one, and the config root of the package.
+    """
     above = next((folder for folder in recipe.parents if (folder / f"{ROOT_RECIPE}.yaml").is_file()), None)
     packaged = Path(str(importlib.resources.files("ssl_zoo.configs")))
     return list(dict.fromkeys(folder for folder in (recipe.parent, above, packaged) if folder is not None))
 
 
 def read_recipe(path: Path) -> list[Recipe]:
-    """The recipe and what it inherits, ancestors first, so that later ones have the last word.
+    """Return the recipe and those it inherits from, ancestors first; later ones take precedence.
 
     Raises:
         ConfigError: no such file, no valid YAML, an entry of the defaults list that can't be followed.
@@ -66,7 +68,7 @@ def read_recipe(path: Path) -> list[Recipe]:
 
 def _with_ancestors(path: Path, roots: list[Path], descendants: tuple[Path, ...]) -> Iterator[Recipe]:
     if path in descendants:
-        raise ConfigError(f"{path}: its defaults list leads back to itself, through {descendants[-1]}")
+        raise ConfigError(f"{path}: its defaults list inherits from itself, through {descendants[-1]}")
     document = read_document(path, "recipe", "sections, e.g. `trainer: {epochs: 300}`")
     entries = document.pop("defaults", None) or []
     if not isinstance(entries, list):
@@ -86,11 +88,11 @@ def _with_ancestors(path: Path, roots: list[Path], descendants: tuple[Path, ...]
 
 
 def read_document(path: Path, kind: str, content: str) -> dict[str, Any]:
-    """The nested values of a YAML file, interpolations unresolved.
+    """Return the nested values of a YAML file, interpolations unresolved.
 
     Args:
-        kind: what the file is, for messages.
-        content: what it maps names to, with an example, for messages.
+        kind: noun for the file, for messages.
+        content: description of its values with an example, for messages.
 
     Raises:
         ConfigError: no such file, no valid YAML, no mapping.
@@ -115,7 +117,7 @@ def _choice(entry: Any, path: Path) -> tuple[str, str | None]:
     if not isinstance(entry, dict) or len(entry) != 1:
         raise ConfigError(f"{path}: defaults: {entry!r}: an entry is the name of a recipe or `group: option`")
     (group, option), *_ = entry.items()
-    # Accepted as Hydra writes it, though a later entry has the last word here anyway.
+    # Hydra's keyword is accepted, although a later entry takes precedence here anyway.
     group = str(group).removeprefix("override ").strip()
     if group not in sections():
         near = nearest(group, sections())
@@ -127,12 +129,12 @@ def _choice(entry: Any, path: Path) -> tuple[str, str | None]:
 
 
 def find_recipe(name: str, path: Path, roots: list[Path], key: str) -> Path:
-    """The file of a recipe that another file names, as in ``ijepa/demo``.
+    """Find the file of a recipe that another file names, e.g. ``ijepa/demo``.
 
     Args:
-        path: the file that names it, which is never the answer.
-        roots: folders that are searched, as ``config_roots`` orders them.
-        key: where in ``path`` the name stands, for messages.
+        path: the file that names it, which is never the result.
+        roots: folders to search, in the order of ``config_roots``.
+        key: key of the name in ``path``, for messages.
 
     Raises:
         ConfigError: there is none.

@@ -1,6 +1,5 @@
-"""Evaluation of frozen encoders; importing this package registers its evaluators."""
+"""Evaluators score an encoder on labelled images, during a training run and afterwards."""
 
-from ssl_zoo.eval import attentive, finetune, health, knn, linear, logistic, low_shot  # noqa: F401
 from ssl_zoo.eval.base import EVALUATORS, EvaluatedModel, Evaluator, EvaluatorConfig
 from ssl_zoo.eval.features import Features, Pooling, extract
 from ssl_zoo.eval.probe import Probe, ProbeConfig, probe_config_class

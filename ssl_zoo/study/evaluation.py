@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ssl_zoo.registry import plugin_words
+from ssl_zoo.plugins import plugin_words
 from ssl_zoo.study.file import Evaluation
 
 _FOLDER = "eval"  # in a run directory; holds one folder per evaluation

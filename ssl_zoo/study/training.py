@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Protocol
 
 from ssl_zoo.engine.cluster import import_path
-from ssl_zoo.registry import plugin_words
+from ssl_zoo.plugins import plugin_words
 from ssl_zoo.study.evaluation import PlannedEvaluation
 from ssl_zoo.study.plan import PlannedRun
 from ssl_zoo.study.record import RunFolder

@@ -1,10 +1,15 @@
-"""Composition of recipes and overrides, and the one message that each mistake gives."""
+"""Recipes and overrides compose to a configuration; each mistake gives one message."""
 
 import logging
+from dataclasses import dataclass
 
 import pytest
+from omegaconf import OmegaConf
 
 from ssl_zoo.config import ConfigError, compose, load_config
+from ssl_zoo.config.keys import check_bounds
+from ssl_zoo.masks import MASKS, MaskGenerator, MasksConfig
+from ssl_zoo.settings import Settings, setting
 from ssl_zoo.targets import MaskTeacher, PixelsConfig, TeacherConfig
 
 RECIPE = """
@@ -14,7 +19,8 @@ trainer:
 backbone:
   image_size: 96
 targets:
-  momentum: 0.5
+  ema:
+    momentum: 0.5
 """
 
 
@@ -45,12 +51,12 @@ def test_output_dir_follows_from_the_place_of_the_recipe(recipe):
     assert load_config(recipe, ["output_dir=elsewhere"]).output_dir == "elsewhere"
 
 
-def test_a_recipe_inherits_from_its_neighbour_and_has_the_last_word_without_override_keyword(recipe):
+def test_a_recipe_inherits_from_its_neighbour_and_takes_precedence_without_override_keyword(recipe):
     child = recipe.with_name("child.yaml")
     child.write_text(
         "defaults: [tiny, targets: pixels, backbone: vit_small]\ntrainer: {gradient_accumulation_steps: 2}\n"
     )
-    recipe.write_text(RECIPE.replace("targets:\n  momentum: 0.5\n", ""))
+    recipe.write_text(RECIPE.replace("targets:\n  ema:\n    momentum: 0.5\n", ""))
     config = load_config(child)
     assert isinstance(config.targets, PixelsConfig)
     assert (config.backbone.embed_dim, config.backbone.image_size) == (384, 96)
@@ -64,12 +70,12 @@ def test_masks_and_targets_default_to_the_methods_own(recipe):
     assert load_config(recipe, ["masks=null"]).masks is None
 
 
-def test_another_option_keeps_shared_keys_and_tells_which_values_it_leaves_out(recipe, caplog):
+def test_another_option_keeps_shared_keys_and_warns_of_the_values_that_it_drops(recipe, caplog):
     with caplog.at_level(logging.WARNING, logger="ssl_zoo"):
         config = load_config(recipe, ["targets=pixels", "backbone=vit_small"])
     assert config.targets == PixelsConfig()
     assert (config.backbone.image_size, config.backbone.embed_dim) == (96, 384)
-    assert "left out, since another target was chosen: targets.ema.momentum=0.5" in caplog.text
+    assert "ignored, since another target was chosen: targets.ema.momentum=0.5" in caplog.text
 
 
 def test_interpolations_resolve(recipe):
@@ -81,17 +87,17 @@ def test_interpolations_resolve(recipe):
     {
         "method.predicter.depth=4": ["method.predicter.depth", "did you mean method.predictor_depth?", "predictor_dim"],
         "trainr.epochs=3": ["did you mean trainer.epochs?", "Sections: ", "probe"],
-        "optim.lr=3": ["did you mean optim.lr?", "weight_decay"],
+        "optim.wd=3": ["did you mean optim.weight_decay?", "warmup_epochs"],
         "predictor_depth=3": ["did you mean method.predictor_depth?"],
         "targets.normalize=true": ["targets.normalize belongs to targets=pixels"],
-        "zzzzqqqq=1": ["no key is spelled like it"],
+        "zzzzqqqq=1": ["no key has a similar name"],
         "masks.target_scale=abc": ["masks.target_scale=abc", "list of numbers", "[0.15,0.2]", "area of a target block"],
         "masks.target_scale=[1,a]": ["masks.target_scale=[1,a]", "list of numbers"],
         "seed=x": ["seed=x", "expected integer"],
         "seed=null": ["seed=null", "expected integer"],
         "trainer.num_steps=1.5": ["integer or null"],
         "method.distance=l3": ["one of smooth_l1, l2"],
-        "method.view=3": ["method.view is a section", "views.crop_scale"],
+        "targets.ema=3": ["targets.ema is a section", "targets.ema.final_momentum"],
         "trainer=big": ["trainer is a section", "trainer.epochs"],
         "backbone=vit_lrage": ["Did you mean backbone=vit_large?", "vit_base, vit_giant"],
         "method=ijeap": ["Did you mean method=ijepa?"],
@@ -109,9 +115,9 @@ def test_interpolations_resolve(recipe):
     }.items(),
 )
 def test_a_wrong_override_is_one_message_with_the_remedy(recipe, override, parts):
-    told = message(recipe, override)
-    assert [part for part in parts if part not in told] == []
-    assert not any(leak in told for leak in ("use +", "full_key", "object_type", "ssl_zoo_run", "struct"))
+    text = message(recipe, override)
+    assert [part for part in parts if part not in text] == []
+    assert not any(leak in text for leak in ("use +", "full_key", "object_type", "ssl_zoo_run", "struct"))
 
 
 def test_a_key_of_a_section_without_option_asks_for_the_option(recipe):
@@ -119,7 +125,7 @@ def test_a_key_of_a_section_without_option_asks_for_the_option(recipe):
 
 
 @pytest.mark.parametrize(
-    "text, parts",
+    "content, parts",
     {
         "trainer:\n  epoch: 3\n": ["tiny.yaml:4: ", "no key trainer.epoch;", "did you mean trainer.epochs?"],
         "trainer:\n  epochs: soon\n": ["tiny.yaml:4: trainer.epochs=soon: expected number"],
@@ -131,10 +137,10 @@ def test_a_key_of_a_section_without_option_asks_for_the_option(recipe):
         "backbone:\n  depth: ${nowhere}\n": ["backbone.depth=${nowhere}"],
     }.items(),
 )
-def test_a_wrong_recipe_is_told_with_file_and_line(recipe, text, parts):
-    recipe.write_text("\ndefaults: [train, method: ijepa, backbone: vit_tiny, data: scenes]\n" + text)
-    told = message(recipe)
-    assert [part for part in parts if part not in told] == []
+def test_a_wrong_recipe_gives_file_and_line(recipe, content, parts):
+    recipe.write_text("\ndefaults: [train, method: ijepa, backbone: vit_tiny, data: scenes]\n" + content)
+    text = message(recipe)
+    assert [part for part in parts if part not in text] == []
 
 
 @pytest.mark.parametrize(
@@ -149,21 +155,21 @@ def test_a_wrong_recipe_is_told_with_file_and_line(recipe, text, parts):
         "[train, {method: ijepa, data: scenes}]": ["an entry is the name of a recipe or `group: option`"],
     }.items(),
 )
-def test_a_wrong_defaults_list_is_told(recipe, defaults, parts):
+def test_a_wrong_defaults_list_is_one_message(recipe, defaults, parts):
     recipe.write_text(f"defaults: {defaults}\n")
-    told = message(recipe)
-    assert [part for part in parts if part not in told] == []
+    text = message(recipe)
+    assert [part for part in parts if part not in text] == []
 
 
-def test_recipes_that_inherit_from_each_other_are_told_apart(recipe):
+def test_recipes_that_inherit_from_each_other_are_refused(recipe):
     recipe.write_text("defaults: [other]\n")
     recipe.with_name("other.yaml").write_text("defaults: [tiny]\n")
-    assert "leads back to itself" in message(recipe)
+    assert "inherits from itself" in message(recipe)
 
 
 def test_a_recipe_that_does_not_exist_names_the_nearest_and_its_neighbours(recipe):
-    told = message(recipe.with_name("tinny.yaml"))
-    assert f"Did you mean {recipe}?" in told
+    text = message(recipe.with_name("tinny.yaml"))
+    assert f"Did you mean {recipe}?" in text
     assert "no folder" in message(recipe.parent / "absent" / "tiny.yaml")
 
 
@@ -173,5 +179,57 @@ def test_a_mistake_in_an_option_file_of_the_user_names_the_file(recipe):
     option.write_text("defaults: [vit, _self_]\nembed_dim: 256\nnum_heads: 4\n")
     assert load_config(recipe, ["backbone=wide"]).backbone.embed_dim == 256
     option.write_text("defaults: [vit, _self_]\nembed_dmi: 256\n")
-    told = message(recipe, "backbone=wide")
-    assert "backbone/wide" in told and "embed_dmi" in told
+    text = message(recipe, "backbone=wide")
+    assert "backbone/wide" in text and "embed_dmi" in text
+
+
+@dataclass
+class DecayConfig(Settings):
+    momentum: float = setting(0.9, "weight of the past", at_least=0, at_most=1)
+
+
+@dataclass
+class TwoDecaysConfig(MasksConfig):
+    """Two sections of one dataclass type."""
+
+    fast: DecayConfig = setting(DecayConfig(), "fast decay")
+    slow: DecayConfig = setting(DecayConfig(), "slow decay")
+    sizes: list[int] | None = setting(None, "sizes", length=2, at_least=1)
+
+
+@pytest.fixture
+def late_generator(recipe, monkeypatch):
+    """A mask generator that is registered after a first composition."""
+    compose(recipe)
+    monkeypatch.setattr(MASKS, "_obj_map", dict(MASKS._obj_map))
+    monkeypatch.setattr(MASKS, "_configs", dict(MASKS._configs))
+    MASKS.register("two_decays", TwoDecaysConfig)(type("TwoDecays", (MaskGenerator,), {}))
+
+
+def test_a_part_that_is_registered_after_a_composition_is_an_option_of_the_next(recipe, late_generator):
+    assert load_config(recipe, ["masks=two_decays", "masks.slow.momentum=1"]).masks.slow.momentum == 1.0
+
+
+@pytest.mark.parametrize(
+    "override, expected",
+    [
+        ("masks.fast.momentum=2", "masks.fast.momentum=2.0 must be at least 0 and at most 1"),
+        ("masks.slow.momentum=nan", "masks.slow.momentum=nan must be at least 0 and at most 1"),
+        ("masks.slow.momentum=${trainer.batch_size}", "masks.slow.momentum=2048.0 must be at least 0 and at most 1"),
+        ("masks.sizes=[1,0]", "masks.sizes=[1, 0] must be 2 values, each at least 1"),
+    ],
+)
+def test_a_value_out_of_bounds_is_named_by_its_full_key(recipe, late_generator, override, expected):
+    assert message(recipe, "masks=two_decays", override) == expected
+
+
+def test_bounds_of_one_section_are_checked_without_the_others():
+    values = OmegaConf.structured(TwoDecaysConfig)
+    values.slow.momentum = 2.0
+    check_bounds(values, "fast.")
+    with pytest.raises(ConfigError, match=r"slow\.momentum=2\.0"):
+        check_bounds(values, "slow.")
+
+
+def test_a_wrong_type_is_answered_with_type_and_bounds(recipe, late_generator):
+    assert "expected number, at least 0 and at most 1" in message(recipe, "masks=two_decays", "masks.fast.momentum=x")

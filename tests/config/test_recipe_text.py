@@ -1,4 +1,4 @@
-"""What a run writes as config.yaml is itself a recipe."""
+"""The config.yaml of a run is itself a recipe."""
 
 import pytest
 
@@ -24,7 +24,7 @@ def test_the_text_of_a_run_loads_as_an_equal_config_from_anywhere(tmp_path, over
     assert compose(written).choices == composed.choices
 
 
-def test_the_text_of_a_run_takes_another_option_and_keeps_what_deviated(tmp_path):
+def test_the_text_of_a_run_takes_another_option_and_keeps_changed_values(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("defaults: [method: ijepa, backbone: vit_tiny, data: scenes]\n")
     written = tmp_path / "config.yaml"

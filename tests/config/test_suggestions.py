@@ -1,4 +1,4 @@
-"""A misspelt key is answered with the key that was meant."""
+"""A misspelt key gets a message with the nearest key."""
 
 import random
 import string
@@ -7,9 +7,9 @@ from ssl_zoo.config import compose
 from ssl_zoo.config.keys import keys_of, unknown_key
 
 
-def one_edit(word, draw):
-    place = draw.randrange(len(word))
-    letter = draw.choice(string.ascii_lowercase + "_")
+def one_edit(word, rng):
+    place = rng.randrange(len(word))
+    letter = rng.choice(string.ascii_lowercase + "_")
     edits = [
         word[:place] + word[place + 1 :],
         word[:place] + letter + word[place:],
@@ -17,7 +17,7 @@ def one_edit(word, draw):
     ]
     if place + 1 < len(word):
         edits.append(word[:place] + word[place + 1] + word[place] + word[place + 2 :])
-    return draw.choice(edits)
+    return rng.choice(edits)
 
 
 def test_a_key_with_one_edit_is_recognised_in_95_of_100_cases(tmp_path):
@@ -25,8 +25,8 @@ def test_a_key_with_one_edit_is_recognised_in_95_of_100_cases(tmp_path):
     recipe.write_text("defaults: [method: ijepa, backbone: vit_tiny, data: scenes]\n")
     values = compose(recipe).values
     keys = [key.name for key in keys_of(values)]
-    draw = random.Random(0)
-    cases = [(key, one_edit(key, draw)) for key in keys for _ in range(2)]
+    rng = random.Random(0)
+    cases = [(key, one_edit(key, rng)) for key in keys for _ in range(2)]
     cases = [(key, edited) for key, edited in cases if edited not in keys]
     right = [f"did you mean {key}?" in unknown_key(edited, values) for key, edited in cases]
     print(f"{sum(right)} of {len(right)}")

@@ -114,7 +114,7 @@ def test_another_method_on_a_recipe_brings_its_masks_and_targets_and_keeps_the_v
     assert isinstance(config.masks, MASKS.config_of("random")) and isinstance(config.targets, PixelsConfig)
     assert config.views.crop_scale == [0.35, 1.0]
     [told] = [record.getMessage() for record in caplog.records if "another method" in record.getMessage()]
-    assert told.endswith("left out, since another method was chosen: method.predictor_dim=96, method.predictor_depth=2")
+    assert told.endswith("ignored, since another method was chosen: method.predictor_dim=96, method.predictor_depth=2")
     other = load_config(recipe, ["method=mae", "targets=teacher"])
     assert isinstance(other.targets, TeacherConfig)
 

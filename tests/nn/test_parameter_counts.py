@@ -1,23 +1,15 @@
 """Sizes of all backbones, read from configs/backbone, against the published models' counts (built on meta)."""
 
-from pathlib import Path
-
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 from torch import nn
 
-import ssl_zoo
+from ssl_zoo.config import compose_section
 from ssl_zoo.nn import NarrowViT, ViT, ViTConfig
-
-CONFIGS = Path(ssl_zoo.__file__).resolve().parent.parent / "configs"
 
 
 def config_of(name: str, *overrides: str) -> ViTConfig:
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        changes = [f"backbone.{override}" for override in overrides]
-        return OmegaConf.to_object(compose(overrides=[f"+backbone={name}", *changes]).backbone)
+    return compose_section("backbone", [f"backbone={name}", *(f"backbone.{override}" for override in overrides)])
 
 
 def counts(module: nn.Module) -> tuple[int, int]:

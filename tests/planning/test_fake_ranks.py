@@ -9,7 +9,7 @@ import torch.distributed as dist
 from ssl_zoo.config import compose
 from ssl_zoo.method import Method, build_method
 from ssl_zoo.planning.fake_ranks import simulate_sharding
-from ssl_zoo.registry import discover
+from ssl_zoo.plugins import discover
 
 discover()
 

@@ -17,7 +17,7 @@ from ssl_zoo.planning.allocation_tracker import ACTIVATIONS, GRADIENTS, Allocati
 from ssl_zoo.planning.memory_simulation import SimulatedMemory, simulate_memory
 from ssl_zoo.planning.plan import Plan, count_parameters, plan_batch
 from ssl_zoo.planning.scale import Machine, ScalePlan
-from ssl_zoo.registry import discover
+from ssl_zoo.plugins import discover
 
 discover()
 

@@ -8,7 +8,7 @@ from ssl_zoo.method import METHODS, build_method
 from ssl_zoo.nn import ViTConfig
 from ssl_zoo.planning.plan import count_flops, plan_batch
 from ssl_zoo.planning.tokens import stacks
-from ssl_zoo.registry import discover
+from ssl_zoo.plugins import discover
 from ssl_zoo.targets import TARGETS
 
 discover()

@@ -25,7 +25,7 @@ from ssl_zoo.engine.trainer import NonFiniteLoss, Trainer
 from ssl_zoo.method import METHODS, Output, Progress, build_method
 from ssl_zoo.planning.memory_simulation import simulate_memory
 from ssl_zoo.planning.scale import replicated
-from ssl_zoo.registry import discover
+from ssl_zoo.plugins import discover
 from ssl_zoo.targets import PixelsConfig
 from ssl_zoo.tools.eval_net import main as eval_net
 from ssl_zoo.tools.train_net import main as train_net

@@ -20,7 +20,7 @@ from ssl_zoo.config import compose
 from ssl_zoo.engine.checkpoint.state import list_checkpoints, step_of
 from ssl_zoo.engine.trained import open_run
 from ssl_zoo.method import METHODS
-from ssl_zoo.registry import discover
+from ssl_zoo.plugins import discover
 
 discover()
 

@@ -14,7 +14,7 @@ from PIL import Image
 from tiny_commands import DEMO, ROOT, TINY, children_of, records, wait_for_step
 
 from ssl_zoo.engine.checkpoint.state import hashed_manifest, list_checkpoints
-from ssl_zoo.registry import discover
+from ssl_zoo.plugins import discover
 from ssl_zoo.tools.train_net import main
 
 discover()

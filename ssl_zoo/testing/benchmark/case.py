@@ -23,7 +23,7 @@ from ssl_zoo.engine.run_directory import environment
 from ssl_zoo.engine.settings import Precision
 from ssl_zoo.engine.trainer import Hook, StepResult, Trainer
 from ssl_zoo.planning.plan import count_flops
-from ssl_zoo.registry import discover
+from ssl_zoo.plugins import discover
 from ssl_zoo.seeding import generator_for
 from ssl_zoo.testing.benchmark.clock import Clock
 from ssl_zoo.testing.benchmark.peak import matrix_peak
