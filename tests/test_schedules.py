@@ -1,17 +1,23 @@
 """Golden schedule values of the reference recipes."""
 
+import importlib.resources
+from pathlib import Path
+
 import pytest
 
+from ssl_zoo.config import load_config
 from ssl_zoo.engine.optim import AdamWConfig, RateSchedules
 from ssl_zoo.schedules import ScheduleShape, make_schedule, with_warmup
 
 # I-JEPA ViT-H/14: 300 epochs of 625 steps, warm-up 40 epochs (facebookresearch/ijepa, in1k_vith14_ep300).
 NUM_STEPS, STEPS_PER_EPOCH = 187_500, 625
+ROOT = Path(str(importlib.resources.files("ssl_zoo.configs")))
 
 
 @pytest.fixture(scope="module")
 def huge() -> RateSchedules:
-    return RateSchedules(AdamWConfig(), num_steps=NUM_STEPS, steps_per_epoch=STEPS_PER_EPOCH)
+    optim = load_config(ROOT / "ijepa" / "vith14.yaml").optim
+    return RateSchedules(optim, num_steps=NUM_STEPS, steps_per_epoch=STEPS_PER_EPOCH)
 
 
 @pytest.mark.parametrize(
@@ -38,6 +44,11 @@ def test_weight_decay_equals_the_reference(huge: RateSchedules, reference_step: 
     assert huge(reference_step - 1).weight_decay == pytest.approx(weight_decay, abs=1e-10)
 
 
+def test_the_default_rates_are_constant() -> None:
+    schedules = RateSchedules(AdamWConfig(), num_steps=10, steps_per_epoch=5)
+    assert {(schedules(step).lr, schedules(step).weight_decay) for step in range(10)} == {(1e-3, 0.05)}
+
+
 def test_ema_momentum_rises_linearly_from_its_first_value() -> None:
     momentum = make_schedule(ScheduleShape.linear, 0.996, 1.0)
     assert [momentum(step / NUM_STEPS) for step in (0, 93_750)] == pytest.approx([0.996, 0.998], abs=1e-12)
@@ -49,7 +60,7 @@ def test_a_constant_schedule_stays_at_its_start() -> None:
 
 def test_milestones_divide_the_rate_exactly_there() -> None:
     # SimMIM's ViT-B/16 (microsoft/SimMIM): 800 epochs of 625 steps, 10 of warm-up, a tenth of the rate from 700 on.
-    config = AdamWConfig(warmup_epochs=10, milestones=[700], schedule_offset=0)
+    config = AdamWConfig(warmup_lr=2e-4, warmup_epochs=10, milestones=[700])
     schedules = RateSchedules(config, num_steps=800 * 625, steps_per_epoch=625)
     steps = (0, 3125, 6250, 700 * 625 - 1, 700 * 625, 800 * 625 - 1)
     rates = [schedules(step).lr for step in steps]
@@ -57,7 +68,9 @@ def test_milestones_divide_the_rate_exactly_there() -> None:
 
 
 def test_milestones_beyond_a_shorter_run_are_not_reached() -> None:
-    config = AdamWConfig(warmup_epochs=1, milestones=[2, 3, 9], milestone_factor=0.5, schedule_offset=-1)
+    config = AdamWConfig(
+        warmup_lr=2e-4, warmup_epochs=1, milestones=[2, 3, 9], milestone_factor=0.5, schedule_offset=-1
+    )
     schedules = RateSchedules(config, num_steps=8, steps_per_epoch=2)
     rates = [schedules(step).lr for step in range(8)]
     assert rates == pytest.approx([2e-4, 2e-4, 6e-4, 1e-3, 1e-3, 5e-4, 5e-4, 2.5e-4], rel=1e-9)

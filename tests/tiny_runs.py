@@ -14,7 +14,7 @@ from ssl_zoo.engine.alarm import CollapseAlarm
 from ssl_zoo.engine.build import build_generators, build_views
 from ssl_zoo.engine.distributed import Processes
 from ssl_zoo.engine.hooks import Checkpointer
-from ssl_zoo.engine.metrics import JsonLines, Metrics
+from ssl_zoo.engine.metrics import JsonLines, Metrics, Writer
 from ssl_zoo.engine.optim import AdamWConfig
 from ssl_zoo.engine.settings import TrainerConfig
 from ssl_zoo.engine.trainer import Hook, StepResult, Trainer
@@ -89,6 +89,7 @@ def tiny_trainer(
     masks: str | None = "multiblock",
     alarm: CollapseAlarm | None = None,
     hooks: Sequence[Hook] = (),
+    writers: Sequence[Writer] = (),
     ranks: Processes = ALONE,
     source: Source | None = None,
     optim: AdamWConfig | None = None,
@@ -97,13 +98,13 @@ def tiny_trainer(
     """A trainer with metrics (every step) and checkpoints in ``run``; ``hooks`` stand before the checkpointer."""
     config = TrainerConfig(**{"batch_size": 8, "num_steps": 6, "checkpoint_every": 3, **settings})
     method = method or tiny_method("ijepa")
-    writers = [JsonLines(run / "metrics.jsonl")] if ranks.is_main else []
+    writers = [*([JsonLines(run / "metrics.jsonl")] if ranks.is_main else []), *writers]
     checkpointer = Checkpointer(run, config, {"method": "ijepa", "config": {}})
     return Trainer(
         method,
         tiny_data(method, ranks, config.batch_size, source, masks),
         ranks,
-        optim=optim or AdamWConfig(warmup_epochs=0.2),
+        optim=optim or AdamWConfig(warmup_lr=2e-4, warmup_epochs=0.2),
         config=config,
         seed=0,
         hooks=[Metrics(1, writers, alarm), *([alarm] if alarm else []), *hooks, checkpointer],

@@ -18,7 +18,11 @@ from ssl_zoo.masks.multiblock import MultiblockConfig, MultiblockGenerator
 
 NUM_SAMPLES = 21
 VIEW = ViewConfig(crop_scale=[0.3, 1.0], horizontal_flip=0.5, grayscale=0.3)
-VIEWS = [ViewSpec("global", (16, 16), VIEW, count=2), ViewSpec("local", (8, 8), VIEW, masked=False)]
+VIEWS = [
+    ViewSpec("global_0", (16, 16), VIEW),
+    ViewSpec("global_1", (16, 16), VIEW),
+    ViewSpec("local_0", (8, 8), VIEW, masked=False),
+]
 
 
 @dataclass
@@ -28,7 +32,7 @@ class NoiseConfig(SourceConfig):
 
 
 class Noise(Source):
-    """Noise pictures with some that can't be decoded."""
+    """Images of noise, some of which can't be decoded."""
 
     def __init__(self, config=None):
         super().__init__(config or NoiseConfig(), Split.train)
@@ -69,18 +73,22 @@ class Frozen(Noise):
 def _data(source=None, *, rank=0, world_size=1, seed=0, **config):
     masks = MultiblockGenerator(MultiblockConfig(min_patches=4), (8, 8))
     return TrainingData(
-        source or Noise(), VIEWS, [masks, masks, None], seed=seed, batch_size=8, rank=rank, world_size=world_size,
+        source or Noise(),
+        VIEWS,
+        {"global_0": masks, "global_1": masks},
+        seed=seed,
+        batch_size=8,
+        rank=rank,
+        world_size=world_size,
         config=LoaderConfig(**{"num_workers": 0, **config}),
-    )  # fmt: skip
+    )
 
 
 def _assert_equal(one, other):
     assert one.fingerprint == other.fingerprint and one.corrupt == other.corrupt
     assert torch.equal(one.index, other.index)
-    assert all(torch.equal(a, b) for a, b in zip(one.views, other.views, strict=True))
-    for a, b in zip(one.masks, other.masks, strict=True):
-        assert (a is None) == (b is None)
-        assert a is None or (torch.equal(a.context, b.context) and torch.equal(a.targets, b.targets))
+    assert list(one.views) == list(other.views) and list(one.masks) == list(other.masks)
+    assert all(torch.equal(a, b) for a, b in zip(one.tensors(), other.tensors(), strict=True))
 
 
 @pytest.mark.parametrize("equal_sizes", [True, False])
@@ -99,9 +107,9 @@ def test_ranks_together_hold_the_batch_of_one_process(world_size):
     whole = _data().batch(5)
     parts = [_data(rank=rank, world_size=world_size).batch(5) for rank in range(world_size)]
     assert torch.equal(whole.index, torch.cat([part.index for part in parts]))
-    for view, images in enumerate(whole.views):
+    for view, images in whole.views.items():
         assert torch.equal(images, torch.cat([part.views[view] for part in parts]))
-    for view in (0, 1):
+    for view in ("global_0", "global_1"):
         assert torch.equal(whole.masks[view].context, torch.cat([part.masks[view].context for part in parts]))
         assert torch.equal(whole.masks[view].targets, torch.cat([part.masks[view].targets for part in parts]))
     assert {part.fingerprint for part in parts} == {whole.fingerprint}
@@ -114,19 +122,19 @@ def test_a_resumed_stream_continues_as_the_uninterrupted_one():
         _assert_equal(one, other)
 
 
-def test_views_masks_and_steps_have_draws_of_their_own():
+def test_views_masks_and_steps_have_random_numbers_of_their_own():
     data = _data()
     first, second = data.batch(0), data.batch(1)
-    assert not torch.equal(first.views[0], first.views[1])
-    assert not torch.equal(first.masks[0].context, first.masks[1].context)
-    assert not torch.equal(first.masks[0].context, second.masks[0].context)
+    assert not torch.equal(first.views["global_0"], first.views["global_1"])
+    assert not torch.equal(first.masks["global_0"].context, first.masks["global_1"].context)
+    assert not torch.equal(first.masks["global_0"].context, second.masks["global_0"].context)
     assert first.fingerprint != second.fingerprint
 
 
 def test_the_seed_changes_order_views_and_masks():
     one, other = _data(seed=0).batch(0), _data(seed=1).batch(0)
     assert not torch.equal(one.index, other.index)
-    assert not torch.equal(one.masks[0].context, other.masks[0].context)
+    assert not torch.equal(one.masks["global_0"].context, other.masks["global_0"].context)
 
 
 def test_the_fingerprint_can_be_had_without_loading_images():
@@ -184,17 +192,25 @@ def test_batches_arrive_normalised_on_the_device():
     data = _data()
     host = data.batch(0)
     batch = data.to_device(host, "cpu")
-    assert [view.dtype for view in batch.views] == [torch.float32] * 3
-    expected = (host.views[0].float() / 255 - torch.tensor(VIEW.mean)[:, None, None]) / torch.tensor(VIEW.std)[
+    assert [view.dtype for view in batch.views.values()] == [torch.float32] * 3
+    expected = (host.views["global_0"].float() / 255 - torch.tensor(VIEW.mean)[:, None, None]) / torch.tensor(VIEW.std)[
         :, None, None
     ]
-    torch.testing.assert_close(batch.views[0], expected)
+    torch.testing.assert_close(batch.views["global_0"], expected)
     assert batch.fingerprint == host.fingerprint
+    torch.testing.assert_close(batch.pixels("local_0"), host.views["local_0"].float() / 255)
 
 
-def test_an_epoch_has_the_whole_steps_that_fit():
-    assert _data().steps_per_epoch == 2
-    assert TrainingData(Noise(), VIEWS, [None] * 3, seed=0, batch_size=64).steps_per_epoch == 1
+def test_a_view_can_repeat_the_crop_of_another_at_a_size_of_its_own():
+    image = ViewSpec("image", (16, 16), VIEW)
+    twin, other = ViewSpec("twin", (16, 16), VIEW, same_as="image"), ViewSpec("other", (16, 16), VIEW)
+    small = ViewSpec("small", (8, 8), VIEW, same_as="image")
+    batch = TrainingData(Noise(), [image, twin, other, small], {}, seed=0, batch_size=8).batch(3)
+    assert torch.equal(batch.views["image"], batch.views["twin"])
+    assert not torch.equal(batch.views["image"], batch.views["other"])
+    halved = torch.nn.functional.avg_pool2d(batch.views["image"].float(), 2)
+    same, another = ((view.float() - halved).abs().mean() for view in (batch.views["small"], halved.roll(1, 0)))
+    assert same < 0.5 * another
 
 
 def test_a_batch_that_ranks_cannot_share_names_the_key():

@@ -23,7 +23,7 @@ def _mixture(*parts, split=Split.train):
 
 
 def _epochs(source, count, seed=0):
-    data = TrainingData(source, VIEWS, [None], seed=seed, batch_size=len(source))
+    data = TrainingData(source, VIEWS, {}, seed=seed, batch_size=len(source))
     return [data.indices(step) for step in range(count)]
 
 
@@ -60,7 +60,7 @@ def test_ranks_and_workers_change_nothing(weights):
 
     def batches(rank, world_size, num_workers):
         data = TrainingData(
-            mixture, VIEWS, [None], seed=3, batch_size=8, rank=rank, world_size=world_size,
+            mixture, VIEWS, {}, seed=3, batch_size=8, rank=rank, world_size=world_size,
             config=LoaderConfig(num_workers=num_workers),
         )  # fmt: skip
         return list(data.batches(2, 7))
@@ -68,7 +68,7 @@ def test_ranks_and_workers_change_nothing(weights):
     alone, ranks = batches(0, 1, 0), [batches(0, 2, 2), batches(1, 2, 0)]
     for step, batch in enumerate(alone):
         assert torch.equal(batch.index, torch.cat([rank[step].index for rank in ranks]))
-        assert torch.equal(batch.views[0], torch.cat([rank[step].views[0] for rank in ranks]))
+        assert torch.equal(batch.views["view"], torch.cat([rank[step].views["view"] for rank in ranks]))
 
 
 def test_shards_within_a_mixture_keep_their_order_and_the_names_of_their_broken_samples(tmp_path):
@@ -81,7 +81,7 @@ def test_shards_within_a_mixture_keep_their_order_and_the_names_of_their_broken_
     [epoch] = _epochs(mixture, 1)
     shards = (epoch[epoch >= 15] - 15) // 20
     assert (shards.diff() != 0).sum() == 2
-    batch = TrainingData(mixture, VIEWS, [None], seed=0, batch_size=75).batch(0)
+    batch = TrainingData(mixture, VIEWS, {}, seed=0, batch_size=75).batch(0)
     assert {sample.name for sample in batch.corrupt} == {f"{shard}.tar/0.jpg" for shard in range(3)}
 
 

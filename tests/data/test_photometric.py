@@ -9,7 +9,7 @@ from torchvision.transforms.v2 import functional as TF
 
 from ssl_zoo.data import photometric
 from ssl_zoo.data.batch import ViewConfig, ViewSpec
-from ssl_zoo.data.transforms import draw, render_equal
+from ssl_zoo.data.transforms import render_equal, sample_params
 
 NUM_IMAGES = 12
 
@@ -68,23 +68,23 @@ def test_an_image_is_changed_alike_whatever_stands_beside_it(num_images: int, si
     )
     spec = ViewSpec("image", size, config)
     images = pictures().repeat(4, 1, 1, 1)
-    draws = draw(config, len(images), torch.Generator().manual_seed(1))
-    together = render_equal(images, draws, spec)
+    params = sample_params(config, len(images), torch.Generator().manual_seed(1))
+    together = render_equal(images, params, spec)
     parts = [slice(start, start + num_images) for start in range(0, len(images), num_images)]
-    apart = torch.cat([render_equal(images[part], draws.rows(part), spec) for part in parts])
+    apart = torch.cat([render_equal(images[part], params.rows(part), spec) for part in parts])
     assert torch.equal(together, apart)
 
 
 def test_the_parts_of_the_jitter_follow_each_images_order() -> None:
     config = ViewConfig(color_jitter=[0.8, 0.8, 0.8, 0.2], color_jitter_probability=1.0)
-    draws = draw(config, NUM_IMAGES, torch.Generator().manual_seed(2))
+    params = sample_params(config, NUM_IMAGES, torch.Generator().manual_seed(2))
     images = pictures()
     operations = (TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation, TF.adjust_hue)
     expected = images.clone()
     for row in range(NUM_IMAGES):
-        for part in draws.jitter_order[row].tolist():
-            expected[row] = operations[part](expected[row], float(draws.jitter[row, part]))
-    rendered = render_equal(images, draws, ViewSpec("image", (32, 32), config))
+        for part in params.jitter_order[row].tolist():
+            expected[row] = operations[part](expected[row], float(params.jitter[row, part]))
+    rendered = render_equal(images, params, ViewSpec("image", (32, 32), config))
     difference = (rendered.int() - expected.int()).abs().float()
-    assert len({tuple(order) for order in draws.jitter_order.tolist()}) > 4
+    assert len({tuple(order) for order in params.jitter_order.tolist()}) > 4
     assert difference.mean() < 0.02 and difference.quantile(0.999) <= 4  # what rounding becomes by later parts

@@ -59,7 +59,7 @@ def _source(path, split=Split.train, **settings):
 
 def _data(source, *, batch_size=4, rank=0, world_size=1, num_workers=0, seed=0):
     return TrainingData(
-        source, [VIEW], [None], seed=seed, batch_size=batch_size, rank=rank, world_size=world_size,
+        source, [VIEW], {}, seed=seed, batch_size=batch_size, rank=rank, world_size=world_size,
         config=LoaderConfig(num_workers=num_workers, timeout_s=60.0),
     )  # fmt: skip
 
@@ -76,7 +76,7 @@ def test_uneven_shards_give_every_sample_once_an_epoch(tmp_path, shuffle, num_wo
     alone = [_data(source).batch(step) for step in range(12)]
     assert torch.equal(stream, torch.cat([batch.index for batch in alone]))
     for step, batch in enumerate(alone):
-        assert torch.equal(batch.views[0], torch.cat([rank[step].views[0] for rank in steps]))
+        assert torch.equal(batch.views["view"], torch.cat([rank[step].views["view"] for rank in steps]))
         assert {rank[step].fingerprint for rank in steps} == {batch.fingerprint}
 
 
@@ -88,7 +88,7 @@ def test_a_run_resumed_in_mid_epoch_elsewhere_gets_the_samples_of_the_uninterrup
     resumed = [list(_data(fresh, rank=r, world_size=2, num_workers=2 - r).batches(3, 8)) for r in range(2)]
     for position, batch in enumerate(whole[3:]):
         assert torch.equal(batch.index, torch.cat([rank[position].index for rank in resumed]))
-        assert torch.equal(batch.views[0], torch.cat([rank[position].views[0] for rank in resumed]))
+        assert torch.equal(batch.views["view"], torch.cat([rank[position].views["view"] for rank in resumed]))
 
 
 def test_shard_order_goes_through_one_shard_after_the_other_within_the_window():
@@ -128,7 +128,7 @@ def test_samples_are_those_of_the_folder_that_shards_were_made_from(tmp_path):
         assert torch.equal(shards.labels, folder.labels) and tuple(shards.classes) == tuple(folder.classes)
         for index in range(len(folder)):
             assert shards.encoded(index) == folder.encoded(index)
-        assert torch.equal(_data(shards).batch(3).views[0], _data(folder).batch(3).views[0])
+        assert torch.equal(_data(shards).batch(3).views["view"], _data(folder).batch(3).views["view"])
 
 
 def test_shards_of_cifar10_give_the_batches_of_cifar10(tmp_path, data_root):
@@ -138,7 +138,7 @@ def test_shards_of_cifar10_give_the_batches_of_cifar10(tmp_path, data_root):
     assert torch.equal(shards.labels, source.labels)
     for step in (0, 7):
         one, other = _data(source, batch_size=64).batch(step), _data(shards, batch_size=64).batch(step)
-        assert torch.equal(one.index, other.index) and torch.equal(one.views[0], other.views[0])
+        assert torch.equal(one.index, other.index) and torch.equal(one.views["view"], other.views["view"])
         for index in one.index.tolist():
             stem = source.sample_name(index).removesuffix(".jpg")
             assert shards.sample_name(index).partition("/")[2].removesuffix(".png") == stem
@@ -250,7 +250,7 @@ def test_remote_shards_are_copied_once_when_first_read(tmp_path):
         batches = list(_data(again, num_workers=2).batches(0, 5))
         assert server.asked[asked:] == ["/manifest.json"]
     expected = [_data(local).batch(step) for step in range(5)]
-    assert all(torch.equal(a.views[0], b.views[0]) for a, b in zip(batches, expected, strict=True))
+    assert all(torch.equal(a.views["view"], b.views["view"]) for a, b in zip(batches, expected, strict=True))
 
 
 @pytest.mark.parametrize("is_known", [True, False])

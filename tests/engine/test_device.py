@@ -33,7 +33,7 @@ def test_auto_precision_on_a_cpu_follows_its_instructions(
 @pytest.mark.parametrize("setting", [None, True, False])
 def test_the_attention_kernel_follows_the_setting(setting: bool | None) -> None:
     method = prepare_method(tiny_method("ijepa"), TrainerConfig(fused_attention=setting), CPU)
-    networks = (method.encoder, method.target.encoder, method.predictor)
+    networks = (method.encoder, method.target.encoder.module, method.predictor)
     assert {block.attn.fused_attn for network in networks for block in network.blocks} == {setting}
 
 

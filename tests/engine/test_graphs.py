@@ -1,4 +1,4 @@
-"""What of recorded steps can be told without a GPU; tests/system/test_cuda.py records and replays some."""
+"""CUDA graphs as far as they can be tested without a GPU; tests/system/test_cuda.py captures and replays some."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ GPU = torch.device("cuda", 0)
         ({"activation_checkpointing": True}, 1, r"trainer\.activation_checkpointing=true"),
     ],
 )
-def test_what_can_not_be_recorded_is_refused_with_the_reason(
+def test_what_can_not_be_captured_is_refused_with_the_reason(
     settings: dict[str, object], world_size: int, complaint: str
 ) -> None:
     with pytest.raises(ValueError, match=rf"trainer\.cuda_graphs=true: .*{complaint}.*; set it to false"):
@@ -29,5 +29,5 @@ def test_what_can_not_be_recorded_is_refused_with_the_reason(
 
 
 def test_a_run_without_a_gpu_is_refused_before_it_starts(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"trainer\.cuda_graphs=true: steps are recorded on a GPU, .* on cpu"):
+    with pytest.raises(ValueError, match=r"trainer\.cuda_graphs=true: CUDA graphs need a GPU, .* on cpu"):
         tiny_trainer(tmp_path, cuda_graphs=True)

@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 
 from ssl_zoo.engine.checkpoint.state import list_checkpoints
 from ssl_zoo.engine.distributed import Processes, processes
-from ssl_zoo.engine.hooks import Pictures
+from ssl_zoo.engine.hooks import Visualizations
 from ssl_zoo.engine.settings import Device, Parallel, Precision, TrainerConfig
 from ssl_zoo.engine.sharding import all_ranks, is_sharded, shard, whole_copy
 from ssl_zoo.engine.trainer import Hook, StepResult, Trainer
@@ -35,7 +35,7 @@ def test_alone_a_sharded_training_equals_a_plain_one(group: Processes, tmp_path:
         method, masks, more = tiny_method(name), METHODS.get(name).default_masks, settings
         if parallel is Parallel.ddp:
             more = {}
-        hooks = [Pictures(tmp_path / parallel.value, 1, None)]
+        hooks = [Visualizations(tmp_path / parallel.value, 1, None)]
         common = {"num_steps": 2, "checkpoint_every": 1, "gradient_accumulation_steps": 2, "precision": Precision.fp32}
         tiny_trainer(
             tmp_path / parallel.value,
@@ -55,11 +55,13 @@ def test_alone_a_sharded_training_equals_a_plain_one(group: Processes, tmp_path:
             torch.testing.assert_close(tensor, expected[key], rtol=1e-5, atol=1e-7, msg=key)
 
 
-def test_every_parameter_is_divided_and_every_average_follows(group: Processes) -> None:
+def test_every_parameter_is_sharded_and_ema_weights_follow(group: Processes) -> None:
     method = tiny_method("data2vec")
     shard(method, TrainerConfig(), all_ranks(CPU))
     assert all(isinstance(parameter, DTensor) for parameter in method.parameters())
-    assert all(is_sharded(part) for part in (method, method.encoder, method.target.encoder, *method.encoder.blocks))
+    assert all(
+        is_sharded(part) for part in (method, method.encoder, method.target.encoder.module, *method.encoder.blocks)
+    )
 
 
 def test_a_whole_copy_is_a_plain_encoder_that_can_be_copied_and_trained(group: Processes) -> None:

@@ -6,17 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from tiny_methods import tiny_method
+from tiny_methods import TINY_BACKBONE, tiny_method
 from tiny_runs import ALONE, Noise, StopAfter, checkpointer_of, tiny_data, tiny_trainer
 
 from ssl_zoo.data.batch import Batch, Corrupt
 from ssl_zoo.data.workers import LoaderError
 from ssl_zoo.engine.checkpoint.state import list_checkpoints, read_checkpoint
-from ssl_zoo.engine.hooks import CorruptSamples, OffendingBatch
+from ssl_zoo.engine.hooks import CorruptSamples, OffendingStep
 from ssl_zoo.engine.optim import AdamWConfig
 from ssl_zoo.engine.settings import Precision, TrainerConfig
+from ssl_zoo.engine.step_file import StepFile
 from ssl_zoo.engine.trainer import BatchPlan, Hook, NonFiniteLoss, StepResult, Trainer, run_length
+from ssl_zoo.method import METHODS, Output, Step, build_method
 
 TIMING = {"images_per_second", "data_wait", "memory_bytes"}
 
@@ -52,12 +53,12 @@ def test_micro_batches_add_up_to_the_whole_batch(tmp_path: Path) -> None:
         assert a["samples"] == b["samples"]
 
 
-def test_the_average_is_updated_once_a_step_after_the_optimizer(tmp_path: Path) -> None:
+def test_ema_weights_are_updated_once_a_step_after_the_optimizer(tmp_path: Path) -> None:
     trainer = tiny_trainer(tmp_path, num_steps=1)
-    (ema,) = trainer.averages
+    (ema,) = trainer.emas
     before = ema.copy.module.norm.weight.clone()
     trainer.train()
-    momentum = records(tmp_path)[0]["momentum"]
+    momentum = records(tmp_path)[0]["ema_momentum"]
     assert momentum == 0.996
     expected = momentum * before + (1 - momentum) * ema.online.norm.weight
     torch.testing.assert_close(ema.copy.module.norm.weight, expected, atol=5e-7, rtol=0)
@@ -82,23 +83,59 @@ def test_a_clip_norm_bounds_the_update(tmp_path: Path) -> None:
     assert records(tmp_path)[0]["grad_norm"] > 1e-2  # the logged one is from before clipping
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_saves_its_batch(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", METHODS.names())
+def test_a_loss_that_is_not_finite_stops_the_run_and_can_be_reproduced_from_the_file(tmp_path: Path, name: str) -> None:
     class Poison(Hook):
+        """Makes the loss of the third step infinite, and keeps the weights before."""
+
         name = "poison"
 
         def before_step(self, trainer: Trainer) -> None:
             if trainer.step == 2:
-                with torch.no_grad():
-                    trainer.method.encoder.norm.bias[0] = float("nan")
+                forward = trainer.method.forward
 
-    trainer = tiny_trainer(tmp_path, hooks=[OffendingBatch(tmp_path), Poison()])
-    expected = trainer.data.batch(2)
+                def poisoned(batch: Batch, step: Step) -> Output:
+                    output = forward(batch, step)
+                    self.loss = output.loss.detach().clone()
+                    return replace(output, losses={"poisoned": output.loss * float("inf")})
+
+                trainer.method.forward = poisoned
+
+    poison, masks = Poison(), METHODS.get(name).default_masks
+    method = build_method(
+        tiny_method(name).config,
+        replace(TINY_BACKBONE, drop_path=0.3),
+        tiny_method(name).target and tiny_method(name).target.config,
+        seed=0,
+    )
+    hooks, settings = [OffendingStep(tmp_path), poison], {"precision": Precision.fp32, "num_steps": 5}
+    trainer = tiny_trainer(tmp_path, method=method, masks=masks, hooks=hooks, **settings)
     with pytest.raises(NonFiniteLoss, match="step 3"):
         trainer.train()
-    saved = load_file(tmp_path / "non_finite_step_00000003_rank_0.safetensors")
-    assert torch.equal(saved["view.0"], expected.views["image"]) and torch.equal(saved["index"], expected.index)
-    assert torch.equal(saved["masks.0.context"], expected.masks["image"].context)
+    saved = StepFile.read(tmp_path / "non_finite_step_00000003_rank_0.safetensors")
+    assert saved.step.progress.step == 2 and saved.batch.masks.keys() == trainer.data.masks(2).keys()
+    del trainer.method.forward  # the weights are still those that met the step
+    assert torch.equal(saved.loss(trainer.method, trainer.data), poison.loss)
     assert list_checkpoints(tmp_path) == []
+
+
+def test_hooks_in_the_wrong_order_are_refused(tmp_path: Path) -> None:
+    class Late(Hook):
+        name = "late"
+        follows = ("checkpointer",)
+
+    with pytest.raises(ValueError, match="hook 'late' must come after 'checkpointer'"):
+        tiny_trainer(tmp_path, hooks=[Late()])
+    with pytest.raises(ValueError, match="every hook needs a name of its own"):
+        tiny_trainer(tmp_path, hooks=[StopAfter(1), StopAfter(2)])
+
+
+def test_a_loss_that_couples_images_is_not_accumulated(tmp_path: Path) -> None:
+    method = tiny_method("ijepa")
+    method.couples_images = True
+    with pytest.raises(ValueError, match=r"accumulation_steps=2: the loss of IJEPA couples all images"):
+        tiny_trainer(tmp_path, method=method, gradient_accumulation_steps=2)
+    tiny_trainer(tmp_path, method=method)
 
 
 def test_unreadable_samples_are_named_and_stop_the_run_only_past_the_limit(tmp_path: Path) -> None:
@@ -130,7 +167,7 @@ def test_hooks_do_not_change_the_training(tmp_path: Path) -> None:
         def after_step(self, trainer: Trainer, result: StepResult) -> None:
             torch.rand(7)
             with torch.no_grad():
-                trainer.method.eval()(trainer.batch, trainer.progress)
+                trainer.method.eval()(result.batch, Step.of(trainer.method, result.progress))
 
     tiny_trainer(tmp_path / "with", hooks=[Greedy()]).train()
     tiny_trainer(tmp_path / "without").train()
@@ -157,7 +194,7 @@ def test_an_error_in_a_run_reaches_every_hook(tmp_path: Path) -> None:
     assert seen == ["disk on fire"]
 
 
-def test_a_dead_worker_is_told_wherever_the_trainer_is(tmp_path: Path) -> None:
+def test_a_dead_worker_is_reported_wherever_the_trainer_is(tmp_path: Path) -> None:
     class Interrupted(Hook):
         name = "interrupted"
 
@@ -190,8 +227,8 @@ def test_the_samples_hash_depends_on_what_was_consumed(tmp_path: Path) -> None:
 def test_metrics_hold_what_the_design_promises(tmp_path: Path) -> None:
     tiny_trainer(tmp_path, num_steps=1).train()
     record = json.loads((tmp_path / "metrics.jsonl").read_text())
-    promised = "step epoch loss lr weight_decay momentum grad_norm images_per_second data_wait samples memory_bytes"
-    of_method = "context_tokens target_tokens target_std target_cosine prediction_std prediction_cosine"
+    promised = "step epoch loss lr weight_decay ema_momentum grad_norm images_per_second data_wait samples memory_bytes"
+    of_method = "visible_patches target_patches target_std target_cosine prediction_std prediction_cosine"
     assert {*promised.split(), *of_method.split()} == set(record)
 
 
