@@ -1,5 +1,6 @@
 """Plug-ins register parts from outside the tree; each runs in its own process, since registration can't be undone."""
 
+import json
 import os
 import re
 import subprocess
@@ -32,12 +33,8 @@ class Nothing(Method):
 
     default_masks = "multiblock"
 
-    def forward(self, batch, progress):
-        return Output(batch.views["image"].sum())
-
-    @classmethod
-    def views(cls, config, image_size):
-        return ()
+    def forward(self, batch, step):
+        return Output({"sum": batch.views["image"].sum()})
 '''
 RECIPE = "defaults: [method: nothing, backbone: vit_tiny, data: scenes]\nmethod: {amount: 5}\n"
 
@@ -212,3 +209,91 @@ def test_a_file_of_a_package_needs_no_import_list_and_only_a_broken_method_file_
 def test_methods_refuse_a_second_import_under_another_name(folder):
     done = run(folder, "-c", "import methods.ijepa")
     assert "import this package as ssl_zoo.methods, not as methods" in done.stderr
+
+
+WORKING = """
+from dataclasses import dataclass
+
+import torch
+
+from ssl_zoo.data.batch import ViewConfig, ViewSpec
+from ssl_zoo.eval import EVALUATORS, Evaluator, EvaluatorConfig
+from ssl_zoo.masks import MASKS, MaskGenerator, Masks, MasksConfig
+from ssl_zoo.regularizers import REGULARIZERS, Regularizer, RegularizerConfig
+from ssl_zoo.scores import Score
+from ssl_zoo.settings import setting
+from ssl_zoo.views import VIEWS, ViewSet, ViewSetConfig
+
+
+@dataclass
+class HalvesConfig(MasksConfig):
+    visible: int = setting(8, "visible patches", at_least=1)
+
+
+@MASKS.register("halves", HalvesConfig)
+class Halves(MaskGenerator):
+    def __call__(self, batch_size, generator):
+        order = torch.rand(batch_size, self.num_patches, generator=generator).argsort(1)
+        return Masks(order[:, None, : self.config.visible], order[:, None, self.config.visible :])
+
+
+@dataclass
+class DarkConfig(ViewSetConfig):
+    crop: ViewConfig = setting(ViewConfig(crop_scale=[0.5, 1.0]), "the crop")
+
+
+@VIEWS.register("dark", DarkConfig)
+class Dark(ViewSet):
+    def specs(self, image_size):
+        return [ViewSpec("image", image_size, self.config.crop)]
+
+
+@dataclass
+class SpreadConfig(RegularizerConfig):
+    weight: float = setting(0.1, "weight of the term", at_least=0)
+
+
+@REGULARIZERS.register("spread", SpreadConfig)
+class Spread(Regularizer):
+    def forward(self, features, world):
+        pooled = world.gather(features["tokens"].flatten(1, -2).mean(dim=1))
+        return {"spread": self.config.weight * (1 - pooled.std(dim=0)).relu().mean()}
+
+
+@dataclass
+class WidthConfig(EvaluatorConfig):
+    times: int = setting(1, "factor of the score", at_least=1)
+
+
+@EVALUATORS.register("width", WidthConfig)
+class Width(Evaluator):
+    needs_labels = False
+
+    def __call__(self, model):
+        _, test = model.features(self.config)
+        value = float(self.config.times * test.values.shape[1])
+        return [Score("width", value, self.protocol(model), is_fraction=False)]
+"""
+
+
+def test_masks_views_regularizer_and_evaluator_of_a_plugin_file_train_and_score(tmp_path):
+    (tmp_path / "working.py").write_text(WORKING)
+    small = ["trainer.num_steps=2", "trainer.batch_size=8", "trainer.device=cpu", "monitor.images_every=0"]
+    small += ["data.num_train=16", "data.num_test=8", "monitor.log_every=1", "output_dir=run"]
+    chosen = ["masks=halves", "masks.visible=10", "views=dark", "views.crop.horizontal_flip=0.5"]
+    chosen += ["regularizer=spread", "regularizer.weight=0.5", "probe.evaluators=[width]", "probe.width.times=2"]
+    train = (str(ROOT / "tools" / "train_net.py"), "--plugin", "working.py")
+    recipe = ("--config", str(ROOT / "configs" / "ijepa" / "demo.yaml"))
+    done = run(tmp_path, *train, *recipe, *small, *chosen)
+    assert done.returncode == 0, done.stderr
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    scores = [record["width"] for record in records if "width" in record]
+    assert scores == [256.0, 256.0]  # twice the width of the encoder, before and after
+    steps = [record for record in records if "loss" in record]
+    assert [record["visible_patches"] for record in steps] == [10, 10]
+    for record in steps:
+        assert record["spread_loss"] > 0
+        assert record["loss"] == pytest.approx(record["prediction_loss"] + record["spread_loss"], rel=1e-5)
+    accumulating = ["trainer.gradient_accumulation_steps=2", "output_dir=other"]
+    refused = run(tmp_path, *train, *recipe, *small, *chosen, *accumulating)
+    assert refused.returncode == 1 and "the loss of Spread couples all images of a step" in refused.stderr
