@@ -127,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         print(
-            "interrupted before the step could be saved; the same command goes on from the last checkpoint",
+            "interrupted before the step could be saved; the same command resumes from the last checkpoint",
             file=sys.stderr,
         )
         return 130

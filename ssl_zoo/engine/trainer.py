@@ -28,7 +28,7 @@ from ssl_zoo.seeding import seed_for
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """How one optimizer step's images are divided."""
+    """The split of one optimizer step's images into micro-batches."""
 
     batch_size: int
     world_size: int
@@ -50,9 +50,9 @@ class BatchPlan:
 
 
 def run_length(config: TrainerConfig, num_samples: int) -> tuple[int, int]:
-    """Optimizer steps of the whole run and of one epoch.
+    """Return the optimizer steps of the run and of one epoch.
 
-    An epoch has the whole steps that fit into the data, as in the reference schedules; the order of samples itself is
+    An epoch has as many full batches as the data holds, as in the reference schedules; the order of samples itself is
     one endless stream in which every epoch holds each sample once.
     """
     steps_per_epoch = max(1, num_samples // config.batch_size)
