@@ -13,20 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ssl_zoo.collapse import feature_metrics
-from ssl_zoo.method import (
-    METHODS,
-    Batch,
-    Masks,
-    Method,
-    MethodConfig,
-    Output,
-    Progress,
-    Schedule,
-    Step,
-    Target,
-    ViewSpec,
-    ViT,
-)
+from ssl_zoo.data.batch import Batch, ViewSpec
+from ssl_zoo.method import METHODS, Masks, Method, MethodConfig, Output, Progress, Schedule, Step, Target, ViT
 from ssl_zoo.nn import ConvolutionalDecoder, scatter_back, take
 from ssl_zoo.refusals import refuse_masked_teacher, require_masked_image, require_target
 from ssl_zoo.seeding import generator_for
@@ -46,9 +34,7 @@ class Data2vec2Config(MethodConfig):
     decoder_kernel: int = setting(3, "side of a convolution in patches, odd", at_least=1)
     decoder_groups: int = setting(16, "groups of a convolution's channels", at_least=1)
     class_loss_weight: float = setting(
-        0.0,
-        "weight of the class token's distance to the mean target; the reference's grows with its local batch",
-        at_least=0,
+        0.0, "weight of the class token's loss; the reference's grows with its local batch", at_least=0
     )
 
     def __post_init__(self) -> None:

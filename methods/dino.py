@@ -12,53 +12,30 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from ssl_zoo.collapse import DISTRIBUTION_LIMITS, distribution_metrics
+from ssl_zoo.collapse import DISTRIBUTION_LIMITS, Limit, distribution_metrics
+from ssl_zoo.data.batch import Batch, ViewSpec
+from ssl_zoo.ema import Ema, EmaConfig, EmaCopy
 from ssl_zoo.losses.self_distillation import center_and_sharpen, cross_entropy_across_views
-from ssl_zoo.method import (
-    METHODS,
-    Batch,
-    Clip,
-    Ema,
-    EmaConfig,
-    EmaCopy,
-    Limit,
-    Masks,
-    Method,
-    MethodConfig,
-    Output,
-    ParamGroup,
-    Schedule,
-    Step,
-    Target,
-    ViewSpec,
-    ViT,
-)
-from ssl_zoo.nn.heads import PrototypeHead
+from ssl_zoo.method import METHODS, Clip, Masks, Method, MethodConfig, Output, ParamGroup, Schedule, Step
+from ssl_zoo.nn import ViT
+from ssl_zoo.nn.heads import PrototypeHead, PrototypeHeadConfig
 from ssl_zoo.plotting import rows_of
 from ssl_zoo.refusals import refuse_target, require_global_crops
 from ssl_zoo.schedules import ScheduleShape, after_warmup
 from ssl_zoo.settings import setting
+from ssl_zoo.targets import Target
 
 
 @dataclass
-class DINOConfig(MethodConfig):
+class DINOConfig(PrototypeHeadConfig, MethodConfig):
     """DINO: a head over prototypes, temperatures, the teacher. Defaults: the reference's ViT-S/16, 300 epochs."""
 
-    num_prototypes: int = setting(65536, "outputs of the head", at_least=1)
-    head_dim: int = setting(2048, "width of the head's hidden layers", at_least=1)
-    head_layers: int = setting(3, "linear layers of the head before the prototypes", at_least=1)
-    bottleneck_dim: int = setting(256, "width of the unit vectors that meet the prototypes", at_least=1)
-    norm_last_layer: bool = setting(True, "prototypes keep length one; the reference lets ViT-S learn their lengths")
     student_temp: float = setting(0.1, "temperature of the student's distributions", above=0)
     warmup_teacher_temp: float = setting(0.04, "temperature of the teacher's distributions at the start", above=0)
     teacher_temp: float = setting(0.07, "temperature of the teacher's distributions after its warm-up", above=0)
-    teacher_temp_warmup_epochs: float = setting(
-        30.0, "epochs in which the teacher's temperature changes linearly", at_least=0
-    )
+    teacher_temp_warmup_epochs: float = setting(30.0, "epochs of the teacher temperature's linear warm-up", at_least=0)
     ema: EmaConfig = setting(EmaConfig(schedule=ScheduleShape.cosine), "EMA weights of the teacher, head included")
-    center_momentum: float = setting(
-        0.9, "momentum of the mean output that is subtracted from the teacher's", at_least=0, at_most=1
-    )
+    center_momentum: float = setting(0.9, "momentum of the mean output that centers the teacher", at_least=0, at_most=1)
     freeze_last_layer_epochs: float = setting(1.0, "epochs in which the prototypes are not trained", at_least=0)
 
 
@@ -75,14 +52,7 @@ class DINO(Method):
     def __init__(self, config: DINOConfig, encoder: ViT, target: Target | None) -> None:
         refuse_target("DINO", target)
         super().__init__(config, encoder, None)
-        self.head = PrototypeHead(
-            encoder.embed_dim,
-            hidden_dim=config.head_dim,
-            bottleneck_dim=config.bottleneck_dim,
-            num_prototypes=config.num_prototypes,
-            num_layers=config.head_layers,
-            unit_length=config.norm_last_layer,
-        )
+        self.head = PrototypeHead(config, encoder.embed_dim)
         self.teacher_encoder, self.teacher_head = EmaCopy(encoder), EmaCopy(self.head)
         self.register_buffer("center", torch.zeros(config.num_prototypes))
 
@@ -113,8 +83,7 @@ class DINO(Method):
 
     def after_backward(self, step: Step) -> None:
         if step.progress.epoch < self.config.freeze_last_layer_epochs:
-            for parameter in self.head.last_layer.parameters():
-                parameter.grad = None  # the optimizer then skips it: neither decay nor moments
+            self.head.last_layer.zero_grad()  # to None: the optimizer then skips it, neither decay nor moments
 
     def after_step(self, step: Step, statistics: Mapping[str, Tensor]) -> None:
         self.center.lerp_(statistics["center"], 1 - self.config.center_momentum)

@@ -11,60 +11,39 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from ssl_zoo.collapse import DISTRIBUTION_LIMITS, distribution_metrics
+from ssl_zoo.collapse import DISTRIBUTION_LIMITS, Limit, distribution_metrics
+from ssl_zoo.data.batch import Batch, ViewSpec
+from ssl_zoo.ema import Ema, EmaConfig, EmaCopy
 from ssl_zoo.losses.self_distillation import center_and_sharpen, cross_entropy_across_views, cross_entropy_at_patches
-from ssl_zoo.method import (
-    METHODS,
-    Batch,
-    Clip,
-    Ema,
-    EmaConfig,
-    EmaCopy,
-    Limit,
-    Masks,
-    Method,
-    MethodConfig,
-    Output,
-    ParamGroup,
-    Schedule,
-    Step,
-    Target,
-    ViewSpec,
-    ViT,
-)
-from ssl_zoo.nn.heads import PrototypeHead
+from ssl_zoo.method import METHODS, Clip, Masks, Method, MethodConfig, Output, ParamGroup, Schedule, Step
+from ssl_zoo.nn import ViT
+from ssl_zoo.nn.heads import PrototypeHead, PrototypeHeadConfig
 from ssl_zoo.plotting import on_grey, rows_of
 from ssl_zoo.refusals import refuse_target, require_global_crops
 from ssl_zoo.schedules import ScheduleShape, after_warmup
 from ssl_zoo.settings import setting
+from ssl_zoo.targets import Target
 
 
 @dataclass
-class IBOTConfig(MethodConfig):
+class IBOTConfig(PrototypeHeadConfig, MethodConfig):
     """iBOT: DINO's settings and those of the loss at patches. Defaults: the published ViT-S/16, 800 epochs."""
 
     num_prototypes: int = setting(8192, "outputs of the head, which images and patches share", at_least=1)
-    head_dim: int = setting(2048, "width of the head's hidden layers", at_least=1)
-    head_layers: int = setting(3, "linear layers of the head before the prototypes", at_least=1)
-    bottleneck_dim: int = setting(256, "width of the unit vectors that meet the prototypes", at_least=1)
     norm_last_layer: bool = setting(False, "prototypes keep length one; the reference does so for ViT-B and larger")
     student_temp: float = setting(0.1, "temperature of the student's distributions", above=0)
     warmup_teacher_temp: float = setting(0.04, "temperature of the teacher's distributions at the start", above=0)
     teacher_temp: float = setting(0.07, "temperature of the teacher's distributions after its warm-up", above=0)
     warmup_teacher_patch_temp: float = setting(0.04, "the same at patches, at the start", above=0)
     teacher_patch_temp: float = setting(0.07, "the same at patches, after the warm-up", above=0)
-    teacher_temp_warmup_epochs: float = setting(
-        30.0, "epochs in which the teacher's temperatures change linearly", at_least=0
-    )
+    teacher_temp_warmup_epochs: float = setting(30.0, "epochs of both teacher temperatures' linear warm-up", at_least=0)
     image_weight: float = setting(1.0, "weight of the loss of crops", at_least=0)
     patch_weight: float = setting(1.0, "weight of the loss at masked patches", at_least=0)
     mask_start_epoch: float = setting(
         0.0, "epoch before which nothing is masked; the warm-up of the patch temperature begins there", at_least=0
     )
     ema: EmaConfig = setting(EmaConfig(schedule=ScheduleShape.cosine), "EMA weights of the teacher, head included")
-    center_momentum: float = setting(
-        0.9, "momentum of the mean outputs that are subtracted from the teacher's", at_least=0, at_most=1
-    )
+    center_momentum: float = setting(0.9, "momentum of the mean outputs that center the teacher", at_least=0, at_most=1)
     freeze_last_layer_epochs: float = setting(1.0, "epochs in which the prototypes are not trained", at_least=0)
 
 
@@ -83,14 +62,7 @@ class IBOT(Method):
     def __init__(self, config: IBOTConfig, encoder: ViT, target: Target | None) -> None:
         refuse_target("iBOT", target)
         super().__init__(config, encoder, None)
-        self.head = PrototypeHead(
-            encoder.embed_dim,
-            hidden_dim=config.head_dim,
-            bottleneck_dim=config.bottleneck_dim,
-            num_prototypes=config.num_prototypes,
-            num_layers=config.head_layers,
-            unit_length=config.norm_last_layer,
-        )
+        self.head = PrototypeHead(config, encoder.embed_dim)
         self.teacher_encoder, self.teacher_head = EmaCopy(encoder), EmaCopy(self.head)
         self.mask_token = nn.Parameter(torch.zeros(1, encoder.embed_dim))
         self.register_buffer("center", torch.zeros(config.num_prototypes))
@@ -99,10 +71,8 @@ class IBOT(Method):
     def schedules(self) -> Mapping[str, Schedule]:
         config = self.config
         epochs, start = config.teacher_temp_warmup_epochs, config.mask_start_epoch
-        image, patch = (
-            (config.warmup_teacher_temp, config.teacher_temp),
-            (config.warmup_teacher_patch_temp, config.teacher_patch_temp),
-        )
+        image = config.warmup_teacher_temp, config.teacher_temp
+        patch = config.warmup_teacher_patch_temp, config.teacher_patch_temp
         return {
             "teacher_temp": lambda progress: after_warmup(*image, progress.epoch, epochs),
             "teacher_patch_temp": lambda progress: after_warmup(*patch, progress.epoch - start, epochs),
@@ -144,8 +114,7 @@ class IBOT(Method):
 
     def after_backward(self, step: Step) -> None:
         if step.progress.epoch < self.config.freeze_last_layer_epochs:
-            for parameter in self.head.last_layer.parameters():
-                parameter.grad = None  # the optimizer then skips it: neither decay nor moments
+            self.head.last_layer.zero_grad()  # to None: the optimizer then skips it, neither decay nor moments
 
     def after_step(self, step: Step, statistics: Mapping[str, Tensor]) -> None:
         for name in ("center", "patch_center"):

@@ -25,9 +25,7 @@ class IJEPAConfig(MethodConfig):
 
     predictor_dim: int = setting(384, "width of the predictor", at_least=4, multiple_of=4)
     predictor_depth: int = setting(12, "blocks of the predictor", at_least=1)
-    predictor_heads: int | None = setting(
-        None, "attention heads of the predictor; null takes the encoder's", at_least=1
-    )
+    predictor_heads: int | None = setting(None, "attention heads of the predictor; null: the encoder's", at_least=1)
     distance: Distance = setting(Distance.smooth_l1, "smooth_l1 as the reference code, l2 as the paper")
     smooth_l1_beta: float = setting(1.0, "difference at which smooth_l1 turns from quadratic to linear", above=0)
 

@@ -13,22 +13,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ssl_zoo.collapse import feature_metrics
+from ssl_zoo.data.batch import Batch, ViewSpec
 from ssl_zoo.losses.regression import masked_mean
-from ssl_zoo.method import (
-    METHODS,
-    Batch,
-    Masks,
-    Method,
-    MethodConfig,
-    Output,
-    ParamGroup,
-    Step,
-    Target,
-    ViewSpec,
-    ViT,
-    without_decay,
-)
-from ssl_zoo.nn import take
+from ssl_zoo.method import METHODS, Masks, Method, MethodConfig, Output, ParamGroup, Step, Target, without_decay
+from ssl_zoo.nn import ViT, take
 from ssl_zoo.nn.initialization import initialize, initialize_token
 from ssl_zoo.refusals import refuse_masked_teacher, require_masked_image, require_one_mask, require_target
 from ssl_zoo.targets.visualize import show_predictions

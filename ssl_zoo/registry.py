@@ -19,6 +19,12 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
     return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)), None)
 
 
+def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
+    """Return a sentence that suggests the nearest known spelling, with a space before it; empty without one."""
+    near = nearest(word, known)
+    return f" Did you mean {prefix}{near if prefix else repr(near)}?" if near else ""
+
+
 class UnknownName(LookupError):
     """A name that no part is registered under; the message lists the nearest and all known names."""
 
@@ -83,9 +89,8 @@ class Registry(_Registry):
         return iter(self._obj_map.items())
 
     def _unknown(self, name: str) -> str:
-        near = nearest(name, self.names())
-        hint = f" Did you mean {near!r}?" if near else ""
-        return f"no {self.kind} is named {name!r}.{hint} Known: {', '.join(self.names())}.{import_errors()}"
+        hint, known = did_you_mean(name, self.names()), ", ".join(self.names())
+        return f"no {self.kind} is named {name!r}.{hint} Known: {known}.{import_errors()}"
 
 
 REGISTRIES: dict[str, Registry] = {}  # by config group

@@ -32,15 +32,8 @@ def setting(
         length: number of entries of a list.
         one_of: the permitted values, where an Enum does not list them.
     """
-    bounds = {
-        "at_least": at_least,
-        "at_most": at_most,
-        "above": above,
-        "below": below,
-        "multiple_of": multiple_of,
-        "length": length,
-        "one_of": one_of,
-    }
+    limits = {"at_least": at_least, "at_most": at_most, "above": above, "below": below}
+    bounds = {**limits, "multiple_of": multiple_of, "length": length, "one_of": one_of}
     metadata = {"meaning": meaning, "bounds": {name: bound for name, bound in bounds.items() if bound is not None}}
     if isinstance(default, (list, dict)) or dataclasses.is_dataclass(default):
         return dataclasses.field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)

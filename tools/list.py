@@ -8,7 +8,7 @@ from pathlib import Path
 if __package__ in (None, ""):  # run as a file: the checkout's packages are one folder up
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from ssl_zoo.config import presets
+from ssl_zoo.config.document import presets
 from ssl_zoo.plugins import discover
 from ssl_zoo.registry import BROKEN_PLUGINS, REGISTRIES, Registry, UnknownName, nearest
 

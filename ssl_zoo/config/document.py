@@ -2,7 +2,7 @@
 
 import dataclasses
 import importlib.resources
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +35,8 @@ def _title(composed: Composed, field: dataclasses.Field) -> str:
 def _table(composed: Composed, keys: Iterable[Key]) -> list[str]:
     defaults, values = flat(composed.defaults), flat(composed.values)
     rows = [(key.name, key.expected, _value(key.name, defaults, values), key.meaning) for key in keys]
-    widths = [_width(column) for column in zip(*rows, strict=True)]
-    return [
-        "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]
-
-
-def _width(column: Sequence[str]) -> int:
-    return min(max(map(len, column)), 44)
+    widths = [min(max(map(len, column)), 44) for column in zip(*rows, strict=True)]
+    return ["  " + "  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
 
 def _value(name: str, defaults: Mapping[str, Any], values: Mapping[str, Any]) -> str:
@@ -53,7 +47,5 @@ def _value(name: str, defaults: Mapping[str, Any], values: Mapping[str, Any]) ->
 def presets(group: str) -> dict[str, str]:
     """Return the options of a group that are YAML files of the package, each with the first comment in its file."""
     folder = Path(str(importlib.resources.files("ssl_zoo.configs"))) / group
-    return {
-        file.stem: file.read_text(encoding="utf-8").partition("\n")[0].removeprefix("#").strip()
-        for file in folder.glob("*.yaml")
-    }
+    first_lines = {file.stem: file.read_text(encoding="utf-8").partition("\n")[0] for file in folder.glob("*.yaml")}
+    return {name: line.removeprefix("#").strip() for name, line in first_lines.items()}

@@ -31,7 +31,7 @@ from ssl_zoo.config.schema import SCHEMA, Config, sections
 from ssl_zoo.eval.probe import ProbeConfig, probe_config_class
 from ssl_zoo.method import METHODS
 from ssl_zoo.plugins import discover
-from ssl_zoo.registry import REGISTRIES, import_errors, nearest
+from ssl_zoo.registry import REGISTRIES, did_you_mean, import_errors
 
 _LOG = logging.getLogger(__name__)
 _RUN = "ssl_zoo_run"  # name of the composed defaults list in Hydra's store
@@ -225,10 +225,8 @@ def _check_options(choices: Mapping[str, str | None], options: Mapping[str, Sequ
         known = options.get(group, ())
         if option is None or option in known:
             continue
-        near = nearest(str(option), known)
-        hint = f" Did you mean {group}={near}?" if near else ""
-        listed = f"Options of {group}: {', '.join(known) or 'none'}."
-        raise ConfigError(f"{place}{group}={option}: no such option.{hint} {listed}{import_errors()}")
+        hint = f"{did_you_mean(str(option), known, f'{group}=')} Options of {group}: {', '.join(known) or 'none'}."
+        raise ConfigError(f"{place}{group}={option}: no such option.{hint}{import_errors()}")
 
 
 def _compose(choices: Mapping[str, str | None], roots: Sequence[Path]) -> DictConfig:
@@ -296,18 +294,13 @@ def _assign(node: DictConfig, given: Mapping[Any, Any], defaults: DictConfig, so
         if name in sections() and not value:
             continue  # a section whose keys are all commented out; null where no option was chosen
         try:
-            if name not in keys:
-                raise ConfigError(_not_a_leaf(name, value, node))
-            OmegaConf.update(node, name, value)
-        except ConfigError as error:
-            raise ConfigError(_place(source, name) + str(error)) from error
+            if name in keys:
+                OmegaConf.update(node, name, value)
+                continue
+            message, cause = _not_a_leaf(name, value, node), None
         except OmegaConfBaseException as error:
-            message = wrong_value(keys[name], value, OmegaConf.select(defaults, name))
-            raise ConfigError(_place(source, name) + message) from error
-
-
-def _place(source: Recipe | None, name: str) -> str:
-    return "" if source is None else f"{source.where(name)}: "
+            message, cause = wrong_value(keys[name], value, OmegaConf.select(defaults, name)), error
+        raise ConfigError(("" if source is None else f"{source.where(name)}: ") + message) from cause
 
 
 def _not_a_leaf(name: str, value: Any, node: DictConfig) -> str:
@@ -346,7 +339,7 @@ def _carried_over(recipes: Sequence[Recipe], switched: set[str], own: DictConfig
             group = name.partition(".")[0]
             if group not in switched or name == group:  # an empty section
                 kept[name] = value
-            elif not _is_shared(name, own, chosen):
+            elif (owner := _owner(own, name)) is None or owner is not _owner(chosen, name):
                 dropped.setdefault(group, []).append(f"{name}={written(value)}")
             elif before.get(name) != after.get(name):
                 kept[name] = value
@@ -357,15 +350,11 @@ def _carried_over(recipes: Sequence[Recipe], switched: set[str], own: DictConfig
     return carried
 
 
-def _is_shared(name: str, own: DictConfig, chosen: DictConfig) -> bool:
+def _owner(values: DictConfig, name: str) -> type | None:
+    """Return the first ancestor of the chosen option's dataclass that declares a key."""
     group, field, *_ = name.split(".")
-    types = [OmegaConf.get_type(node, group) for node in (own, chosen)]
-    owners = [
-        next((base for base in reversed(cls.__mro__) if field in inspect.get_annotations(base)), None)
-        for cls in types
-        if cls is not None
-    ]
-    return len(owners) == 2 and owners[0] is not None and owners[0] is owners[1]
+    bases = reversed((OmegaConf.get_type(values, group) or object).__mro__)
+    return next((base for base in bases if field in inspect.get_annotations(base)), None)
 
 
 def _missing(key: str, composed: Composed) -> str:

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from ssl_zoo.config.keys import ConfigError
 from ssl_zoo.config.schema import SCHEMA, sections
-from ssl_zoo.registry import nearest
+from ssl_zoo.registry import did_you_mean
 
 ROOT_RECIPE = "train"  # its folder is a config root: the folder that holds the groups
 _NO_RECIPES = ("_self_", SCHEMA)  # Hydra's entries, accepted and ignored: values always come last, the schema first
@@ -33,17 +33,15 @@ class Recipe:
     def where(self, key: str) -> str:
         """Return ``file:line`` of a dotted key, for messages."""
         node = yaml.compose(self.path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-        line = None
+        place = str(self.path)
         for name in key.split("."):
-            if not isinstance(node, yaml.MappingNode):
+            entries = reversed(node.value if isinstance(node, yaml.MappingNode) else [])
+            by_name = {name_node.value: (name_node, value_node) for name_node, value_node in entries}
+            if name not in by_name:
                 break
-            for name_node, value_node in node.value:
-                if name_node.value == name:
-                    line, node = name_node.start_mark.line + 1, value_node
-                    break
-            else:
-                break
-        return str(self.path) if line is None else f"{self.path}:{line}"
+            name_node, node = by_name[name]
+            place = f"{self.path}:{name_node.start_mark.line + 1}"
+        return place
 
 
 def config_roots(recipe: Path) -> list[Path]:
@@ -120,9 +118,8 @@ def _choice(entry: Any, path: Path) -> tuple[str, str | None]:
     # Hydra's keyword is accepted, although a later entry takes precedence here anyway.
     group = str(group).removeprefix("override ").strip()
     if group not in sections():
-        near = nearest(group, sections())
-        hint = f"; did you mean {near!r}?" if near else "."
-        raise ConfigError(f"{path}: defaults: there is no group {group!r}{hint} Groups: {', '.join(sections())}")
+        hint = f"{did_you_mean(group, sections())} Groups: {', '.join(sections())}"
+        raise ConfigError(f"{path}: defaults: there is no group {group!r}.{hint}")
     if option is not None and not isinstance(option, str):
         raise ConfigError(f"{path}: defaults: {group}: {option!r}: an option is one name, or null")
     return group, option
@@ -151,6 +148,5 @@ def _missing_file(path: Path, kind: str) -> str:
     if folder != path.parent:
         return f"no {kind} at {path}: there is no folder {path.parent}"
     found = sorted(file.name for file in folder.glob("*.yaml"))
-    near = nearest(path.name, found)
-    hint = f" Did you mean {folder / near}?" if near else ""
+    hint = did_you_mean(path.name, found, f"{folder}/")
     return f"no {kind} at {path}.{hint} Files there: {', '.join(found) or 'none'}"

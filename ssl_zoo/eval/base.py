@@ -24,9 +24,7 @@ from ssl_zoo.settings import Settings, setting
 class EvaluatorConfig(Settings):
     """Base of every evaluator's config: which features it uses. Registration sets ``section`` to ``probe.<name>``."""
 
-    pooling: Pooling = setting(
-        Pooling.average, "tokens to feature: average, class_token, class_token_and_average or tokens"
-    )
+    pooling: Pooling = setting(Pooling.average, "how an image's tokens become its feature")
     num_layers: int = setting(1, "number of last blocks whose pooled tokens are concatenated", at_least=1)
     final_norm: bool = setting(True, "apply the encoder's final norm before pooling")
 
@@ -181,13 +179,9 @@ def check_labels(evaluator: str, train: Features, test: Features) -> None:
     """
     for name, features in (("train", train), ("test", test)):
         if not torch.isfinite(features.values).all():
-            raise ValueError(
-                f"{evaluator}: {name} features are not all finite; the weights of the encoder have diverged"
-            )
+            raise ValueError(f"{evaluator}: {name} features are not all finite; the encoder's weights have diverged")
         if features.labels is None or features.labels.shape != features.values.shape[:1] or (features.labels < 0).any():
-            raise ValueError(
-                f"{evaluator}: some {name} images have no label; use a labelled data source or probe.evaluators=[]"
-            )
+            raise ValueError(f"{evaluator}: some {name} images have no label; use labelled data or probe.evaluators=[]")
     classes = train.labels.unique().tolist()
     if len(classes) < 2:
         raise ValueError(

@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from enum import Enum
 from itertools import islice
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -16,6 +17,7 @@ from torch.nn.functional import layer_norm
 from ssl_zoo.nn import ViT
 
 Batches = Iterable[tuple[Tensor, Tensor | None, Tensor]]  # (images, labels, sample ids), e.g. EvaluationData
+T = TypeVar("T")
 _Part = tuple[int, Tensor, Tensor | None, Tensor]  # batch number, features, labels, sample ids
 
 
@@ -74,8 +76,7 @@ def extract(
             values = values.float().cpu()
             if rank < len(round_of_batches):
                 parts.append((number, values, labels, index))
-    if _is_distributed():
-        parts = _gather(parts)
+    parts = sorted((part for of_rank in _gather(parts) for part in of_rank), key=lambda part: part[0])
     if not parts:
         raise ValueError("the evaluation data has no images; check data.* and probe.train_samples, probe.test_samples")
     _, values, labels, index = zip(*parts, strict=True)
@@ -95,20 +96,16 @@ def pooled(
     if pooling is Pooling.tokens:
         return torch.cat(patches, dim=-1)
     if pooling is Pooling.average:
-        return torch.cat([_mean_over_tokens(tokens) for tokens in patches], dim=-1)
+        return torch.cat([tokens.float().mean(dim=1) for tokens in patches], dim=-1)
     parts = [layer[:, 0].float() for layer in layers]
     if pooling is Pooling.class_token_and_average:
-        parts.append(_mean_over_tokens(patches[-1]))
+        parts.append(patches[-1].float().mean(dim=1))
     return torch.cat(parts, dim=-1)
 
 
 def feature_dim(encoder: ViT, pooling: Pooling, num_layers: int) -> int:
     """Return the width of a feature, or of a token with ``Pooling.tokens``."""
     return encoder.embed_dim * (num_layers + (pooling is Pooling.class_token_and_average))
-
-
-def _mean_over_tokens(tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B D"]:
-    return tokens.float().mean(dim=1)
 
 
 def _normed(norm: nn.Module, tokens: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
@@ -141,11 +138,7 @@ def _check(encoder: ViT, pooling: Pooling, num_layers: int) -> None:
 
 def on_all_ranks(flag: bool) -> bool:
     """Return on every rank whether the flag is true on all ranks."""
-    if not _is_distributed():
-        return flag
-    flags: list = [None] * dist.get_world_size()
-    dist.all_gather_object(flags, flag)
-    return all(flags)
+    return all(_gather(flag))
 
 
 def is_main_process() -> bool:
@@ -157,8 +150,10 @@ def _is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
-def _gather(parts: list[_Part]) -> list[_Part]:
-    """Gather the numbered batches of all ranks, sorted by number."""
-    by_rank: list = [None] * dist.get_world_size()
-    dist.all_gather_object(by_rank, parts)
-    return sorted((part for parts in by_rank for part in parts), key=lambda part: part[0])
+def _gather(value: T) -> list[T]:
+    """Return the values of all ranks, by rank."""
+    if not _is_distributed():
+        return [value]
+    values: list = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values

@@ -8,7 +8,6 @@ evaluators see it, and there is neither RandAugment nor random erasing.
 import copy
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -41,9 +40,7 @@ class FinetuneConfig(EvaluatorConfig):
     label_smoothing: float = setting(0.1, "fraction of the target spread over all classes", at_least=0, below=1)
     mixup: float = setting(0.8, "parameter of mixup's beta distribution; 0 = no mixup", at_least=0)
     cutmix: float = setting(1.0, "parameter of cutmix's beta distribution; 0 = no cutmix", at_least=0)
-    crop_scale: list[float] = setting(
-        [0.08, 1.0], "area of the random crops as a fraction of the image, [low, high]", above=0, at_most=1, length=2
-    )
+    crop_scale: list[float] = setting([0.08, 1.0], "relative area of crops, [low, high]", above=0, at_most=1, length=2)
     clip_grad_norm: float = setting(0.0, "limit of the gradient's norm; 0 = none", at_least=0)
     seed: int = setting(0, "seed of the classifier, order and augmentation")
 
@@ -80,7 +77,8 @@ class Finetune(Evaluator):
         labels = model.train.labels[model.train.index]
         if len(labels.unique()) < 2:
             raise ValueError("finetune: all train images are of one class; raise probe.train_samples")
-        with _seeded(self.config.seed):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed_for(self.config.seed, "finetune") % 2**32)
             classifier = Classifier(copy.deepcopy(model.encoder), self.config, int(labels.max()) + 1)
             classifier.to(model.device).requires_grad_(True)
             train(classifier, model, self.config)
@@ -98,11 +96,8 @@ def train(classifier: Classifier, model: EvaluatedModel, config: FinetuneConfig)
     for group in optimizer.param_groups:
         group["peak"] = group["lr"]
     num_classes = classifier.head.out_features
-    mixes = [
-        mix(alpha=alpha, num_classes=num_classes)
-        for mix, alpha in ((v2.MixUp, config.mixup), (v2.CutMix, config.cutmix))
-        if alpha
-    ]
+    kinds = (v2.MixUp, config.mixup), (v2.CutMix, config.cutmix)
+    mixes = [kind(alpha=alpha, num_classes=num_classes) for kind, alpha in kinds if alpha]
     mix = v2.RandomChoice(mixes) if mixes else None
     generator = generator_for(config.seed, "finetune")
     batches_per_epoch = math.ceil(model.train.num_images / config.batch_size)
@@ -179,17 +174,7 @@ def _batches(model: EvaluatedModel, batch_size: int, generator: torch.Generator)
 @torch.no_grad()
 def _predict(classifier: Classifier, model: EvaluatedModel) -> tuple[Int[Tensor, "n"], Int[Tensor, "n"]]:
     classifier.eval()
-    predicted, expected = [], []
     with model.precision():
-        for images, labels, _ in model.test:
-            predicted.append(classifier(images.to(model.device)).argmax(dim=1).cpu())
-            expected.append(labels)
-    return torch.cat(predicted), torch.cat(expected)
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Seed the global random state and restore it on exit."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed_for(seed, "finetune") % 2**32)
-        yield
+        parts = [(classifier(images.to(model.device)).argmax(dim=1).cpu(), labels) for images, labels, _ in model.test]
+    predicted, expected = map(torch.cat, zip(*parts, strict=True))
+    return predicted, expected

@@ -27,7 +27,7 @@ class HealthConfig(EvaluatorConfig):
     lidar_images: int = setting(256, "images for LiDAR; 0 = no LiDAR", at_least=0)
     lidar_views: int = setting(8, "random crops of each image for LiDAR", at_least=2)
     crop_scale: list[float] = setting(
-        [0.3, 1.0], "area of these crops as a fraction of the image, [low, high]", above=0, at_most=1, length=2
+        [0.3, 1.0], "relative area of the crops, [low, high]", above=0, at_most=1, length=2
     )
 
     def __post_init__(self) -> None:
@@ -48,12 +48,8 @@ class Health(Evaluator):
         values = test.values
         if values.ndim != 2:
             raise ValueError("health: one vector per image is needed; use another pooling than tokens")
-        measures = {
-            "rankme": rankme(values),
-            "alpha_req": alpha_req(values),
-            "feature_std": feature_std(values),
-            "mean_cosine": mean_cosine(values),
-        }
+        measures = {"rankme": rankme(values), "alpha_req": alpha_req(values)}
+        measures |= {"feature_std": feature_std(values), "mean_cosine": mean_cosine(values)}
         if self.config.lidar_images:
             measures["lidar"] = lidar(self._views(model))
         protocol = self.protocol(model)

@@ -10,6 +10,7 @@ from torch.nn.functional import normalize
 
 from ssl_zoo.eval.base import EVALUATORS, EvaluatedModel, Evaluator, EvaluatorConfig, accuracy, check_classification
 from ssl_zoo.eval.features import Features
+from ssl_zoo.eval.logistic import Preprocessing, preprocessed
 from ssl_zoo.scores import Score
 from ssl_zoo.settings import setting
 
@@ -23,9 +24,7 @@ class KNNConfig(EvaluatorConfig):
     """Weighted k-nearest neighbours; the paper's best k is 20, on ImageNet."""
 
     k: list[int] = setting([20], "numbers of neighbours, one score for each", at_least=1)
-    temperature: float = setting(
-        0.07, "a neighbour of cosine similarity s votes with weight exp(s / temperature)", above=0
-    )
+    temperature: float = setting(0.07, "a neighbour of cosine similarity s has weight exp(s / temperature)", above=0)
     standardize: bool = setting(False, "first standardize each dimension over the train features")
 
     def __post_init__(self) -> None:
@@ -42,11 +41,8 @@ class KNN(Evaluator):
 
     def __call__(self, model: EvaluatedModel) -> Sequence[Score]:
         train, test = model.features(self.config)
-        predictions = knn_predictions(train, test, self.config, device=model.device)
-        return [
-            Score(f"knn{k}", accuracy(predicted, test.labels), self.protocol(model, k=k))
-            for k, predicted in zip(self.config.k, predictions, strict=True)
-        ]
+        by_k = zip(self.config.k, knn_predictions(train, test, self.config, device=model.device), strict=True)
+        return [Score(f"knn{k}", accuracy(predicted, test.labels), self.protocol(model, k=k)) for k, predicted in by_k]
 
 
 def knn_predictions(
@@ -69,8 +65,7 @@ def knn_predictions(
         )
     bank, queries = train.values.to(device), test.values.to(device)
     if config.standardize:
-        mean, deviation = bank.mean(dim=0), bank.std(dim=0, correction=0).clamp_min(1e-6)
-        bank, queries = (bank - mean) / deviation, (queries - mean) / deviation
+        bank, queries = preprocessed(bank, queries, Preprocessing.standardize)
     bank = normalize(bank.double(), dim=1)
     labels = train.labels.to(device)
     num_classes = int(max(train.labels.max(), test.labels.max())) + 1
@@ -78,9 +73,8 @@ def knn_predictions(
     for block in queries.split(_QUERIES_PER_BLOCK):
         similarity, neighbours = nearest_rows(normalize(block.double(), dim=1), bank, max_k)
         weights = ((similarity - similarity[:, :1]) / config.temperature).exp()  # common factor: the same argmax
-        predictions.append(
-            torch.stack([_vote(weights[:, :k], labels[neighbours[:, :k]], num_classes) for k in config.k])
-        )
+        votes = labels[neighbours]
+        predictions.append(torch.stack([_winner(weights[:, :k], votes[:, :k], num_classes) for k in config.k]))
     return torch.cat(predictions, dim=1).cpu()
 
 
@@ -113,6 +107,6 @@ def nearest_rows(
     return similarity * 2.0 ** (row_bits - 52), rows
 
 
-def _vote(weights: Float[Tensor, "Q k"], labels: Int[Tensor, "Q k"], num_classes: int) -> Int[Tensor, "Q"]:
+def _winner(weights: Float[Tensor, "Q k"], labels: Int[Tensor, "Q k"], num_classes: int) -> Int[Tensor, "Q"]:
     votes = torch.zeros(len(weights), num_classes, dtype=weights.dtype, device=weights.device)
     return votes.scatter_add_(1, labels, weights).argmax(dim=1)

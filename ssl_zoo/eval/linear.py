@@ -48,21 +48,15 @@ class LinearConfig(EvaluatorConfig):
 
     poolings: list[Pooling] = setting([], "poolings to choose from; [] = pooling alone")
     layer_counts: list[int] = setting([], "values of num_layers to choose from; [] = num_layers alone", at_least=1)
-    lrs: list[float] = setting(
-        [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0], "learning rates to choose from, for a batch of 256 images", above=0
-    )
+    lrs: list[float] = setting([0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0], "lrs to choose from, per 256 images", above=0)
     weight_decays: list[float] = setting([0.0], "weight decays to choose from", at_least=0)
     optimizer: Optimizer = setting(Optimizer.sgd, "sgd or lars")
     schedule: Schedule = setting(Schedule.cosine, "cosine or step")
     momentum: float = setting(0.9, "momentum of the optimizer")
     epochs: int = setting(30, "training epochs", at_least=1)
     batch_size: int = setting(1024, "images per step", at_least=1)
-    preprocessing: Preprocessing = setting(
-        Preprocessing.standardize, "preprocessing of the features; standardize equals MAE's batch norm without affine"
-    )
-    validation_fraction: float = setting(
-        0.1, "fraction of the train images that settings are chosen on", above=0, below=1
-    )
+    preprocessing: Preprocessing = setting(Preprocessing.standardize, "standardize: MAE's batch norm without affine")
+    validation_fraction: float = setting(0.1, "fraction of train images that settings are chosen on", above=0, below=1)
     seed: int = setting(0, "seed of initial weights, order and held-out images")
 
     def __post_init__(self) -> None:

@@ -31,12 +31,8 @@ class Preprocessing(Enum):
 class LogisticConfig(EvaluatorConfig):
     """Logistic regression; minimises the sum of cross-entropies + regularization / 2 * squared norm of weights."""
 
-    preprocessing: Preprocessing = setting(
-        Preprocessing.standardize, "standardize, unit_length, centered_unit_length or none"
-    )
-    regularization: float = setting(
-        1.0, "1 / C of scikit-learn; n times lambda where a paper averages the loss over n images", above=0
-    )
+    preprocessing: Preprocessing = setting(Preprocessing.standardize, "preprocessing of the features")
+    regularization: float = setting(1.0, "1 / C of scikit-learn; n * lambda for a loss averaged over n images", above=0)
     intercept: bool = setting(True, "fit an unregularized bias per class")
     max_iterations: int = setting(1000, "limit of L-BFGS iterations; reaching it is logged", at_least=1)
     tolerance: float = setting(1e-6, "stop when no entry of the mean loss's gradient is larger", above=0)
@@ -57,15 +53,10 @@ class Logistic(Evaluator):
 def logistic_predictions(
     train: Features, test: Features, config: LogisticConfig, *, device: torch.device | str = "cpu"
 ) -> Int[Tensor, "n"]:
-    """Predict the class of every test image.
-
-    Raises:
-        ValueError: ``check_classification`` refuses the features.
-    """
+    """Predict the class of every test image."""
     check_classification("logistic", train, test)
-    train_values, test_values = preprocessed(
-        train.values.to(device).double(), test.values.to(device).double(), config.preprocessing
-    )
+    values = [features.values.to(device).double() for features in (train, test)]
+    train_values, test_values = preprocessed(*values, config.preprocessing)
     weights, intercept = fit(train_values, train.labels.to(device), config)
     return (test_values @ weights + intercept).argmax(dim=1).cpu()
 
@@ -118,12 +109,6 @@ def fit(
     solver.step(loss)
     largest = max(float(parameter.grad.abs().max()) for parameter in parameters)
     if largest > config.tolerance:
-        logger.warning(
-            "logistic regression stopped at gradient %.1e > %s=%g; raise %s=%d",
-            largest,
-            config.key("tolerance"),
-            config.tolerance,
-            config.key("max_iterations"),
-            config.max_iterations,
-        )
+        limits = config.key("tolerance"), config.tolerance, config.key("max_iterations"), config.max_iterations
+        logger.warning("logistic regression stopped at gradient %.1e > %s=%g; raise %s=%d", largest, *limits)
     return weights.detach(), (intercept + offset).detach()

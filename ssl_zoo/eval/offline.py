@@ -55,15 +55,9 @@ class EvaluatorResult:
             }
             for score in self.scores
         ]
-        content = {
-            **metadata,
-            "evaluator": self.evaluator,
-            "label": self.label,
-            "seconds": round(self.seconds, 4),
-            "scores": scores,
-        }
+        own = {"evaluator": self.evaluator, "label": self.label, "seconds": round(self.seconds, 4), "scores": scores}
         path = folder / self.file_name
-        write_atomic(path, json.dumps(content, indent=1) + "\n")
+        write_atomic(path, json.dumps({**metadata, **own}, indent=1) + "\n")
         return path
 
 

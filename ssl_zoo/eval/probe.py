@@ -13,7 +13,7 @@ import torch
 from ssl_zoo.data.batch import ViewConfig
 from ssl_zoo.data.loader import EvaluationData
 from ssl_zoo.data.sources.base import Source
-from ssl_zoo.eval.base import EVALUATORS, EvaluatedModel, Evaluator, EvaluatorConfig
+from ssl_zoo.eval.base import EVALUATORS, EvaluatedModel, EvaluatorConfig
 from ssl_zoo.eval.cache import FeatureCache
 from ssl_zoo.eval.split import EvaluationSplit, labels_of, subset
 from ssl_zoo.nn import BackboneConfig, ViT
@@ -91,9 +91,7 @@ class Probe:
         progress: Callable[[str, int, int], None] | None = None,
     ) -> None:
         probe, seed, image_size = config.probe, config.seed, config.backbone.image_shape
-        self.evaluators: list[Evaluator] = [
-            EVALUATORS.get(name)(probe.evaluator_config(name)) for name in probe.evaluators
-        ]
+        self.evaluators = [EVALUATORS.get(name)(probe.evaluator_config(name)) for name in probe.evaluators]
         self.label = probe.label
         self.baseline: dict[str, float] = {}
         needs_labels = any(evaluator.needs_labels for evaluator in self.evaluators)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ssl_zoo.data.loader import EvaluationData
 from ssl_zoo.data.sources.base import Source
-from ssl_zoo.registry import nearest
+from ssl_zoo.registry import did_you_mean
 from ssl_zoo.seeding import generator_for
 
 Render = Callable[[Source, Int[Tensor, "n"]], EvaluationData]
@@ -101,9 +101,6 @@ def labels_of(source: Source, name: str | None) -> Int[Tensor, "n"]:
     if name is None:
         return next(iter(known.values()))
     if name not in known:
-        near = nearest(name, known)
-        hint = f" Did you mean {near!r}?" if near else ""
-        raise ValueError(
-            f"probe.label={name!r} is no label set of {type(source).__name__}.{hint} Known: {', '.join(known)}"
-        )
+        hint = f"{type(source).__name__}.{did_you_mean(name, known)} Known: {', '.join(known)}"
+        raise ValueError(f"probe.label={name!r} is no label set of {hint}")
     return known[name]

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ssl_zoo.nn.initialization import TOKEN_STD
+from ssl_zoo.settings import Settings, setting
 
 
 class Prototypes(nn.Module):
@@ -28,35 +30,33 @@ class Prototypes(nn.Module):
         return F.linear(x, self.weight_g * F.normalize(self.weight_v, dim=1))
 
 
+@dataclass
+class PrototypeHeadConfig(Settings):
+    """The settings of a prototype head, among those of its method."""
+
+    num_prototypes: int = setting(65536, "outputs of the head", at_least=1)
+    head_dim: int = setting(2048, "width of the head's hidden layers", at_least=1)
+    head_layers: int = setting(3, "linear layers of the head before the prototypes", at_least=1)
+    bottleneck_dim: int = setting(256, "width of the unit vectors that meet the prototypes", at_least=1)
+    norm_last_layer: bool = setting(True, "prototypes keep length one; the reference lets ViT-S learn their lengths")
+
+
 class PrototypeHead(nn.Module):
     """DINO's projection head (arXiv 2104.14294, sec. 3.1 and appendix C): MLP, L2 normalisation, prototypes.
 
     Args:
         dim: width of the features.
-        hidden_dim: width of the MLP's hidden layers.
-        bottleneck_dim: width of its output, which is L2-normalised.
-        num_layers: linear layers of the MLP.
-        unit_length: see ``Prototypes``.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        *,
-        hidden_dim: int,
-        bottleneck_dim: int,
-        num_prototypes: int,
-        num_layers: int = 3,
-        unit_length: bool = True,
-    ) -> None:
+    def __init__(self, config: PrototypeHeadConfig, dim: int) -> None:
         super().__init__()
-        widths = [dim, *[hidden_dim] * (num_layers - 1), bottleneck_dim]
+        widths = [dim, *[config.head_dim] * (config.head_layers - 1), config.bottleneck_dim]
         layers = [nn.Linear(width_in, width_out) for width_in, width_out in itertools.pairwise(widths)]
         for layer in layers:
             nn.init.trunc_normal_(layer.weight, std=TOKEN_STD)
             nn.init.zeros_(layer.bias)
         self.mlp = nn.Sequential(layers[0], *(part for layer in layers[1:] for part in (nn.GELU(), layer)))
-        self.last_layer = Prototypes(bottleneck_dim, num_prototypes, unit_length=unit_length)
+        self.last_layer = Prototypes(config.bottleneck_dim, config.num_prototypes, unit_length=config.norm_last_layer)
 
     def forward(self, features: Float[Tensor, "*S D"]) -> Float[Tensor, "*S K"]:
         return self.last_layer(F.normalize(self.mlp(features).float(), dim=-1))

@@ -147,7 +147,7 @@ def test_a_wrong_recipe_gives_file_and_line(recipe, content, parts):
     "defaults, parts",
     {
         "[train, backbone: vit_tiny]": ["no data is chosen", "scenes"],
-        "[train, metod: ijepa]": ["did you mean 'method'?"],
+        "[train, metod: ijepa]": ["Did you mean 'method'?"],
         "[train, method: ijepo]": ["tiny.yaml: method=ijepo", "Did you mean method=ijepa?"],
         "[nowhere]": ["there is no recipe 'nowhere'"],
         "[tiny]": ["there is no recipe 'tiny'"],

@@ -7,8 +7,8 @@ from omegaconf import OmegaConf
 from tiny_probes import Stripes, encoder, probe
 
 from ssl_zoo.data.sources.base import Split
-from ssl_zoo.eval import EVALUATORS, Evaluator, EvaluatorConfig, Score, extract, probe_config_class, split
-from ssl_zoo.eval.features import Pooling
+from ssl_zoo.eval import EVALUATORS, Evaluator, EvaluatorConfig, Score, probe_config_class, split
+from ssl_zoo.eval.features import Pooling, extract
 from ssl_zoo.eval.health import HealthConfig
 from ssl_zoo.eval.knn import KNNConfig, knn_predictions
 from ssl_zoo.registry import UnknownName

@@ -24,17 +24,6 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from ssl_zoo.engine.checkpoint.storage import CheckpointError, SafetensorsReader, fingerprint, key_of
 from ssl_zoo.engine.sharding import local
 
-__all__ = [
-    "Checkpoint",
-    "CheckpointError",
-    "checkpoint_path",
-    "list_checkpoints",
-    "load_tensors",
-    "read_checkpoint",
-    "restore",
-    "step_of",
-]
-
 FORMAT = 2
 _READABLE = (1, FORMAT)  # 1: always one file per part, and no SHA-256 of the manifest itself
 _STEP = re.compile(r"step_(\d{8,})")
@@ -213,10 +202,8 @@ def _verify(path: Path, name: str, expected: Mapping[str, Any]) -> None:
     if not file.is_file():
         raise CheckpointError(f"{path} is damaged: {name} is missing. {_alternatives(path)}")
     if file.stat().st_size != expected["bytes"]:
-        raise CheckpointError(
-            f"{path} is damaged: {name} has {file.stat().st_size} bytes, not {expected['bytes']}. "
-            + _alternatives(path)
-        )
+        sizes = f"{file.stat().st_size} bytes, not {expected['bytes']}"
+        raise CheckpointError(f"{path} is damaged: {name} has {sizes}. {_alternatives(path)}")
     try:
         found = fingerprint(file)
     except OSError as error:

@@ -8,6 +8,7 @@ without an error; they don't verify or hash files, and publish no folder atomica
 
 import hashlib
 import json
+import operator
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
@@ -71,7 +72,23 @@ def fingerprint(file: Path) -> dict[str, Any]:
     return {"bytes": file.stat().st_size, "sha256": digest.hexdigest()}
 
 
-class SafetensorsWriter(StorageWriter):
+class _AsPlanned:
+    """The parts of DCP's storage interface that change nothing: plans stay as they are."""
+
+    def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None: ...
+
+    def prepare_local_plan(self, plan: Any) -> Any:
+        return plan
+
+    def prepare_global_plan(self, plans: list[Any]) -> list[Any]:
+        return plans
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
+        return True
+
+
+class SafetensorsWriter(_AsPlanned, StorageWriter):
     """Writes this rank's tensors and shards into a folder, flushes the files and reads them back.
 
     Args:
@@ -92,18 +109,10 @@ class SafetensorsWriter(StorageWriter):
         self.folder, self.rank, self.world_size = folder, rank, world_size
         self.prepare, self.publish = prepare, publish
 
-    def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None: ...
-
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
         if is_coordinator:
             self.prepare()
             self.folder.mkdir(parents=True)
-
-    def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
-        return plan
-
-    def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
-        return plans
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         tensors: dict[str, dict[str, Tensor]] = defaultdict(dict)
@@ -125,12 +134,8 @@ class SafetensorsWriter(StorageWriter):
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         self.publish(dict(result.storage_data for of_rank in results for result in of_rank))
 
-    @classmethod
-    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
-        return True
 
-
-class SafetensorsReader(StorageReader):
+class SafetensorsReader(_AsPlanned, StorageReader):
     """Reads tensors and shards from safetensors files.
 
     Args:
@@ -176,18 +181,10 @@ class SafetensorsReader(StorageReader):
         tensor.chunks.append(ChunkStorageMetadata(offsets, shape))
         self._places[key, offsets] = path, key.partition("/")[2]
 
-    def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None: ...
-
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         return Metadata(dict(self.tensors))
 
     def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any) -> None: ...
-
-    def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
-        return plan
-
-    def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
-        return plans
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
         by_file = defaultdict(list)
@@ -197,19 +194,13 @@ class SafetensorsReader(StorageReader):
         for path, wanted in by_file.items():
             with safe_open(path, framework="pt") as file:
                 for name, item in wanted:
-                    slices = tuple(
-                        slice(start, start + length)
-                        for start, length in zip(item.storage_offsets, item.lengths, strict=True)
-                    )
+                    ends = map(operator.add, item.storage_offsets, item.lengths)
+                    slices = tuple(map(slice, item.storage_offsets, ends))
                     values = file.get_slice(name)[slices] if slices else file.get_tensor(name)
                     target = planner.resolve_tensor(item).detach()
                     target.copy_(values)
                     planner.commit_tensor(item, target)
         return _done(None)
-
-    @classmethod
-    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
-        return True
 
 
 def _write(file: Path, tensors: Mapping[str, Tensor], shards: Mapping[str, list[list[int]]]) -> Fingerprint:
