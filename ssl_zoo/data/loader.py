@@ -29,19 +29,11 @@ class LoaderConfig(Settings):
 
     section = "loader"
 
-    num_workers: int | None = setting(
-        None,
-        "worker processes per rank; 0 loads in the main process; null: 0 without a GPU, else up to 8, one CPU spared",
-        at_least=0,
-    )
+    num_workers: int | None = setting(None, "workers per rank; null: 0 without a GPU, else CPUs - 1, max 8", at_least=0)
     prefetch_per_worker: int = setting(2, "batches that each worker keeps ready", at_least=1)
     pin_memory: bool | None = setting(None, "page-locked batches for faster copies; null: where there is a GPU")
-    timeout_s: float = setting(
-        300.0, "seconds after which a batch that does not come is an error; 0 waits forever", at_least=0
-    )
-    max_corrupt_fraction: float = setting(
-        0.01, "fraction of the samples that may be undecodable before the run stops", at_least=0, at_most=1
-    )
+    timeout_s: float = setting(300.0, "seconds after which a missing batch is an error; 0 waits forever", at_least=0)
+    max_corrupt_fraction: float = setting(0.01, "undecodable fraction at which the run stops", at_least=0, at_most=1)
 
 
 class TrainingData:

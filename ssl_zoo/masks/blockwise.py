@@ -29,9 +29,7 @@ class BlockwiseConfig(MasksConfig):
     mask_ratio: float = setting(0.6125, "masked patches as a fraction of the grid, rounded down", above=0, below=1)
     min_block_area: int = setting(16, "least area of a sampled block in patches", at_least=1)
     max_block_area: int | None = setting(None, "largest area of a sampled block in patches; null sets no limit")
-    block_aspect: list[float] = setting(
-        [0.3, 1 / 0.3], "height / width of a block, [low, high], sampled log-uniformly", above=0, length=2
-    )
+    block_aspect: list[float] = setting([0.3, 1 / 0.3], "height / width, log-uniform in [low, high]", above=0, length=2)
     shortfall: Shortfall = setting(Shortfall.fill, "when no further block fits: fill, retry, keep (ragged masks)")
     compat: bool = setting(False, "blocks must be smaller than the grid in both directions, as in the reference codes")
 

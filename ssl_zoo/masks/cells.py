@@ -15,9 +15,7 @@ class CellsConfig(MasksConfig):
     """The defaults are those of arXiv 2111.09886, sec. 4.1: cells of 32 pixels, with patches of 16."""
 
     mask_ratio: float = setting(0.6, "masked cells as a fraction of all cells, rounded up", above=0, below=1)
-    mask_patch_size: int = setting(
-        2, "side of a square cell in patches; SimMIM's 32 pixels are 2 patches of 16", at_least=1
-    )
+    mask_patch_size: int = setting(2, "side of a square cell in patches; SimMIM: 32 px, 2 patches of 16", at_least=1)
 
 
 @MASKS.register("cells", CellsConfig)

@@ -13,9 +13,7 @@ from ssl_zoo.settings import setting
 class RandomConfig(MasksConfig):
     """The default is that of arXiv 2111.06377, sec. 4.1. I-JEPA's ablation (arXiv 2301.08243, table 6) masks 0.6."""
 
-    mask_ratio: float = setting(
-        0.75, "masked patches as a fraction of the grid; the number of visible ones is rounded down", above=0, below=1
-    )
+    mask_ratio: float = setting(0.75, "masked fraction of the grid; visible count rounded down", above=0, below=1)
 
 
 @MASKS.register("random", RandomConfig)

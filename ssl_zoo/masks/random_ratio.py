@@ -16,20 +16,10 @@ from ssl_zoo.settings import setting
 class RandomRatioConfig(MasksConfig):
     """The defaults are those of the published iBOT runs (pred_ratio 0 and 0.3, pred_ratio_var 0 and 0.2)."""
 
-    mask_ratio: list[float] = setting(
-        [0.1, 0.5],
-        "largest masked fraction of the grid, sampled per image uniformly from [low, high]",
-        above=0,
-        below=1,
-        length=2,
-    )
+    mask_ratio: list[float] = setting([0.1, 0.5], "range of the image's mask ratio limit", above=0, below=1, length=2)
     unmasked: float = setting(0.5, "probability that an image is not masked", at_least=0, at_most=1)
-    min_block_area: int | None = setting(
-        None, "least area of a sampled block; null: the square of a third of the grid's shorter side", at_least=1
-    )
-    block_aspect: list[float] = setting(
-        [0.3, 1 / 0.3], "height / width of a block, [low, high], sampled log-uniformly", above=0, length=2
-    )
+    min_block_area: int | None = setting(None, "least block area in patches; null: (shorter side // 3)^2", at_least=1)
+    block_aspect: list[float] = setting([0.3, 1 / 0.3], "height / width, log-uniform in [low, high]", above=0, length=2)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -30,12 +30,7 @@ log = logging.getLogger(__name__)
 @dataclass
 class Cifar10Config(SourceConfig):
     root: str | None = setting(None, "folder with the data; null takes the environment variable SSL_ZOO_DATA")
-    validation: int = setting(
-        0,
-        "training images that are held out and replace the test split, for choosing settings",
-        at_least=0,
-        below=_NUM_TRAIN,
-    )
+    validation: int = setting(0, "training images held out to replace the test split", at_least=0, below=_NUM_TRAIN)
 
 
 @SOURCES.register("cifar10", Cifar10Config)

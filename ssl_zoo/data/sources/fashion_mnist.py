@@ -22,9 +22,7 @@ _PIXELS_MAGIC, _LABELS_MAGIC = 2051, 2049  # idx format: unsigned bytes of three
 
 @dataclass
 class FashionMnistConfig(SourceConfig):
-    root: str | None = setting(
-        None, "folder with the idx files; null looks in SSL_ZOO_DATA and in Debian's dataset-fashion-mnist"
-    )
+    root: str | None = setting(None, "folder with the idx files; null: SSL_ZOO_DATA or Debian's dataset-fashion-mnist")
 
 
 @SOURCES.register("fashion_mnist", FashionMnistConfig)

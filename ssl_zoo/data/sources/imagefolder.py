@@ -21,9 +21,7 @@ class LimitedConfig(SourceConfig):
     """Limits on image files, checked before decoding."""
 
     max_image_bytes: int = setting(64 << 20, "larger image files count as corrupt", at_least=1)
-    max_image_pixels: int = setting(
-        64_000_000, "images with more pixels count as corrupt; checked before decoding", at_least=1
-    )
+    max_image_pixels: int = setting(64_000_000, "images with more pixels count as corrupt, undecoded", at_least=1)
     min_image_side: int = setting(8, "images with a shorter side of fewer pixels count as corrupt", at_least=1)
 
     @property
@@ -35,17 +33,13 @@ class LimitedConfig(SourceConfig):
 class FilesConfig(LimitedConfig):
     """Limits on image files and on archives of them."""
 
-    max_unpacked_bytes: int = setting(
-        MAX_UNPACKED_BYTES, "largest content of a .tar.gz, which is unpacked into memory", at_least=1
-    )
+    max_unpacked_bytes: int = setting(MAX_UNPACKED_BYTES, "largest .tar.gz content, unpacked into memory", at_least=1)
 
 
 @dataclass
 class ImageFolderConfig(FilesConfig):
     path: str = setting("", "folder, .tar or .tar.gz with images, in class folders or not")
-    test_fraction: float = setting(
-        0.1, "fraction held out as the test split where there is no folder test or val", above=0, below=1
-    )
+    test_fraction: float = setting(0.1, "test split's fraction where no folder is test or val", above=0, below=1)
 
 
 class FilesSource(Source):
