@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ssl_zoo.data import order
 from ssl_zoo.data.batch import Batch, Corrupt, Normalize, ViewSpec
-from ssl_zoo.data.sources.base import CorruptImage, Source
+from ssl_zoo.data.decode import CorruptImage
+from ssl_zoo.data.sources.base import Source
 from ssl_zoo.data.transforms import ViewParams, evaluation_view, render_each, render_equal, sample_params
 from ssl_zoo.data.workers import Items, in_workers, resolve_workers
 from ssl_zoo.masks.base import MaskGenerator, Masks

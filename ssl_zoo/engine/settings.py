@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import ClassVar
 
 from ssl_zoo.settings import Settings, setting
 
@@ -34,7 +33,7 @@ class Parallel(Enum):
 class TrainerConfig(Settings):
     """Budget, batch and device of a run."""
 
-    section: ClassVar[str] = "trainer"
+    section = "trainer"
 
     batch_size: int = setting(2048, "images per optimizer step, summed over ranks and micro-batches", at_least=1)
     gradient_accumulation_steps: int = setting(1, "micro-batches per rank and optimizer step", at_least=1)
@@ -75,7 +74,7 @@ class AlarmPolicy(Enum):
 class AlarmConfig(Settings):
     """When a run counts as collapsed."""
 
-    section: ClassVar[str] = "monitor.alarm"
+    section = "monitor.alarm"
 
     policy: AlarmPolicy = setting(AlarmPolicy.warn, "warn logs, stop saves and ends the run with an error, none is off")
     patience: int = setting(5, "consecutive records beyond a limit before the alarm is raised", at_least=1)
@@ -86,7 +85,7 @@ class AlarmConfig(Settings):
 class MonitorConfig(Settings):
     """Logging and visualization during a run."""
 
-    section: ClassVar[str] = "monitor"
+    section = "monitor"
 
     log_every: int = setting(10, "steps between lines of metrics.jsonl and TensorBoard scalars", at_least=1)
     images_every: int = setting(1000, "steps between visualizations in figures/ and TensorBoard; 0 = none", at_least=0)

@@ -30,13 +30,11 @@ class CellsGenerator(MaskGenerator):
         if grid[0] % side or grid[1] % side:
             common = math.gcd(*grid)
             possible = ", ".join(str(size) for size in range(1, common + 1) if common % size == 0)
-            raise ValueError(
-                f"masks.mask_patch_size={side} does not divide the {grid[0]}x{grid[1]} grid; possible here: {possible}"
-            )
+            raise ValueError(f"masks.mask_patch_size={side} does not divide {self._shape}; possible here: {possible}")
         self._cells = (grid[0] // side, grid[1] // side)
         num_cells = self._cells[0] * self._cells[1]
         self._num_masked = math.ceil(num_cells * config.mask_ratio - 1e-9)
-        cells = f"cells of {side}x{side} patches on the {grid[0]}x{grid[1]} grid"
+        cells = f"cells of {side}x{side} patches on {self._shape}"
         check_num_masked(config.mask_ratio, self._num_masked, num_cells, cells)
 
     def __call__(self, batch_size: int, generator: torch.Generator) -> Masks:

@@ -37,13 +37,13 @@ class InverseBlockGenerator(MaskGenerator):
 
     def __init__(self, config: InverseBlockConfig, grid: tuple[int, int]) -> None:
         super().__init__(config, grid)
-        side, shape = config.block_side, f"{grid[0]}x{grid[1]}"
+        side = config.block_side
         if side > min(grid):
-            raise ValueError(f"masks.block_side={side} exceeds the {shape} grid; use {min(grid)} or less")
+            raise ValueError(f"masks.block_side={side} exceeds {self._shape}; use {min(grid)} or less")
         visible_fraction = 1 - config.mask_ratio
         self._num_visible = floor_fraction(self.num_patches, visible_fraction)
         num_masked = self.num_patches - self._num_visible
-        check_num_masked(config.mask_ratio, num_masked, self.num_patches, f"patches of the {shape} grid")
+        check_num_masked(config.mask_ratio, num_masked, self.num_patches, f"patches of {self._shape}")
         self._num_blocks = floor_fraction(self.num_patches, (visible_fraction + config.surplus_fraction) / side**2)
         if not self._num_blocks:
             raise ValueError(

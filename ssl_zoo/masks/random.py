@@ -28,9 +28,7 @@ class RandomGenerator(MaskGenerator):
     def __init__(self, config: RandomConfig, grid: tuple[int, int]) -> None:
         super().__init__(config, grid)
         self._num_masked = self.num_patches - floor_fraction(self.num_patches, 1 - config.mask_ratio)
-        check_num_masked(
-            config.mask_ratio, self._num_masked, self.num_patches, f"patches of the {grid[0]}x{grid[1]} grid"
-        )
+        check_num_masked(config.mask_ratio, self._num_masked, self.num_patches, f"patches of {self._shape}")
 
     def __call__(self, batch_size: int, generator: torch.Generator) -> Masks:
         candidates = torch.ones(batch_size, self.num_patches, dtype=torch.bool)

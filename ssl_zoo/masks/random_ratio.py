@@ -39,13 +39,12 @@ class RandomRatioGenerator(MaskGenerator):
     def __init__(self, config: RandomRatioConfig, grid: tuple[int, int]) -> None:
         super().__init__(config, grid)
         min_area = max(1, (min(grid) // 3) ** 2 if config.min_block_area is None else config.min_block_area)
-        aspect = (config.block_aspect[0], config.block_aspect[1])
-        self._placer = RectanglePlacer(grid, min_area, self.num_patches, aspect, smaller=True)
+        self._placer = RectanglePlacer(grid, min_area, self.num_patches, tuple(config.block_aspect), smaller=True)
         highest = config.mask_ratio[1] * self.num_patches
         fitting = self._placer.fitting_fraction(highest, generator_for("random ratio feasibility"))
         if fitting < MIN_FITTING:
             raise ValueError(
-                f"{fitting:.1%} of the blocks fit the {grid[0]}x{grid[1]} grid with masks.mask_ratio="
+                f"{fitting:.1%} of the blocks fit {self._shape} with masks.mask_ratio="
                 f"{config.mask_ratio} and at least {min_area} patches; use a larger fraction, a lower "
                 "masks.min_block_area or a finer patch (backbone.patch_size)"
             )

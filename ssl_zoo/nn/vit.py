@@ -161,10 +161,10 @@ class ViT(nn.Module):
         With ``keep`` of shape (B, C, K) a patch is embedded once for all C contexts where that is cheaper.
         """
         if keep is None:
-            return self._run_blocks(self.embed(images, masked, mask_token), None, layers, layer_output)
+            return self.encode(self.embed(images, masked, mask_token), None, layers, layer_output)
         if masked is None and keep.shape[1:].numel() < self.num_patches:
-            return self._run_blocks(self._embed_kept(images, keep), keep, layers, layer_output)
-        return self.encode(self.embed(images, masked, mask_token), keep, layers, layer_output)
+            return self.encode(self._embed_kept(images, keep), keep, layers, layer_output)
+        return self.encode(take(self.embed(images, masked, mask_token), keep), keep, layers, layer_output)
 
     def patches(self, tokens: Float[Tensor, "*B L D"]) -> Float[Tensor, "*B K D"]:
         """Leave out the prefix tokens of an output."""
@@ -205,7 +205,7 @@ class ViT(nn.Module):
 
     def encode(
         self,
-        tokens: Float[Tensor, "B *N D"],
+        tokens: Float[Tensor, "B *K D"],
         keep: Int[Tensor, "B *K"] | None = None,
         layers: Sequence[int] | None = None,
         layer_output: LayerOutput = LayerOutput.block,
@@ -213,7 +213,7 @@ class ViT(nn.Module):
         """Run the blocks on prefix tokens and all or some patch tokens.
 
         Args:
-            tokens: as ``embed`` returns them.
+            tokens: as ``embed`` returns them, only those of ``keep`` if it is given.
             keep: visible patches (B, K), or (B, C, K) for C contexts per image that don't attend to each other.
             layers: indices of blocks whose outputs are returned, negative ones counted from the last; the blocks after
                 them don't run.
@@ -226,16 +226,6 @@ class ViT(nn.Module):
         Raises:
             ValueError: ``layers`` is empty or contains an index that is out of range.
         """
-        return self._run_blocks(tokens if keep is None else take(tokens, keep), keep, layers, layer_output)
-
-    def _run_blocks(
-        self,
-        tokens: Float[Tensor, "B *K D"],
-        keep: Int[Tensor, "B *K"] | None,
-        layers: Sequence[int] | None,
-        layer_output: LayerOutput,
-    ) -> Float[Tensor, "B *L D"] | list[Float[Tensor, "B *L D"]]:
-        """Run the blocks on tokens that have already been reduced to ``keep``."""
         leading = tokens.shape[:-2]
         x = self.norm_pre(self._with_prefix(tokens.flatten(0, -3)))
         bias = self._attention_bias(x, keep)

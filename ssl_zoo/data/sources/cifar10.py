@@ -3,7 +3,6 @@
 import logging
 import os
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,10 +78,6 @@ class Cifar10(Source):
     def sample_name(self, index: int) -> str:
         row = int(self._rows[index])
         return self._names[row] if self._names else f"{self._stored.value}/{CLASSES[self._labels[index]]}/record {row}"
-
-    @property
-    def label_sets(self) -> Mapping[str, Int[Tensor, "n"]]:
-        return {"class": self._labels}
 
 
 def _validation_rows(num_images: int, held_out: int, split: Split) -> Int[Tensor, "n"]:

@@ -2,7 +2,6 @@
 
 import gzip
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,10 +63,6 @@ class FashionMnist(Source):
 
     def sample_name(self, index: int) -> str:
         return f"{self.split.value}/{CLASSES[self._labels[index]]}/record {index}"
-
-    @property
-    def label_sets(self) -> Mapping[str, Int[Tensor, "n"]]:
-        return {"class": self._labels}
 
 
 def _find(roots: list[str | None], name: str) -> Path:

@@ -1,11 +1,11 @@
 """Folders and tar archives of images."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Int, UInt8
+from jaxtyping import UInt8
 from torch import Tensor
 
 from ssl_zoo.data.decode import DecodeLimits, decode
@@ -61,6 +61,14 @@ class FilesSource(Source):
     def sample_name(self, index: int) -> str:
         return self._files.names[index]
 
+    def label_by_folder(self, used: Sequence[str], own: Sequence[str]) -> None:
+        """Make the top folders of all ``used`` names the classes, and those of ``own`` the labels, if all have one."""
+        if all("/" in name for name in used):
+            self.classes = sorted({name.partition("/")[0] for name in used})
+            self.num_classes = len(self.classes)
+            number = {name: label for label, name in enumerate(self.classes)}
+            self._labels = torch.tensor([number[name.partition("/")[0]] for name in own])
+
 
 @SOURCES.register("imagefolder", ImageFolderConfig)
 class ImageFolder(FilesSource):
@@ -77,22 +85,15 @@ class ImageFolder(FilesSource):
         files = open_files(config.path, max_unpacked_bytes=config.max_unpacked_bytes)
         inner = without_wrapper(files.names)
         in_split, names = _split(inner, config.test_fraction)
-        used = [name for name, owner in zip(names, in_split, strict=True) if owner is not None]
         chosen = [position for position, owner in enumerate(in_split) if owner is split]
         if not chosen:
             raise ValueError(
                 f"data.path={config.path} leaves no image for the {split.value} split: {len(inner)} images, "
                 f"data.test_fraction={config.test_fraction}"
             )
-        super().__init__(config, split, files.keep(chosen, [files.names[position] for position in chosen]))
-        self.classes = sorted({name.split("/")[0] for name in used}) if all("/" in name for name in used) else []
-        number = {name: label for label, name in enumerate(self.classes)}
-        self._labels = [number[names[position].split("/")[0]] for position in chosen] if self.classes else []
-        self.num_classes = len(self.classes)
-
-    @property
-    def label_sets(self) -> Mapping[str, Int[Tensor, "n"]]:
-        return {"class": torch.tensor(self._labels)} if self.classes else {}
+        super().__init__(config, split, files.keep(chosen))
+        used = [name for name, owner in zip(names, in_split, strict=True) if owner is not None]
+        self.label_by_folder(used, [names[position] for position in chosen])
 
 
 def without_wrapper(names: list[str]) -> list[str]:
