@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from ssl_zoo.config import compose, load_config
 from ssl_zoo.masks import MASKS
