@@ -7,7 +7,7 @@ import uuid
 from pathlib import Path
 from typing import IO
 
-from iopath.common.file_io import NativePathHandler, PathHandler, PathManager
+from iopath.common.file_io import PathHandler, PathManager
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 _TIMEOUT_S = 60.0  # a connection that receives nothing for this long is closed
@@ -15,15 +15,6 @@ _TIMEOUT_S = 60.0  # a connection that receives nothing for this long is closed
 
 class Paths(PathManager):
     """iopath's manager, which opens local files and URLs with a handler; plug-ins register more handlers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._prefixes: set[str] = set()
-
-    def register_handler(self, handler: PathHandler, allow_override: bool = True) -> None:
-        super().register_handler(handler, allow_override)
-        if not isinstance(handler, NativePathHandler):
-            self._prefixes.update(handler._get_supported_prefixes())
 
     def is_remote(self, path: str) -> bool:
         """Return whether a handler reads the path, not the local file system.
@@ -35,11 +26,12 @@ class Paths(PathManager):
         scheme = _SCHEME.match(path)
         if scheme is None:
             return False
-        if path.startswith(tuple(self._prefixes)):
+        prefixes = sorted(filter(None, self._path_handlers))
+        if path.startswith(tuple(prefixes)):
             return True
         raise ValueError(
             f"{path}: there is no handler for {scheme[0]}; permitted are local paths, "
-            f"{', '.join(sorted(self._prefixes))} and schemes that a plug-in registers by "
+            f"{', '.join(prefixes)} and schemes that a plug-in registers by "
             "ssl_zoo.io.PATHS.register_handler"
         )
 

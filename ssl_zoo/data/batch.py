@@ -20,26 +20,14 @@ class ViewConfig(Settings):
 
     section = "views"
 
-    crop_scale: list[float] = setting(
-        [1.0, 1.0],
-        "area of the random resized crop, as a fraction of the image, [low, high]",
-        length=2,
-        above=0,
-        at_most=1,
-    )
-    crop_aspect: list[float] = setting(
-        [0.75, 4 / 3], "width / height of the crop, [low, high], sampled log-uniformly", length=2, above=0
-    )
+    crop_scale: list[float] = setting([1.0, 1.0], "area over image area, [low, high]", length=2, above=0, at_most=1)
+    crop_aspect: list[float] = setting([0.75, 4 / 3], "width / height, log-uniform in [low, high]", length=2, above=0)
     interpolation: str = setting("bilinear", "bilinear or bicubic, always antialiased", one_of=("bilinear", "bicubic"))
     horizontal_flip: float = setting(0.0, "probability of a left-right flip", at_least=0, at_most=1)
-    color_jitter: list[float] = setting(
-        [0.0, 0.0, 0.0, 0.0], "brightness, contrast, saturation, hue strength", length=4, at_least=0
-    )
+    color_jitter: list[float] = setting([0.0] * 4, "brightness, contrast, saturation, hue", length=4, at_least=0)
     color_jitter_probability: float = setting(0.8, "probability that the jitter is applied", at_least=0, at_most=1)
     grayscale: float = setting(0.0, "probability of dropping the colour", at_least=0, at_most=1)
-    blur: float = setting(
-        0.0, "probability of a Gaussian blur, sigma uniform in 0.1..2.0 pixels", at_least=0, at_most=1
-    )
+    blur: float = setting(0.0, "probability of a Gaussian blur, sigma uniform in 0.1..2.0 px", at_least=0, at_most=1)
     solarize: float = setting(0.0, "probability of inverting all values above one half", at_least=0, at_most=1)
     mean: list[float] = setting(IMAGENET_MEAN, "subtracted per channel, pixels in 0..1", length=3)
     std: list[float] = setting(IMAGENET_STD, "divisor per channel", length=3, above=0)

@@ -7,8 +7,9 @@ harmless.
 import os
 import tarfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from jaxtyping import UInt8
 from torch import Tensor
@@ -22,20 +23,24 @@ GZIP_ENDINGS = (".tar.gz", ".tgz")
 class Files(ABC):
     """The image files under ``path``.
 
+    Args:
+        located: by name, what ``read`` finds its content with; names are "/"-separated, relative to the root.
+
     Attributes:
-        names: sorted, "/"-separated, relative to the root.
+        names: sorted.
     """
 
-    path: Path
-    names: list[str]
+    def __init__(self, path: Path, located: Mapping[str, Any]) -> None:
+        self.path, self.names = path, sorted(located)
+        self._located = [located[name] for name in self.names]
 
     @abstractmethod
     def read(self, position: int) -> bytes:
         """Return the content of ``names[position]``; at most the size in the file system or tar header is read."""
 
-    @abstractmethod
-    def keep(self, positions: list[int], names: list[str]) -> "Files":
-        """Return the files at ``positions`` under new names."""
+    def keep(self, positions: Sequence[int]) -> "Files":
+        """Return only the files at ``positions``."""
+        return type(self)(self.path, {self.names[position]: self._located[position] for position in positions})
 
 
 def open_files(path: str, *, max_unpacked_bytes: int) -> Files:
@@ -85,18 +90,10 @@ def _is_image(name: str) -> bool:
 
 
 class _Folder(Files):
-    def __init__(self, path: Path, located: dict[str, str]) -> None:
-        self.path, self.names = path, sorted(located)
-        self._relative = [located[name] for name in self.names]
+    """Files of a folder; each is located by its path in it."""
 
     def read(self, position: int) -> bytes:
-        with open(self.path / self._relative[position], "rb") as file:
-            return file.read()
-
-    def keep(self, positions: list[int], names: list[str]) -> Files:
-        return _Folder(
-            self.path, {name: self._relative[position] for position, name in zip(positions, names, strict=True)}
-        )
+        return (self.path / self._located[position]).read_bytes()
 
 
 def _walk(root: Path) -> dict[str, str]:
@@ -118,37 +115,19 @@ def _walk(root: Path) -> dict[str, str]:
 
 
 class _Tar(Files):
-    """Members of an uncompressed archive, read by offset."""
-
-    def __init__(self, path: Path, members: dict[str, tuple[int, int]]) -> None:
-        self.path, self.names = path, sorted(members)
-        self._locations = [members[name] for name in self.names]
+    """Members of an uncompressed archive, located by offset and size."""
 
     def read(self, position: int) -> bytes:
-        offset, size = self._locations[position]
+        offset, size = self._located[position]
         with open(self.path, "rb", buffering=0) as file:  # opened per read (10 us): processes never share an offset
             return os.pread(file.fileno(), size, offset)
-
-    def keep(self, positions: list[int], names: list[str]) -> Files:
-        return _Tar(
-            self.path, {name: self._locations[position] for position, name in zip(positions, names, strict=True)}
-        )
 
 
 class _Memory(Files):
     """Members of a compressed archive, unpacked into memory."""
 
-    def __init__(self, path: Path, members: dict[str, bytes]) -> None:
-        self.path, self.names = path, sorted(members)
-        self._content = [members[name] for name in self.names]
-
     def read(self, position: int) -> bytes:
-        return self._content[position]
-
-    def keep(self, positions: list[int], names: list[str]) -> Files:
-        return _Memory(
-            self.path, {name: self._content[position] for position, name in zip(positions, names, strict=True)}
-        )
+        return self._located[position]
 
 
 def _index_tar(path: Path) -> Files:

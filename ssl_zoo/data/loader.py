@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ssl_zoo.data import order
 from ssl_zoo.data.batch import Batch, Corrupt, Normalize, ViewSpec
-from ssl_zoo.data.sources.base import CorruptImage, Source
+from ssl_zoo.data.decode import CorruptImage
+from ssl_zoo.data.sources.base import Source
 from ssl_zoo.data.transforms import ViewParams, evaluation_view, render_each, render_equal, sample_params
 from ssl_zoo.data.workers import Items, in_workers, resolve_workers
 from ssl_zoo.masks.base import MaskGenerator, Masks
@@ -29,19 +30,11 @@ class LoaderConfig(Settings):
 
     section = "loader"
 
-    num_workers: int | None = setting(
-        None,
-        "worker processes per rank; 0 loads in the main process; null: 0 without a GPU, else up to 8, one CPU spared",
-        at_least=0,
-    )
+    num_workers: int | None = setting(None, "workers per rank; null: 0 without a GPU, else CPUs - 1, max 8", at_least=0)
     prefetch_per_worker: int = setting(2, "batches that each worker keeps ready", at_least=1)
     pin_memory: bool | None = setting(None, "page-locked batches for faster copies; null: where there is a GPU")
-    timeout_s: float = setting(
-        300.0, "seconds after which a batch that does not come is an error; 0 waits forever", at_least=0
-    )
-    max_corrupt_fraction: float = setting(
-        0.01, "fraction of the samples that may be undecodable before the run stops", at_least=0, at_most=1
-    )
+    timeout_s: float = setting(300.0, "seconds after which a missing batch is an error; 0 waits forever", at_least=0)
+    max_corrupt_fraction: float = setting(0.01, "undecodable fraction at which the run stops", at_least=0, at_most=1)
 
 
 class TrainingData:

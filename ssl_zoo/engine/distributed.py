@@ -169,33 +169,23 @@ def _meeting_place(timeout: timedelta) -> dist.Store:
 
 
 def concerns_another_rank(error: BaseException) -> bool:
-    """Whether an error is of torch's collectives and tells of a rank that is gone or silent; gloo's have no class."""
-    return _is_silent(error) or _is_gone(error)
+    """Return whether an error of torch's collectives shows that another rank has ended or does not answer."""
+    return _lost_rank(error, 0, 0) is not None
 
 
-def _lost_rank(error: Exception, rank: int, timeout_minutes: float) -> LostRank | None:
-    if _is_silent(error):
+def _lost_rank(error: BaseException, rank: int, timeout_minutes: float) -> LostRank | None:
+    if type(error) is not RuntimeError and not isinstance(error, dist.DistError):  # gloo's errors have no class
+        return None
+    message = str(error).lower()
+    if "timed out" in message:
         return LostRank(
             f"rank {rank} waited trainer.timeout_minutes={timeout_minutes:g} for another rank. It hangs or is very "
-            "slow: see its output, and raise the setting if so long a wait is to be expected. The same command goes on "
-            "from the last checkpoint"
+            "slow: see its output, and raise the setting if such a wait is expected. The same command resumes from the "
+            "last checkpoint"
         )
-    if _is_gone(error):
-        return LostRank(f"rank {rank} lost another rank, which has ended; that rank's output says why")
+    if "closed by peer" in message or "reset by peer" in message:
+        return LostRank(f"rank {rank} lost another rank, which has ended; see the output of that rank")
     return None
-
-
-def _is_silent(error: BaseException) -> bool:
-    return _is_of_collectives(error) and "timed out" in str(error).lower()
-
-
-def _is_gone(error: BaseException) -> bool:
-    told = str(error).lower()
-    return _is_of_collectives(error) and ("closed by peer" in told or "reset by peer" in told)
-
-
-def _is_of_collectives(error: BaseException) -> bool:
-    return type(error) is RuntimeError or isinstance(error, dist.DistError)
 
 
 def _local_device(device: Device, local_rank: int) -> torch.device:

@@ -106,12 +106,13 @@ class Metrics(Hook):
         self._samples = hashlib.blake2b(self._samples.encode() + result.batch.fingerprint, digest_size=8).hexdigest()
         self._data_seconds += result.data_seconds
         if trainer.step % self.every == 0 or trainer.is_done:
-            self._log(self._record(trainer, result))
+            self.add(self._record(trainer, result))
             self._restart_clock(trainer)
 
     def add(self, record: Record) -> None:
-        """Write a record of another hook; ``step`` is required."""
-        self._log(record)
+        """Write a record, also one of another hook; ``step`` is required."""
+        for writer in self._open:
+            writer.write(record)
 
     def after_train(self, trainer: Trainer) -> None:
         self._close()
@@ -151,10 +152,6 @@ class Metrics(Hook):
             "samples": self._samples,
         }
         return record | self.alarm.examine(record) if self.alarm else record
-
-    def _log(self, record: Record) -> None:
-        for writer in self._open:
-            writer.write(record)
 
     def _restart_clock(self, trainer: Trainer) -> None:
         self._started, self._started_step, self._data_seconds = time.perf_counter(), trainer.step, 0.0

@@ -29,20 +29,14 @@ class OptimConfig(Settings):
     lr: float = setting(1e-3, "peak learning rate; it is not scaled with the batch size", above=0)
     warmup_lr: float = setting(0.0, "learning rate at the start of the warm-up", at_least=0)
     min_lr: float | None = setting(None, "learning rate at the end of the cosine; null keeps it at lr", at_least=0)
-    milestones: list[float] = setting(
-        [], "epochs at which the learning rate is multiplied by milestone_factor, instead of a cosine; [] is the cosine"
-    )
+    milestones: list[float] = setting([], "epochs at which milestone_factor multiplies lr; [] is a cosine")
     milestone_factor: float = setting(0.1, "what each milestone multiplies the learning rate by", above=0)
     warmup_epochs: float = setting(0.0, "epochs over which the learning rate rises linearly", at_least=0)
     weight_decay: float = setting(0.05, "weight decay at the start of the run", at_least=0)
     final_weight_decay: float | None = setting(None, "weight decay at its end; null keeps it", at_least=0)
     weight_decay_schedule: ScheduleShape = setting(ScheduleShape.cosine, "constant, linear or cosine")
     clip_grad_norm: float | None = setting(None, "limit of the gradient norm; null clips nothing", above=0)
-    schedule_offset: int = setting(
-        0,
-        "step s reads the schedules at s + offset; compat: 1 as in I-JEPA and MSN, which advance them first, -1 as in "
-        "SimMIM, whose second step has the rates of the first",
-    )
+    schedule_offset: int = setting(0, "step s reads schedules at s + offset; compat: 1 as I-JEPA and MSN, -1 as SimMIM")
 
     def __post_init__(self) -> None:
         super().__post_init__()

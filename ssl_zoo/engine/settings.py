@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import ClassVar
 
 from ssl_zoo.settings import Settings, setting
 
@@ -34,7 +33,7 @@ class Parallel(Enum):
 class TrainerConfig(Settings):
     """Budget, batch and device of a run."""
 
-    section: ClassVar[str] = "trainer"
+    section = "trainer"
 
     batch_size: int = setting(2048, "images per optimizer step, summed over ranks and micro-batches", at_least=1)
     gradient_accumulation_steps: int = setting(1, "micro-batches per rank and optimizer step", at_least=1)
@@ -42,34 +41,17 @@ class TrainerConfig(Settings):
     num_steps: int | None = setting(None, "optimizer steps of the run; overrides epochs", at_least=1)
     device: Device = setting(Device.auto, "auto takes a CUDA device when there is one")
     precision: Precision = setting(Precision.auto, "auto is bf16 where the device has bf16 matmuls, else fp32")
-    parallel: Parallel = setting(
-        Parallel.ddp, "ddp: every rank holds all weights; fsdp2: shards of them, and blocks are gathered when they run"
-    )
-    reshard_after_forward: bool = setting(
-        True, "of fsdp2: false keeps gathered weights until the backward pass: more memory, less communication"
-    )
+    parallel: Parallel = setting(Parallel.ddp, "ddp: all weights on every rank; fsdp2: shards, gathered per block")
+    reshard_after_forward: bool = setting(True, "fsdp2: false keeps gathered weights for backward: less communication")
     compile: bool = setting(False, "compile every transformer block with torch.compile")
-    fused_attention: bool | None = setting(
-        None, "torch's fused attention kernel; null: except in bf16 on a CPU with a gradient, where it is slower"
-    )
-    cuda_graphs: bool = setting(
-        False,
-        "capture each step's forward and backward pass as a CUDA graph: removes launch overhead of small networks",
-    )
-    activation_checkpointing: bool = setting(
-        False, "keep only the inputs of blocks for the backward pass and recompute the rest: less memory, more time"
-    )
+    fused_attention: bool | None = setting(None, "fused attention kernel; null: not for bf16 on a CPU with a gradient")
+    cuda_graphs: bool = setting(False, "capture forward and backward as a CUDA graph: less launch overhead")
+    activation_checkpointing: bool = setting(False, "recompute blocks in the backward pass: less memory, more time")
     checkpoint_every: int = setting(1000, "steps between checkpoints; the last step is always saved", at_least=1)
     keep_checkpoints: int = setting(3, "newest checkpoints kept in the run directory", at_least=1)
-    keep_every: int = setting(
-        0, "checkpoints whose step is a multiple of this are kept permanently; 0 = none", at_least=0
-    )
-    async_checkpoints: bool = setting(
-        True, "write checkpoints while training continues, from a copy of the state in host memory"
-    )
-    timeout_minutes: float = setting(
-        30.0, "time after which ranks that wait for another rank end the run with an error", above=0
-    )
+    keep_every: int = setting(0, "checkpoints at multiples of this step are kept permanently; 0 = none", at_least=0)
+    async_checkpoints: bool = setting(True, "write checkpoints from a copy in host memory while training continues")
+    timeout_minutes: float = setting(30.0, "wait for another rank after which the run ends with an error", above=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -92,17 +74,10 @@ class AlarmPolicy(Enum):
 class AlarmConfig(Settings):
     """When a run counts as collapsed."""
 
-    section: ClassVar[str] = "monitor.alarm"
-
     section = "monitor.alarm"
 
-    policy: AlarmPolicy = setting(
-        AlarmPolicy.warn, "warn logs a warning, stop saves and ends the run with an error, none disables the alarm"
-    )
-    patience: int = setting(
-        5, "consecutive records with a metric beyond its limit before the alarm is raised", at_least=1
-    )
-    patience: int = setting(5, "records in a row with a metric beyond its limit before the alarm goes off", at_least=1)
+    policy: AlarmPolicy = setting(AlarmPolicy.warn, "warn logs, stop saves and ends the run with an error, none is off")
+    patience: int = setting(5, "consecutive records beyond a limit before the alarm is raised", at_least=1)
     limits: dict[str, float] = setting({}, "bounds by metric that replace the method's, e.g. {target_cosine: 0.995}")
 
 
@@ -110,7 +85,7 @@ class AlarmConfig(Settings):
 class MonitorConfig(Settings):
     """Logging and visualization during a run."""
 
-    section: ClassVar[str] = "monitor"
+    section = "monitor"
 
     log_every: int = setting(10, "steps between lines of metrics.jsonl and TensorBoard scalars", at_least=1)
     images_every: int = setting(1000, "steps between visualizations in figures/ and TensorBoard; 0 = none", at_least=0)

@@ -39,28 +39,17 @@ def _renamed(name: str, firsts: Mapping[str, str], endings: Mapping[str, str]) -
     return firsts.get(first, first) + dot + rest
 
 
+def _narrow_vit(prefix: str, last: str) -> NameMap:
+    ours = {"embed": "embed_in", "pos_embed": "pos_embed", "blocks": "blocks", "norm": "norm", last: "proj_out"}
+    return NameMap({f"{prefix}_{official}": name for official, name in ours.items()})
+
+
 # facebookresearch/ijepa: src/models/vision_transformer.py, VisionTransformer and VisionTransformerPredictor.
 IJEPA_ENCODER = NameMap()
-IJEPA_PREDICTOR = NameMap(
-    {
-        "predictor_embed": "embed_in",
-        "predictor_pos_embed": "pos_embed",
-        "predictor_blocks": "blocks",
-        "predictor_norm": "norm",
-        "predictor_proj": "proj_out",
-    }
-)
+IJEPA_PREDICTOR = _narrow_vit("predictor", "proj")
 # facebookresearch/mae: models_mae.py, MaskedAutoencoderViT; its state dict holds both networks side by side.
 MAE_ENCODER = NameMap()
-MAE_DECODER = NameMap(
-    {
-        "decoder_embed": "embed_in",
-        "decoder_pos_embed": "pos_embed",
-        "decoder_blocks": "blocks",
-        "decoder_norm": "norm",
-        "decoder_pred": "proj_out",
-    }
-)
+MAE_DECODER = _narrow_vit("decoder", "pred")
 # facebookresearch/data2vec_vision: beit/modeling_cyclical.py; its state dict holds mask token and head as well.
 # microsoft/SimMIM: models/vision_transformer.py; its state dict holds the mask token as well.
 BEIT_ENCODER = NameMap(

@@ -2,5 +2,3 @@
 
 from ssl_zoo.masks.base import MASKS, MaskGenerator, Masks, MasksConfig, Pairing
 from ssl_zoo.masks.plot import plot_masks
-
-__all__ = ["MASKS", "MaskGenerator", "Masks", "MasksConfig", "Pairing", "plot_masks"]

@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Int, Shaped
@@ -68,7 +67,7 @@ class Masks:
 class MasksConfig(Settings):
     """Base class of every mask generator's config."""
 
-    section: ClassVar[str] = "masks"
+    section = "masks"
 
     def check_ranges(self, *names: str) -> None:
         """Refuse [low, high] ranges whose low exceeds their high."""
@@ -92,6 +91,7 @@ class MaskGenerator(ABC):
     def __init__(self, config: MasksConfig, grid: tuple[int, int]) -> None:
         self.config, self.grid = config, grid
         self.num_patches = grid[0] * grid[1]
+        self._shape = f"the {grid[0]}x{grid[1]} grid"  # for messages
 
     @abstractmethod
     def __call__(self, batch_size: int, generator: torch.Generator) -> Masks:

@@ -29,9 +29,7 @@ class BlockwiseConfig(MasksConfig):
     mask_ratio: float = setting(0.6125, "masked patches as a fraction of the grid, rounded down", above=0, below=1)
     min_block_area: int = setting(16, "least area of a sampled block in patches", at_least=1)
     max_block_area: int | None = setting(None, "largest area of a sampled block in patches; null sets no limit")
-    block_aspect: list[float] = setting(
-        [0.3, 1 / 0.3], "height / width of a block, [low, high], sampled log-uniformly", above=0, length=2
-    )
+    block_aspect: list[float] = setting([0.3, 1 / 0.3], "height / width, log-uniform in [low, high]", above=0, length=2)
     shortfall: Shortfall = setting(Shortfall.fill, "when no further block fits: fill, retry, keep (ragged masks)")
     compat: bool = setting(False, "blocks must be smaller than the grid in both directions, as in the reference codes")
 
@@ -58,12 +56,11 @@ class BlockwiseGenerator(MaskGenerator):
     def __init__(self, config: BlockwiseConfig, grid: tuple[int, int]) -> None:
         super().__init__(config, grid)
         self._num_masked = floor_fraction(self.num_patches, config.mask_ratio)
-        check_num_masked(
-            config.mask_ratio, self._num_masked, self.num_patches, f"patches of the {grid[0]}x{grid[1]} grid"
-        )
+        check_num_masked(config.mask_ratio, self._num_masked, self.num_patches, f"patches of {self._shape}")
         max_area = self.num_patches if config.max_block_area is None else config.max_block_area
-        aspect = (config.block_aspect[0], config.block_aspect[1])
-        self._placer = RectanglePlacer(grid, config.min_block_area, max_area, aspect, smaller=config.compat)
+        self._placer = RectanglePlacer(
+            grid, config.min_block_area, max_area, tuple(config.block_aspect), smaller=config.compat
+        )
         self._check_geometry()
 
     def __call__(self, batch_size: int, generator: torch.Generator) -> Masks:
@@ -82,16 +79,16 @@ class BlockwiseGenerator(MaskGenerator):
 
     def _check_geometry(self) -> None:
         """Refuse blocks that rarely fit: the masks would hardly contain any."""
-        config, grid = self.config, f"the {self.grid[0]}x{self.grid[1]} grid"
+        config = self.config
         if config.min_block_area > self._num_masked:
             raise ValueError(
                 f"masks.min_block_area={config.min_block_area} exceeds the {self._num_masked} patches that "
-                f"masks.mask_ratio={config.mask_ratio} masks on {grid}; use {self._num_masked} or less"
+                f"masks.mask_ratio={config.mask_ratio} masks on {self._shape}; use {self._num_masked} or less"
             )
         fitting = self._placer.fitting_fraction(self._num_masked, generator_for("blockwise feasibility"))
         if fitting < MIN_FITTING:
             raise ValueError(
-                f"{fitting:.1%} of the blocks fit {grid} with masks.min_block_area={config.min_block_area}, "
+                f"{fitting:.1%} of the blocks fit {self._shape} with masks.min_block_area={config.min_block_area}, "
                 f"masks.max_block_area={config.max_block_area} and masks.block_aspect="
                 f"[{config.block_aspect[0]:.3g}, {config.block_aspect[1]:.3g}]; use smaller blocks, another aspect or "
                 "a finer patch (backbone.patch_size)"

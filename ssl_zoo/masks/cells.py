@@ -15,9 +15,7 @@ class CellsConfig(MasksConfig):
     """The defaults are those of arXiv 2111.09886, sec. 4.1: cells of 32 pixels, with patches of 16."""
 
     mask_ratio: float = setting(0.6, "masked cells as a fraction of all cells, rounded up", above=0, below=1)
-    mask_patch_size: int = setting(
-        2, "side of a square cell in patches; SimMIM's 32 pixels are 2 patches of 16", at_least=1
-    )
+    mask_patch_size: int = setting(2, "side of a square cell in patches; SimMIM: 32 px, 2 patches of 16", at_least=1)
 
 
 @MASKS.register("cells", CellsConfig)
@@ -32,13 +30,11 @@ class CellsGenerator(MaskGenerator):
         if grid[0] % side or grid[1] % side:
             common = math.gcd(*grid)
             possible = ", ".join(str(size) for size in range(1, common + 1) if common % size == 0)
-            raise ValueError(
-                f"masks.mask_patch_size={side} does not divide the {grid[0]}x{grid[1]} grid; possible here: {possible}"
-            )
+            raise ValueError(f"masks.mask_patch_size={side} does not divide {self._shape}; possible here: {possible}")
         self._cells = (grid[0] // side, grid[1] // side)
         num_cells = self._cells[0] * self._cells[1]
         self._num_masked = math.ceil(num_cells * config.mask_ratio - 1e-9)
-        cells = f"cells of {side}x{side} patches on the {grid[0]}x{grid[1]} grid"
+        cells = f"cells of {side}x{side} patches on {self._shape}"
         check_num_masked(config.mask_ratio, self._num_masked, num_cells, cells)
 
     def __call__(self, batch_size: int, generator: torch.Generator) -> Masks:

@@ -15,17 +15,11 @@ from ssl_zoo.settings import setting
 class InverseBlockConfig(MasksConfig):
     """The defaults are those of the reference's ViT-B; ViT-L and ViT-H mask 0.75 with surplus_fraction 0.1."""
 
-    mask_ratio: float = setting(
-        0.8, "masked patches as a fraction of the grid; the number of visible ones is rounded down", above=0, below=1
-    )
-    surplus_fraction: float = setting(
-        0.07, "area of the sampled blocks beyond the visible fraction, since blocks overlap", at_least=0
-    )
+    mask_ratio: float = setting(0.8, "masked fraction of the grid; visible count rounded down", above=0, below=1)
+    surplus_fraction: float = setting(0.07, "block area beyond the visible fraction, since blocks overlap", at_least=0)
     block_side: int = setting(3, "side of a visible block in patches", at_least=1)
     num_masks: int = setting(16, "masks per image, each with its own context and target block", at_least=1)
-    compat: bool = setting(
-        False, "cut blocks at the border as the reference does, so that border patches are less often visible"
-    )
+    compat: bool = setting(False, "cut blocks at the border as the reference: border patches are seen less often")
 
 
 @MASKS.register("inverse_block", InverseBlockConfig)
@@ -43,13 +37,13 @@ class InverseBlockGenerator(MaskGenerator):
 
     def __init__(self, config: InverseBlockConfig, grid: tuple[int, int]) -> None:
         super().__init__(config, grid)
-        side, shape = config.block_side, f"{grid[0]}x{grid[1]}"
+        side = config.block_side
         if side > min(grid):
-            raise ValueError(f"masks.block_side={side} exceeds the {shape} grid; use {min(grid)} or less")
+            raise ValueError(f"masks.block_side={side} exceeds {self._shape}; use {min(grid)} or less")
         visible_fraction = 1 - config.mask_ratio
         self._num_visible = floor_fraction(self.num_patches, visible_fraction)
         num_masked = self.num_patches - self._num_visible
-        check_num_masked(config.mask_ratio, num_masked, self.num_patches, f"patches of the {shape} grid")
+        check_num_masked(config.mask_ratio, num_masked, self.num_patches, f"patches of {self._shape}")
         self._num_blocks = floor_fraction(self.num_patches, (visible_fraction + config.surplus_fraction) / side**2)
         if not self._num_blocks:
             raise ValueError(

@@ -43,45 +43,19 @@ class ContextLength(Enum):
 class MultiblockConfig(MasksConfig):
     """The defaults are those of arXiv 2301.08243, appendix A.1, and min_patches that of the reference configs."""
 
-    target_scale: list[float] = setting(
-        [0.15, 0.2], "area of a target block as a fraction of the grid, [low, high]", above=0, at_most=1, length=2
-    )
-    target_aspect: list[float] = setting(
-        [0.75, 1.5], "height / width of a target block, [low, high]", above=0, length=2
-    )
+    target_scale: list[float] = setting([0.15, 0.2], "fraction of the grid, [low, high]", above=0, at_most=1, length=2)
+    target_aspect: list[float] = setting([0.75, 1.5], "height / width of a target, [low, high]", above=0, length=2)
     num_targets: int = setting(4, "target blocks per image; they may overlap each other", at_least=1)
-    context_scale: list[float] = setting(
-        [0.85, 1.0], "area of a context block, target patches included, [low, high]", above=0, at_most=1, length=2
-    )
+    context_scale: list[float] = setting([0.85, 1.0], "area with targets, [low, high]", above=0, at_most=1, length=2)
     num_contexts: int = setting(1, "context blocks per image; each predicts every target", at_least=1)
     min_patches: int = setting(10, "every target and context must have more patches than this", at_least=0)
     allow_overlap: bool = setting(False, "contexts may contain target patches")
-    context_length: ContextLength = setting(
-        ContextLength.fixed, "how contexts are cut to a common number of patches: fixed, batch_min, compat"
-    )
-    context_fraction: float = setting(
-        0.25, "patches of a context as a fraction of the grid, for context_length=fixed", above=0, at_most=1
-    )
+    context_length: ContextLength = setting(ContextLength.fixed, "how contexts are cut: fixed, batch_min, compat")
+    context_fraction: float = setting(0.25, "fraction of the grid, for context_length=fixed", above=0, at_most=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_ranges("target_scale", "target_aspect", "context_scale")
-
-
-@dataclass(frozen=True)
-class MaskStatistics:
-    """Statistics of a generator over many images of a fixed seed; counts are patches per block."""
-
-    context_mean: float
-    context_min: int
-    context_max: int
-    target_mean: float
-    target_min: int
-    target_max: int
-    context_fraction: float  # mean context as a fraction of the grid
-    rejected: int  # placements rejected because a context was too small
-    relaxed: int  # contexts that contain target patches because no placement was found (compat only)
-    num_images: int
 
 
 @dataclass(frozen=True)
@@ -90,8 +64,7 @@ class _Placement:
 
     targets: Int[Tensor, "B M T"]
     candidates: Bool[Tensor, "B C N"]
-    rejected: int = 0
-    relaxed: int = 0
+    relaxed: int = 0  # contexts that contain target patches because no placement was found (compat only)
 
 
 @MASKS.register("multiblock", MultiblockConfig)
@@ -130,25 +103,6 @@ class MultiblockGenerator(MaskGenerator):
             self.num_relaxed += placement.relaxed
         return masks
 
-    def statistics(self, num_images: int = 4096, batch_size: int = 128) -> MaskStatistics:
-        """Measure ``num_images`` images in batches of ``batch_size``; the result is deterministic."""
-        generator = generator_for("multiblock statistics")
-        batches = [self._sample(batch_size, generator) for _ in range(-(-num_images // batch_size))]
-        context = [masks.context.shape[2] for masks, _ in batches]
-        target = [masks.targets.shape[2] for masks, _ in batches]
-        return MaskStatistics(
-            context_mean=sum(context) / len(context),
-            context_min=min(context),
-            context_max=max(context),
-            target_mean=sum(target) / len(target),
-            target_min=min(target),
-            target_max=max(target),
-            context_fraction=sum(context) / len(context) / self.num_patches,
-            rejected=sum(placement.rejected for _, placement in batches),
-            relaxed=sum(placement.relaxed for _, placement in batches),
-            num_images=len(batches) * batch_size,
-        )
-
     def _sample(self, batch_size: int, generator: torch.Generator) -> tuple[Masks, _Placement]:
         target_size, context_size = self._sample_sizes(generator)
         place = self._place_as_reference if self.compat else self._place
@@ -175,11 +129,9 @@ class MultiblockGenerator(MaskGenerator):
         """Place blocks uniformly by rejection sampling: every context of an image must keep enough candidates."""
         placement = self._place_once(batch_size, target_size, context_size, generator)
         pending = self._too_small(placement).nonzero().flatten()
-        rejected = 0
         for _ in range(_MAX_REJECTIONS):
             if not len(pending):
-                return _Placement(placement.targets, placement.candidates, rejected)
-            rejected += len(pending)
+                return placement
             retry = self._place_once(len(pending), target_size, context_size, generator)
             placement.targets[pending], placement.candidates[pending] = retry.targets, retry.candidates
             pending = pending[self._too_small(retry)]
@@ -208,8 +160,7 @@ class MultiblockGenerator(MaskGenerator):
         top, left = self._corners((batch_size, num_targets), target_size, generator)
         candidates = torch.empty(batch_size * num_contexts, self.num_patches, dtype=torch.bool)
         pending = torch.arange(batch_size * num_contexts)
-        rejected = relaxed = 0
-        attempt = 0
+        relaxed = attempt = 0
         while len(pending):
             corners = self._corners((len(pending), 1), context_size, generator)
             contexts = covered(*corners, context_size, self.grid)
@@ -219,11 +170,10 @@ class MultiblockGenerator(MaskGenerator):
                 contexts &= ~covered(top[image, :excluded], left[image, :excluded], target_size, self.grid)
             candidates[pending] = contexts
             pending = pending[contexts.sum(1) <= self.config.min_patches]
-            rejected += len(pending)
             attempt += 1
             relaxed += len(pending) if attempt == _TRIES_PER_CONSTRAINT else 0
         candidates = candidates.view(batch_size, num_contexts, self.num_patches)
-        return _Placement(patches_in_blocks(top, left, target_size, self.grid), candidates, rejected, relaxed)
+        return _Placement(patches_in_blocks(top, left, target_size, self.grid), candidates, relaxed)
 
     def _corners(
         self, shape: tuple[int, int], size: BlockSize, generator: torch.Generator

@@ -13,9 +13,7 @@ from ssl_zoo.settings import setting
 class RandomConfig(MasksConfig):
     """The default is that of arXiv 2111.06377, sec. 4.1. I-JEPA's ablation (arXiv 2301.08243, table 6) masks 0.6."""
 
-    mask_ratio: float = setting(
-        0.75, "masked patches as a fraction of the grid; the number of visible ones is rounded down", above=0, below=1
-    )
+    mask_ratio: float = setting(0.75, "masked fraction of the grid; visible count rounded down", above=0, below=1)
 
 
 @MASKS.register("random", RandomConfig)
@@ -30,9 +28,7 @@ class RandomGenerator(MaskGenerator):
     def __init__(self, config: RandomConfig, grid: tuple[int, int]) -> None:
         super().__init__(config, grid)
         self._num_masked = self.num_patches - floor_fraction(self.num_patches, 1 - config.mask_ratio)
-        check_num_masked(
-            config.mask_ratio, self._num_masked, self.num_patches, f"patches of the {grid[0]}x{grid[1]} grid"
-        )
+        check_num_masked(config.mask_ratio, self._num_masked, self.num_patches, f"patches of {self._shape}")
 
     def __call__(self, batch_size: int, generator: torch.Generator) -> Masks:
         candidates = torch.ones(batch_size, self.num_patches, dtype=torch.bool)

@@ -16,20 +16,10 @@ from ssl_zoo.settings import setting
 class RandomRatioConfig(MasksConfig):
     """The defaults are those of the published iBOT runs (pred_ratio 0 and 0.3, pred_ratio_var 0 and 0.2)."""
 
-    mask_ratio: list[float] = setting(
-        [0.1, 0.5],
-        "largest masked fraction of the grid, sampled per image uniformly from [low, high]",
-        above=0,
-        below=1,
-        length=2,
-    )
+    mask_ratio: list[float] = setting([0.1, 0.5], "range of the image's mask ratio limit", above=0, below=1, length=2)
     unmasked: float = setting(0.5, "probability that an image is not masked", at_least=0, at_most=1)
-    min_block_area: int | None = setting(
-        None, "least area of a sampled block; null: the square of a third of the grid's shorter side", at_least=1
-    )
-    block_aspect: list[float] = setting(
-        [0.3, 1 / 0.3], "height / width of a block, [low, high], sampled log-uniformly", above=0, length=2
-    )
+    min_block_area: int | None = setting(None, "least block area in patches; null: (shorter side // 3)^2", at_least=1)
+    block_aspect: list[float] = setting([0.3, 1 / 0.3], "height / width, log-uniform in [low, high]", above=0, length=2)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -49,13 +39,12 @@ class RandomRatioGenerator(MaskGenerator):
     def __init__(self, config: RandomRatioConfig, grid: tuple[int, int]) -> None:
         super().__init__(config, grid)
         min_area = max(1, (min(grid) // 3) ** 2 if config.min_block_area is None else config.min_block_area)
-        aspect = (config.block_aspect[0], config.block_aspect[1])
-        self._placer = RectanglePlacer(grid, min_area, self.num_patches, aspect, smaller=True)
+        self._placer = RectanglePlacer(grid, min_area, self.num_patches, tuple(config.block_aspect), smaller=True)
         highest = config.mask_ratio[1] * self.num_patches
         fitting = self._placer.fitting_fraction(highest, generator_for("random ratio feasibility"))
         if fitting < MIN_FITTING:
             raise ValueError(
-                f"{fitting:.1%} of the blocks fit the {grid[0]}x{grid[1]} grid with masks.mask_ratio="
+                f"{fitting:.1%} of the blocks fit {self._shape} with masks.mask_ratio="
                 f"{config.mask_ratio} and at least {min_area} patches; use a larger fraction, a lower "
                 "masks.min_block_area or a finer patch (backbone.patch_size)"
             )

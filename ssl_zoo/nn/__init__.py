@@ -4,34 +4,8 @@ from ssl_zoo.nn.backbone import BACKBONES, BackboneConfig
 from ssl_zoo.nn.blocks import LayerOutput, NormPosition, set_fused_attention
 from ssl_zoo.nn.convolutions import ConvolutionalDecoder
 from ssl_zoo.nn.diversity import cosine_between_images, mean_std, normalized_entropy
-from ssl_zoo.nn.initialization import Initialization, InitScheme
+from ssl_zoo.nn.initialization import Initialization
 from ssl_zoo.nn.pos_embed import SincosLayout, interpolate_positions, sincos_positions
 from ssl_zoo.nn.tokens import mean_per_patch, patchify, scatter_back, take, unpatchify
 from ssl_zoo.nn.transformer import NarrowViT
 from ssl_zoo.nn.vit import Positions, ViT, ViTConfig
-
-__all__ = [
-    "BACKBONES",
-    "BackboneConfig",
-    "ConvolutionalDecoder",
-    "InitScheme",
-    "Initialization",
-    "LayerOutput",
-    "NarrowViT",
-    "NormPosition",
-    "Positions",
-    "SincosLayout",
-    "ViT",
-    "ViTConfig",
-    "cosine_between_images",
-    "interpolate_positions",
-    "mean_per_patch",
-    "mean_std",
-    "normalized_entropy",
-    "patchify",
-    "scatter_back",
-    "set_fused_attention",
-    "sincos_positions",
-    "take",
-    "unpatchify",
-]

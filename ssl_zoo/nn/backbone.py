@@ -1,7 +1,6 @@
 """The registry of backbones, and the image and patch sizes that the data side needs before any network is built."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from ssl_zoo.registry import Registry
 from ssl_zoo.settings import Settings, setting
@@ -20,7 +19,7 @@ def _check_multiple(key: str, size: int, patch_size: int) -> None:
 class BackboneConfig(Settings):
     """Base class of every backbone's config: the size of its images and of their patches."""
 
-    section: ClassVar[str] = "backbone"
+    section = "backbone"
 
     image_size: int = setting(224, "height of the images in pixels, and their width unless image_width is set")
     image_width: int | None = setting(None, "width of the images in pixels where they are not square")
@@ -50,7 +49,6 @@ class BackboneConfig(Settings):
             ValueError: if a side is no multiple of the patch size.
         """
         height, width = size
-        if height % self.patch_size or width % self.patch_size or not height or not width:
-            _check_multiple("image height", height, self.patch_size)
-            _check_multiple("image width", width, self.patch_size)
+        _check_multiple("image height", height, self.patch_size)
+        _check_multiple("image width", width, self.patch_size)
         return height // self.patch_size, width // self.patch_size

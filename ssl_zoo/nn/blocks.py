@@ -102,11 +102,6 @@ class QueryValueBiasLinear(nn.Linear):
     def packed_bias(self) -> Float[Tensor, "three_D"]:
         return torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
 
-    @torch.no_grad()
-    def zero_biases(self) -> None:
-        self.q_bias.zero_()
-        self.v_bias.zero_()
-
 
 def _linear(layer: nn.Linear, x: Float[Tensor, "*S D"]) -> Float[Tensor, "*S D_out"]:
     return kernels.linear(x, layer.weight, _bias(layer))

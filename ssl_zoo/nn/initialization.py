@@ -68,7 +68,8 @@ def initialize(module: nn.Module, initialization: Initialization) -> None:
             if part.bias is not None:
                 nn.init.zeros_(part.bias)
             if isinstance(part, QueryValueBiasLinear):
-                part.zero_biases()
+                nn.init.zeros_(part.q_bias)
+                nn.init.zeros_(part.v_bias)
         elif isinstance(part, nn.Conv2d):
             part.reset_parameters()
             _sample(part.weight.flatten(1), scheme.patch_embed, scheme)

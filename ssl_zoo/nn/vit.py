@@ -39,28 +39,16 @@ class ViTConfig(BackboneConfig):
     mlp_ratio: float = setting(4.0, "hidden width of a block's MLP over embed_dim")
     positions: Positions = setting(Positions.sincos, "position embedding: sincos (fixed), learned or none")
     sincos_layout: SincosLayout = setting(SincosLayout.col_first, "coordinate in the first half of sin-cos channels")
-    position_offset: float = setting(
-        0.0,
-        "added to the sides of other grids for the scale of interpolated learned positions; DINO's code: 0.1",
-        at_least=0,
-        below=1,
-    )
+    position_offset: float = setting(0.0, "offset of grid sides for learned positions; DINO: 0.1", at_least=0, below=1)
     class_token: bool = setting(False, "prepend a class token; its position embedding is zero with sincos")
-    num_registers: int = setting(
-        0, "register tokens after the class token, without position embedding (arXiv 2309.16588)", at_least=0
-    )
+    num_registers: int = setting(0, "registers after the class token, unpositioned (arXiv 2309.16588)", at_least=0)
     relative_position_bias: bool = setting(False, "learned attention biases per offset, one table for all blocks")
     qkv_bias: bool = setting(True, "biases of queries, keys and values")
     key_bias: bool = setting(True, "false leaves out the biases of keys (BEiT)")
-    norm_position: NormPosition = setting(
-        NormPosition.pre,
-        "pre: before each branch and at the end; post: after the embedding and after each branch",
-    )
+    norm_position: NormPosition = setting(NormPosition.pre, "pre: before branches and at the end; post: after each")
     norm_eps: float = setting(1e-6, "epsilon of every layer norm")
     layer_scale: float | None = setting(None, "initial factor of LayerScale; null leaves LayerScale out")
-    drop_path: float = setting(
-        0.0, "stochastic depth rate of the last block, rising linearly from 0 in the first", at_least=0, below=1
-    )
+    drop_path: float = setting(0.0, "stochastic depth rate of the last block, linear from 0", at_least=0, below=1)
     attention_dropout: float = setting(0.0, "probability of dropping an attention weight", at_least=0, below=1)
     initialization: Initialization = setting(
         Initialization.normal,
@@ -173,10 +161,10 @@ class ViT(nn.Module):
         With ``keep`` of shape (B, C, K) a patch is embedded once for all C contexts where that is cheaper.
         """
         if keep is None:
-            return self._run_blocks(self.embed(images, masked, mask_token), None, layers, layer_output)
+            return self.encode(self.embed(images, masked, mask_token), None, layers, layer_output)
         if masked is None and keep.shape[1:].numel() < self.num_patches:
-            return self._run_blocks(self._embed_kept(images, keep), keep, layers, layer_output)
-        return self.encode(self.embed(images, masked, mask_token), keep, layers, layer_output)
+            return self.encode(self._embed_kept(images, keep), keep, layers, layer_output)
+        return self.encode(take(self.embed(images, masked, mask_token), keep), keep, layers, layer_output)
 
     def patches(self, tokens: Float[Tensor, "*B L D"]) -> Float[Tensor, "*B K D"]:
         """Leave out the prefix tokens of an output."""
@@ -217,7 +205,7 @@ class ViT(nn.Module):
 
     def encode(
         self,
-        tokens: Float[Tensor, "B *N D"],
+        tokens: Float[Tensor, "B *K D"],
         keep: Int[Tensor, "B *K"] | None = None,
         layers: Sequence[int] | None = None,
         layer_output: LayerOutput = LayerOutput.block,
@@ -225,7 +213,7 @@ class ViT(nn.Module):
         """Run the blocks on prefix tokens and all or some patch tokens.
 
         Args:
-            tokens: as ``embed`` returns them.
+            tokens: as ``embed`` returns them, only those of ``keep`` if it is given.
             keep: visible patches (B, K), or (B, C, K) for C contexts per image that don't attend to each other.
             layers: indices of blocks whose outputs are returned, negative ones counted from the last; the blocks after
                 them don't run.
@@ -238,16 +226,6 @@ class ViT(nn.Module):
         Raises:
             ValueError: ``layers`` is empty or contains an index that is out of range.
         """
-        return self._run_blocks(tokens if keep is None else take(tokens, keep), keep, layers, layer_output)
-
-    def _run_blocks(
-        self,
-        tokens: Float[Tensor, "B *K D"],
-        keep: Int[Tensor, "B *K"] | None,
-        layers: Sequence[int] | None,
-        layer_output: LayerOutput,
-    ) -> Float[Tensor, "B *L D"] | list[Float[Tensor, "B *L D"]]:
-        """Run the blocks on tokens that have already been reduced to ``keep``."""
         leading = tokens.shape[:-2]
         x = self.norm_pre(self._with_prefix(tokens.flatten(0, -3)))
         bias = self._attention_bias(x, keep)

@@ -4,17 +4,3 @@ from ssl_zoo.targets.base import TARGETS, Target, TargetConfig
 from ssl_zoo.targets.pixels import Pixels, PixelsConfig
 from ssl_zoo.targets.teacher import MaskTeacher, Normalization, Teacher, TeacherConfig
 from ssl_zoo.targets.topk_teacher import TopKTeacher, TopKTeacherConfig
-
-__all__ = [
-    "TARGETS",
-    "MaskTeacher",
-    "Normalization",
-    "Pixels",
-    "PixelsConfig",
-    "Target",
-    "TargetConfig",
-    "Teacher",
-    "TeacherConfig",
-    "TopKTeacher",
-    "TopKTeacherConfig",
-]

@@ -20,19 +20,11 @@ class TopKTeacherConfig(TeacherConfig):
 
     ema: EmaConfig = setting(EmaConfig(0.9998, 0.9998), "EMA weights of the teacher")
     average_top_k_layers: int | None = setting(
-        None,
-        "last K blocks that are averaged, without the encoder's final norm; null: half of its blocks, at most 6",
-        at_least=1,
+        None, "last K blocks averaged, before the final norm; null: half, at most 6", at_least=1
     )
-    layers: list[int] = setting(
-        [], "blocks that are averaged instead of the last K, counted from 0; [] takes the last K", at_least=0
-    )
-    layer_output: LayerOutput = setting(
-        LayerOutput.block, "block averages the blocks' outputs, ffn those of their MLP branches (data2vec 2.0)"
-    )
-    normalization: Normalization = setting(
-        Normalization.layer, "of each block before averaging: layer as data2vec 1.0, instance as data2vec 2.0"
-    )
+    layers: list[int] = setting([], "blocks averaged instead of the last K, from 0; [] is the last K", at_least=0)
+    layer_output: LayerOutput = setting(LayerOutput.block, "block: blocks' outputs; ffn: their MLPs' (data2vec 2.0)")
+    normalization: Normalization = setting(Normalization.layer, "of each block: layer (data2vec 1.0) or instance (2.0)")
 
 
 @TARGETS.register("topk_teacher", TopKTeacherConfig)

@@ -1,5 +1,3 @@
 """View sets: which views of an image a batch holds, at which size, with which augmentations, and which are masked."""
 
 from ssl_zoo.views.base import VIEWS, ViewSet, ViewSetConfig
-
-__all__ = ["VIEWS", "ViewSet", "ViewSetConfig"]

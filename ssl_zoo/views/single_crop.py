@@ -11,8 +11,6 @@ from ssl_zoo.views.base import VIEWS, ViewSet, ViewSetConfig
 class SingleCropConfig(ViewConfig, ViewSetConfig):
     """Augmentations of the one view."""
 
-    section = "views"
-
 
 @VIEWS.register("single_crop", SingleCropConfig)
 class SingleCrop(ViewSet):

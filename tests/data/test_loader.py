@@ -11,8 +11,9 @@ import torch
 from torch.utils.data import get_worker_info
 
 from ssl_zoo.data.batch import ViewConfig, ViewSpec
+from ssl_zoo.data.decode import CorruptImage
 from ssl_zoo.data.loader import EvaluationData, LoaderConfig, TrainingData
-from ssl_zoo.data.sources.base import CorruptImage, Source, SourceConfig, Split
+from ssl_zoo.data.sources.base import Source, SourceConfig, Split
 from ssl_zoo.data.workers import LoaderError
 from ssl_zoo.masks.multiblock import MultiblockConfig, MultiblockGenerator
 

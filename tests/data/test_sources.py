@@ -13,9 +13,10 @@ import torch
 from PIL import Image
 
 from ssl_zoo.data.batch import ViewConfig, ViewSpec
+from ssl_zoo.data.decode import CorruptImage
 from ssl_zoo.data.loader import TrainingData
 from ssl_zoo.data.raycast import SHAPES
-from ssl_zoo.data.sources import SOURCES, CorruptImage, Split
+from ssl_zoo.data.sources import SOURCES, Split
 from ssl_zoo.data.sources.cifar10 import Cifar10Config
 from ssl_zoo.data.sources.fashion_mnist import FashionMnistConfig
 from ssl_zoo.data.sources.imagefolder import ImageFolderConfig

@@ -16,6 +16,7 @@ from shard_archives import write_images
 
 from ssl_zoo.data import order
 from ssl_zoo.data.batch import ViewConfig, ViewSpec
+from ssl_zoo.data.decode import CorruptImage
 from ssl_zoo.data.loader import EvaluationData, LoaderConfig, TrainingData
 from ssl_zoo.data.shards import place
 from ssl_zoo.data.shards.adopt import index_shards
@@ -24,7 +25,7 @@ from ssl_zoo.data.shards.manifest import file_info, read_manifest
 from ssl_zoo.data.shards.place import expand
 from ssl_zoo.data.shards.shuffle import windowed
 from ssl_zoo.data.shards.write import make_shards
-from ssl_zoo.data.sources import SOURCES, CorruptImage, Split
+from ssl_zoo.data.sources import SOURCES, Split
 from ssl_zoo.data.sources.cifar10 import Cifar10Config
 from ssl_zoo.data.sources.imagefolder import ImageFolderConfig
 from ssl_zoo.data.sources.webdataset import Shuffle, WebDatasetConfig

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 
 import numpy
 import simplejpeg
-import torch
 from jaxtyping import Int, UInt8
 from PIL import Image
 from torch import Tensor
@@ -26,15 +25,7 @@ class AllImages(FilesSource):
         config = ImageFolderConfig(path=path)
         super().__init__(config, Split.train, open_files(path, max_unpacked_bytes=config.max_unpacked_bytes))
         names = without_wrapper(self._files.names)
-        tops = [name.partition("/")[0] for name in names] if all("/" in name for name in names) else []
-        self.classes = sorted(set(tops))
-        self.num_classes = len(self.classes)
-        number = {name: label for label, name in enumerate(self.classes)}
-        self._labels = torch.tensor([number[top] for top in tops])
-
-    @property
-    def label_sets(self) -> Mapping[str, Int[Tensor, "n"]]:
-        return {"class": self._labels} if self.classes else {}
+        self.label_by_folder(names, names)
 
 
 def unique_keys(names: Iterable[str]) -> list[str]:

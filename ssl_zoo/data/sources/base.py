@@ -4,18 +4,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import ClassVar
 
 import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from ssl_zoo.data import order
-from ssl_zoo.data.decode import CorruptImage
 from ssl_zoo.registry import Registry
 from ssl_zoo.settings import Settings
-
-__all__ = ["SOURCES", "CorruptImage", "Source", "SourceConfig", "Split"]
 
 
 class Split(Enum):
@@ -29,7 +25,7 @@ class Split(Enum):
 class SourceConfig(Settings):
     """Base class of every source's config."""
 
-    section: ClassVar[str] = "data"
+    section = "data"
 
 
 class Source(ABC):
@@ -48,6 +44,7 @@ class Source(ABC):
     image_size: tuple[int, int] | None = None  # (height, width) if all images share it; then ``images`` works
     num_classes: int = 0  # of the default label set; 0 without labels
     classes: Sequence[str] = ()  # their names; empty if unknown
+    _labels: Int[Tensor, "n"] | None = None  # of a source whose only label set is ``class``
 
     def __init__(self, config: SourceConfig, split: Split) -> None:
         self.config, self.split = config, split
@@ -91,7 +88,7 @@ class Source(ABC):
     @property
     def label_sets(self) -> Mapping[str, Int[Tensor, "n"]]:
         """Return the label sets by name; the first is the default. Empty without labels."""
-        return {}
+        return {} if self._labels is None else {"class": self._labels}
 
     @property
     def labels(self) -> Int[Tensor, "n"] | None:

@@ -3,7 +3,6 @@
 import logging
 import os
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,12 +29,7 @@ log = logging.getLogger(__name__)
 @dataclass
 class Cifar10Config(SourceConfig):
     root: str | None = setting(None, "folder with the data; null takes the environment variable SSL_ZOO_DATA")
-    validation: int = setting(
-        0,
-        "training images that are held out and replace the test split, for choosing settings",
-        at_least=0,
-        below=_NUM_TRAIN,
-    )
+    validation: int = setting(0, "training images held out to replace the test split", at_least=0, below=_NUM_TRAIN)
 
 
 @SOURCES.register("cifar10", Cifar10Config)
@@ -84,10 +78,6 @@ class Cifar10(Source):
     def sample_name(self, index: int) -> str:
         row = int(self._rows[index])
         return self._names[row] if self._names else f"{self._stored.value}/{CLASSES[self._labels[index]]}/record {row}"
-
-    @property
-    def label_sets(self) -> Mapping[str, Int[Tensor, "n"]]:
-        return {"class": self._labels}
 
 
 def _validation_rows(num_images: int, held_out: int, split: Split) -> Int[Tensor, "n"]:

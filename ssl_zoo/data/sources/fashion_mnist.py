@@ -2,7 +2,6 @@
 
 import gzip
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,9 +21,7 @@ _PIXELS_MAGIC, _LABELS_MAGIC = 2051, 2049  # idx format: unsigned bytes of three
 
 @dataclass
 class FashionMnistConfig(SourceConfig):
-    root: str | None = setting(
-        None, "folder with the idx files; null looks in SSL_ZOO_DATA and in Debian's dataset-fashion-mnist"
-    )
+    root: str | None = setting(None, "folder with the idx files; null: SSL_ZOO_DATA or Debian's dataset-fashion-mnist")
 
 
 @SOURCES.register("fashion_mnist", FashionMnistConfig)
@@ -66,10 +63,6 @@ class FashionMnist(Source):
 
     def sample_name(self, index: int) -> str:
         return f"{self.split.value}/{CLASSES[self._labels[index]]}/record {index}"
-
-    @property
-    def label_sets(self) -> Mapping[str, Int[Tensor, "n"]]:
-        return {"class": self._labels}
 
 
 def _find(roots: list[str | None], name: str) -> Path:

@@ -1,11 +1,11 @@
 """Folders and tar archives of images."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Int, UInt8
+from jaxtyping import UInt8
 from torch import Tensor
 
 from ssl_zoo.data.decode import DecodeLimits, decode
@@ -21,9 +21,7 @@ class LimitedConfig(SourceConfig):
     """Limits on image files, checked before decoding."""
 
     max_image_bytes: int = setting(64 << 20, "larger image files count as corrupt", at_least=1)
-    max_image_pixels: int = setting(
-        64_000_000, "images with more pixels count as corrupt; checked before decoding", at_least=1
-    )
+    max_image_pixels: int = setting(64_000_000, "images with more pixels count as corrupt, undecoded", at_least=1)
     min_image_side: int = setting(8, "images with a shorter side of fewer pixels count as corrupt", at_least=1)
 
     @property
@@ -35,17 +33,13 @@ class LimitedConfig(SourceConfig):
 class FilesConfig(LimitedConfig):
     """Limits on image files and on archives of them."""
 
-    max_unpacked_bytes: int = setting(
-        MAX_UNPACKED_BYTES, "largest content of a .tar.gz, which is unpacked into memory", at_least=1
-    )
+    max_unpacked_bytes: int = setting(MAX_UNPACKED_BYTES, "largest .tar.gz content, unpacked into memory", at_least=1)
 
 
 @dataclass
 class ImageFolderConfig(FilesConfig):
     path: str = setting("", "folder, .tar or .tar.gz with images, in class folders or not")
-    test_fraction: float = setting(
-        0.1, "fraction held out as the test split where there is no folder test or val", above=0, below=1
-    )
+    test_fraction: float = setting(0.1, "test split's fraction where no folder is test or val", above=0, below=1)
 
 
 class FilesSource(Source):
@@ -67,6 +61,14 @@ class FilesSource(Source):
     def sample_name(self, index: int) -> str:
         return self._files.names[index]
 
+    def label_by_folder(self, used: Sequence[str], own: Sequence[str]) -> None:
+        """Make the top folders of all ``used`` names the classes, and those of ``own`` the labels, if all have one."""
+        if all("/" in name for name in used):
+            self.classes = sorted({name.partition("/")[0] for name in used})
+            self.num_classes = len(self.classes)
+            number = {name: label for label, name in enumerate(self.classes)}
+            self._labels = torch.tensor([number[name.partition("/")[0]] for name in own])
+
 
 @SOURCES.register("imagefolder", ImageFolderConfig)
 class ImageFolder(FilesSource):
@@ -83,22 +85,15 @@ class ImageFolder(FilesSource):
         files = open_files(config.path, max_unpacked_bytes=config.max_unpacked_bytes)
         inner = without_wrapper(files.names)
         in_split, names = _split(inner, config.test_fraction)
-        used = [name for name, owner in zip(names, in_split, strict=True) if owner is not None]
         chosen = [position for position, owner in enumerate(in_split) if owner is split]
         if not chosen:
             raise ValueError(
                 f"data.path={config.path} leaves no image for the {split.value} split: {len(inner)} images, "
                 f"data.test_fraction={config.test_fraction}"
             )
-        super().__init__(config, split, files.keep(chosen, [files.names[position] for position in chosen]))
-        self.classes = sorted({name.split("/")[0] for name in used}) if all("/" in name for name in used) else []
-        number = {name: label for label, name in enumerate(self.classes)}
-        self._labels = [number[names[position].split("/")[0]] for position in chosen] if self.classes else []
-        self.num_classes = len(self.classes)
-
-    @property
-    def label_sets(self) -> Mapping[str, Int[Tensor, "n"]]:
-        return {"class": torch.tensor(self._labels)} if self.classes else {}
+        super().__init__(config, split, files.keep(chosen))
+        used = [name for name, owner in zip(names, in_split, strict=True) if owner is not None]
+        self.label_by_folder(used, [names[position] for position in chosen])
 
 
 def without_wrapper(names: list[str]) -> list[str]:

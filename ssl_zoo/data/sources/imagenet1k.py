@@ -1,12 +1,9 @@
 """ImageNet-1k (ILSVRC 2012) in its usual layout."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from jaxtyping import Int
-from torch import Tensor
 
 from ssl_zoo.data.files import Files, open_files
 from ssl_zoo.data.sources.base import SOURCES, Split
@@ -50,10 +47,6 @@ class ImageNet1k(FilesSource):
     def expected_size(cls, config: ImageNet1kConfig) -> int | None:
         return 1_281_167 if config.subset is None else None
 
-    @property
-    def label_sets(self) -> Mapping[str, Int[Tensor, "n"]]:
-        return {"class": self._labels}
-
 
 def _wnid(name: str, path: Path) -> str:
     parts = name.split("/")
@@ -76,4 +69,4 @@ def _subset(files: Files, path: Path) -> Files:
             f"data.subset={path} names {len(wanted)} images, {len(kept)} of them are in {files.path}; "
             f"missing e.g. {', '.join(sorted(missing)[:3])}"
         )
-    return files.keep(kept, [files.names[position] for position in kept])
+    return files.keep(kept)

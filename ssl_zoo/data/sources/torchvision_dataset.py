@@ -3,12 +3,11 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy
 import torch
 import torchvision.datasets
-from jaxtyping import Int, UInt8
+from jaxtyping import UInt8
 from torch import Tensor
 
 from ssl_zoo.data.decode import CorruptImage
@@ -16,35 +15,20 @@ from ssl_zoo.data.sources.base import SOURCES, Source, SourceConfig, Split
 from ssl_zoo.registry import nearest
 from ssl_zoo.settings import setting
 
-
-@dataclass(frozen=True)
-class _Interface:
-    """Constructor arguments of a torchvision class for each split, and its attribute with the labels."""
-
-    train: Mapping[str, Any]
-    test: Mapping[str, Any]
-    labels: str
-
-
-def _by_split(train: str, labels: str) -> _Interface:
-    return _Interface({"split": train}, {"split": "test"}, labels)
-
-
-_BY_FLAG = _Interface({"train": True}, {"train": False}, "targets")
-
+# For each class the name of its training split, None where the split is a flag, and its attribute with the labels.
 # CIFAR10 and CIFAR100 are missing on purpose: their files are pickles (data=cifar10 reads the binary ones).
-_DATASETS: Mapping[str, _Interface] = {
-    "DTD": _by_split("train", "_labels"),
-    "FashionMNIST": _BY_FLAG,
-    "FGVCAircraft": _by_split("trainval", "_labels"),
-    "Flowers102": _by_split("train", "_labels"),
-    "Food101": _by_split("train", "_labels"),
-    "KMNIST": _BY_FLAG,
-    "MNIST": _BY_FLAG,
-    "OxfordIIITPet": _by_split("trainval", "_labels"),
-    "STL10": _by_split("train", "labels"),
-    "SVHN": _by_split("train", "labels"),
-    "USPS": _BY_FLAG,
+_DATASETS: Mapping[str, tuple[str | None, str]] = {
+    "DTD": ("train", "_labels"),
+    "FashionMNIST": (None, "targets"),
+    "FGVCAircraft": ("trainval", "_labels"),
+    "Flowers102": ("train", "_labels"),
+    "Food101": ("train", "_labels"),
+    "KMNIST": (None, "targets"),
+    "MNIST": (None, "targets"),
+    "OxfordIIITPet": ("trainval", "_labels"),
+    "STL10": ("train", "labels"),
+    "SVHN": ("train", "labels"),
+    "USPS": (None, "targets"),
 }
 
 
@@ -68,14 +52,15 @@ class TorchvisionDataset(Source):
         root = config.root or os.environ.get("SSL_ZOO_DATA")
         if not root:
             raise ValueError("data=torchvision needs data.root=FOLDER or the environment variable SSL_ZOO_DATA")
-        interface = _DATASETS[config.name]
-        options = interface.train if split is Split.train else interface.test
+        train_split, labels = _DATASETS[config.name]
+        is_train = split is Split.train
+        options = {"split": train_split if is_train else "test"} if train_split else {"train": is_train}
         try:
             self._dataset = getattr(torchvision.datasets, config.name)(root, download=config.download, **options)
         except (RuntimeError, OSError) as error:
             hint = "" if config.download else "; here that is data.download=true"
             raise ValueError(f"data.name={config.name} below data.root={root}: {error}{hint}") from error
-        self._labels = torch.as_tensor(numpy.asarray(getattr(self._dataset, interface.labels)), dtype=torch.int64)
+        self._labels = torch.as_tensor(numpy.asarray(getattr(self._dataset, labels)), dtype=torch.int64)
         self.num_classes = int(self._labels.max()) + 1
         self.classes = list(getattr(self._dataset, "classes", []))
 
@@ -91,7 +76,3 @@ class TorchvisionDataset(Source):
 
     def sample_name(self, index: int) -> str:
         return f"{self.config.name}/{self.split.value}/{index:06d}"
-
-    @property
-    def label_sets(self) -> Mapping[str, Int[Tensor, "n"]]:
-        return {"class": self._labels}

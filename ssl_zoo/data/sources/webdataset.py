@@ -33,19 +33,11 @@ class Shuffle(Enum):
 
 @dataclass
 class WebDatasetConfig(LimitedConfig):
-    path: str = setting(
-        "", "folder or address with manifest.json, the manifest, or shards: FOLDER/shard-{000..123}.tar"
-    )
+    path: str = setting("", "folder or address with manifest.json, the manifest, or FOLDER/shard-{000..123}.tar")
     test_path: str | None = setting(None, "the same for the test split; null holds out a fraction of path")
-    test_fraction: float = setting(
-        0.1, "fraction held out as the test split where there is no test_path", above=0, below=1
-    )
-    shuffle: Shuffle = setting(
-        Shuffle.full, "full: uniformly over all samples; shards: shard by shard, faster on slow disks"
-    )
-    shuffle_window: int = setting(
-        10_000, "samples over which shuffle=shards mixes neighbours; needs no memory", at_least=1
-    )
+    test_fraction: float = setting(0.1, "fraction held out as the test split without a test_path", above=0, below=1)
+    shuffle: Shuffle = setting(Shuffle.full, "full: over all samples; shards: shard by shard, faster on slow disks")
+    shuffle_window: int = setting(10_000, "samples over which shuffle=shards mixes; needs no memory", at_least=1)
     cache: str | None = setting(None, "folder for copies of remote shards; null: ssl_zoo/shards in the user's cache")
 
 
