@@ -298,7 +298,7 @@ def _assign(node: DictConfig, given: Mapping[Any, Any], defaults: DictConfig, so
         try:
             if name not in keys:
                 raise ConfigError(_not_a_leaf(name, value, node))
-            OmegaConf.update(node, name, value)
+            OmegaConf.update(node, name, value, merge=False)  # merging would refuse new names in a mapping
         except ConfigError as error:
             raise ConfigError(_place(source, name) + str(error)) from error
         except OmegaConfBaseException as error:
