@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from tiny_coupled import coupled_method
 from tiny_methods import tiny_method
 from tiny_runs import StopAfter, checkpointer_of, tiny_trainer
 from torch import Tensor
@@ -23,16 +24,19 @@ from torch.distributed.tensor import DTensor
 
 from ssl_zoo.engine.checkpoint.state import list_checkpoints, read_checkpoint
 from ssl_zoo.engine.distributed import Processes, processes
-from ssl_zoo.engine.hooks import Pictures
+from ssl_zoo.engine.hooks import Visualizations
 from ssl_zoo.engine.optim import AdamWConfig, MuonConfig
 from ssl_zoo.engine.settings import Device, Parallel, Precision
 from ssl_zoo.engine.trainer import Trainer
-from ssl_zoo.method import METHODS
 
 
 @dataclass(frozen=True)
 class Job:
-    """One training; ``stop`` ends it early, and checkpoints in its folder are resumed."""
+    """One training; ``stop`` ends it early, and checkpoints in its folder are resumed.
+
+    Attributes:
+        method: of the registry, or "coupled" for ``tiny_coupled.Coupled``.
+    """
 
     method: str
     folder: str
@@ -43,12 +47,13 @@ class Job:
 
     def run(self, ranks: Processes) -> None:
         folder, parallel = Path(self.folder), Parallel(self.parallel)
+        method = coupled_method() if self.method == "coupled" else tiny_method(self.method)
         trainer = tiny_trainer(
             folder,
-            method=tiny_method(self.method),
-            masks=METHODS.get(self.method).default_masks,
+            method=method,
+            masks=method.default_masks,
             ranks=ranks,
-            hooks=[Pictures(folder / "figures", 2, None), *([StopAfter(self.stop)] if self.stop else [])],
+            hooks=[Visualizations(folder / "figures", 2, None), *([StopAfter(self.stop)] if self.stop else [])],
             optim=(MuonConfig if self.muon else AdamWConfig)(warmup_epochs=0.2, clip_grad_norm=1.0),
             precision=Precision.fp32,
             parallel=parallel,
@@ -68,11 +73,14 @@ def run_jobs(jobs: Sequence[Job], ranks: int, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"jobs_of_{ranks}.json"
     path.write_text(json.dumps([asdict(job) for job in jobs]))
+    launch(ranks, __file__, str(path))
+
+
+def launch(ranks: int, *command: str) -> None:
+    """Run a Python file under torchrun; raises AssertionError with the output on failure."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    done = subprocess.run(
-        [*launcher, __file__, str(path)], env=environment, capture_output=True, text=True, timeout=500
-    )
+    done = subprocess.run([*launcher, *command], env=environment, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -78,13 +78,13 @@ class _Mean(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, size: int) -> Tensor:
         ctx.size = size
-        return _averaged(values, size)
+        return _summed(values) / size
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         # Each rank's loss depends on every rank's values. The mean over ranks that the engine takes of the parameters'
         # gradients has one factor 1 / size, this mean has the other.
-        return _averaged(gradient, ctx.size), None
+        return _summed(gradient) / ctx.size, None
 
 
 class _Gather(torch.autograd.Function):
@@ -98,15 +98,13 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         # The sum over ranks of what their losses ask of this rank's rows; the engine's mean over ranks follows.
-        gradient = gradient.contiguous()
-        dist.all_reduce(gradient)
-        return gradient.chunk(ctx.size)[dist.get_rank()], None
+        return _summed(gradient).chunk(ctx.size)[dist.get_rank()], None
 
 
-def _averaged(values: Tensor, size: int) -> Tensor:
-    total = values.contiguous().clone()
+def _summed(values: Tensor) -> Tensor:
+    total = values.clone(memory_format=torch.contiguous_format)  # autograd may hand one gradient to several functions
     dist.all_reduce(total)
-    return total / size
+    return total
 
 
 class LostRank(RuntimeError):

@@ -233,3 +233,10 @@ def test_bounds_of_one_section_are_checked_without_the_others():
 
 def test_a_wrong_type_is_answered_with_type_and_bounds(recipe, late_generator):
     assert "expected number, at least 0 and at most 1" in message(recipe, "masks=two_decays", "masks.fast.momentum=x")
+
+
+def test_a_mapping_takes_new_names_from_recipes_and_overrides(recipe) -> None:
+    recipe.write_text(f"{RECIPE}monitor: {{alarm: {{limits: {{target_std: 0.5}}}}}}\n")
+    assert load_config(recipe, []).monitor.alarm.limits == {"target_std": 0.5}
+    assert load_config(recipe, ["monitor.alarm.limits={target_cosine: 0}"]).monitor.alarm.limits == {"target_cosine": 0}
+    assert "names, each with a number" in message(recipe, "monitor.alarm.limits={target_cosine: high}")

@@ -1,4 +1,4 @@
-"""A real GPU: what the tests on fake tensors can't tell. Skipped where there is none."""
+"""Tests that need a GPU, which fake tensors can't replace; skipped where there is none."""
 
 import warnings
 from collections.abc import Iterator
@@ -15,14 +15,14 @@ from tiny_runs import ALONE, Noise, StopAfter, checkpointer_of, tiny_trainer
 from ssl_zoo.config import compose
 from ssl_zoo.data.batch import Batch
 from ssl_zoo.data.loader import TrainingData
-from ssl_zoo.engine.build import build_generators, build_views
+from ssl_zoo.engine.build import build_generators, build_run_method, build_views
 from ssl_zoo.engine.checkpoint.state import list_checkpoints, read_checkpoint
 from ssl_zoo.engine.distributed import Processes, processes
-from ssl_zoo.engine.hooks import OffendingBatch
+from ssl_zoo.engine.hooks import OffendingStep
 from ssl_zoo.engine.optim import AdamWConfig, MuonConfig
 from ssl_zoo.engine.settings import Device, Parallel, Precision
 from ssl_zoo.engine.trainer import NonFiniteLoss, Trainer
-from ssl_zoo.method import METHODS, Output, Progress, build_method
+from ssl_zoo.method import METHODS, Output, Progress, Step, build_method
 from ssl_zoo.planning.memory_simulation import simulate_memory
 from ssl_zoo.planning.scale import replicated
 from ssl_zoo.plugins import discover
@@ -34,8 +34,7 @@ discover()
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
 ON_GPU = Processes(0, 1, torch.device("cuda", 0))
-READ_PROGRESS = {"data2vec2", "dino", "ibot"}  # their steps can't be recorded
-RECORDED = [{}, {"gradient_accumulation_steps": 2}, {"precision": Precision.bf16, "compile": True}]
+CAPTURED = [{}, {"gradient_accumulation_steps": 2}, {"precision": Precision.bf16, "compile": True}]
 
 
 def trainer_of(name: str, run: Path, ranks: Processes = ON_GPU, **settings: object) -> Trainer:
@@ -51,9 +50,13 @@ def losses(run: Path) -> list[float]:
     return [record["loss"] for record in records(run)]
 
 
+def scaled(output: Output, factor: float) -> Output:
+    return replace(output, losses={name: loss * factor for name, loss in output.losses.items()})
+
+
 @contextmanager
-def no_waiting() -> Iterator[None]:
-    """Whatever makes the host wait for the GPU is an error."""
+def no_sync() -> Iterator[None]:
+    """Raise RuntimeError where the host waits for the GPU."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it is a prototype
         torch.cuda.set_sync_debug_mode("error")
@@ -79,7 +82,7 @@ def test_a_gpu_trains_as_a_cpu_does(tmp_path: Path, name: str, optim: type[AdamW
         assert line["grad_norm"] == pytest.approx(expected["grad_norm"], rel=20 * tolerance), line["step"]
 
 
-@pytest.mark.filterwarnings("default")  # torch's compiler warns of its own doings
+@pytest.mark.filterwarnings("default")  # torch's compiler warns about itself
 @pytest.mark.parametrize("name", METHODS.names())
 def test_bf16_and_compiled_blocks_change_the_loss_by_rounding_alone(tmp_path: Path, name: str) -> None:
     settings = {
@@ -101,27 +104,24 @@ def test_bf16_and_compiled_blocks_change_the_loss_by_rounding_alone(tmp_path: Pa
 def test_no_step_waits_for_the_gpu(
     tmp_path: Path, name: str, graphs: bool, optim: type[AdamWConfig], precision: Precision
 ) -> None:
-    if graphs and name in READ_PROGRESS:
-        pytest.skip(f"{name} reads its progress, so that its steps can't be recorded")
     settings = {"precision": precision, "optim": optim(warmup_epochs=0.2, clip_grad_norm=1.0), "cuda_graphs": graphs}
     trainer = trainer_of(name, tmp_path, **settings)
     batch = trainer.data.to_device(trainer.data.batch(0), trainer.device)
     for step in range(5):
-        trainer.progress, trainer._data_seconds = Progress(step, 6, 8 * step), 0.0
-        # The first steps make tables, the optimizer's state and the recording.
-        with no_waiting() if step > 2 else nullcontext():
-            trainer._run_step(batch)
+        # The first steps make tables, the optimizer's state and the capture.
+        with no_sync() if step > 2 else nullcontext():
+            trainer._run_step(Progress(step, 6, 8 * step), iter([batch]))
     trainer.raise_if_not_finite()
 
 
 @pytest.mark.parametrize("name", METHODS.names())
-def test_a_resumed_run_goes_on_as_the_uninterrupted_one(tmp_path: Path, name: str) -> None:
-    trainer_of(name, tmp_path / "whole").train()
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, name: str) -> None:
+    trainer_of(name, tmp_path / "uninterrupted").train()
     trainer_of(name, tmp_path / "cut", hooks=[StopAfter(2)]).train()
     resumed = trainer_of(name, tmp_path / "cut")
     checkpointer_of(resumed).resume(resumed, read_checkpoint(list_checkpoints(tmp_path / "cut")[-1]))
     resumed.train()
-    for line, expected in zip(records(tmp_path / "cut"), records(tmp_path / "whole"), strict=True):
+    for line, expected in zip(records(tmp_path / "cut"), records(tmp_path / "uninterrupted"), strict=True):
         assert line["samples"] == expected["samples"]
         assert line["loss"] == pytest.approx(expected["loss"], rel=1e-4)
 
@@ -129,17 +129,17 @@ def test_a_resumed_run_goes_on_as_the_uninterrupted_one(tmp_path: Path, name: st
 @pytest.mark.parametrize("optim", [AdamWConfig, MuonConfig])
 def test_weights_stay_as_they_were_before_a_loss_that_is_not_finite(tmp_path: Path, optim: type[AdamWConfig]) -> None:
     trainer = trainer_of(
-        "mae", tmp_path, hooks=[OffendingBatch(tmp_path)], optim=optim(warmup_epochs=0.2), checkpoint_every=6
+        "mae", tmp_path, hooks=[OffendingStep(tmp_path)], optim=optim(warmup_epochs=0.2), checkpoint_every=6
     )
     trainer.hooks[0].every = 5  # the host looks two steps after the bad one
     trained, before = trainer.method, {}
 
-    def poisoned(batch: Batch, progress: Progress) -> Output:
-        output = trained(batch, progress)
-        if progress.step != 2:
+    def poisoned(batch: Batch, step: Step) -> Output:
+        output = trained(batch, step)
+        if step.progress.step != 2:
             return output
         before.update({name: value.clone() for name, value in trained.state_dict().items()})
-        return replace(output, loss=output.loss * float("nan"))
+        return scaled(output, float("nan"))
 
     trainer.wrapped = poisoned
     with pytest.raises(NonFiniteLoss, match="step 3"):
@@ -149,24 +149,39 @@ def test_weights_stay_as_they_were_before_a_loss_that_is_not_finite(tmp_path: Pa
     assert (tmp_path / "non_finite_step_00000003_rank_0.safetensors").is_file()
 
 
-@pytest.mark.parametrize("settings", RECORDED, ids=str)
-@pytest.mark.parametrize("name", sorted({*METHODS.names()} - READ_PROGRESS))
-@pytest.mark.filterwarnings("default")  # torch's compiler warns of its own doings
-def test_recorded_steps_are_those_of_python(tmp_path: Path, name: str, settings: dict[str, object]) -> None:
+@pytest.mark.parametrize("settings", CAPTURED, ids=str)
+@pytest.mark.parametrize("name", METHODS.names())
+@pytest.mark.filterwarnings("default")  # torch's compiler warns about itself
+def test_captured_steps_equal_eager_ones(tmp_path: Path, name: str, settings: dict[str, object]) -> None:
     settings = {"precision": Precision.fp32, "optim": MuonConfig(warmup_epochs=0.2, clip_grad_norm=1.0), **settings}
     for graphs in (False, True):
         trainer = trainer_of(name, tmp_path / str(graphs), cuda_graphs=graphs, num_steps=30, **settings)
         trainer.train()
-    recordings = trainer.compute._recordings
-    assert len([r for r in recordings.values() if r is not None]) > 0
-    recorded, expected = (records(tmp_path / str(graphs)) for graphs in (True, False))
+    assert any(capture is not None for capture in trainer.compute._captures.values())
+    captured, eager = (records(tmp_path / str(graphs)) for graphs in (True, False))
+    assert len(captured) == len(eager) == 30
     tolerance = 1e-2 if settings["precision"] is Precision.bf16 else 2e-3
-    for line, other in zip(recorded, expected, strict=True):
-        for key in ("loss", "target_std", "prediction_cosine", "context_tokens", "target_tokens"):
+    for line, other in zip(captured, eager, strict=True):
+        assert line.keys() == other.keys()
+        for key in other.keys() - {"grad_norm"}:  # which sums the rounding errors of all gradients
             assert line[key] == pytest.approx(other[key], rel=tolerance, abs=tolerance), (line["step"], key)
 
 
-def test_recorded_steps_draw_anew_what_is_dropped(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", [name for name in METHODS.names() if tiny_method(name).schedules()])
+def test_captured_steps_see_the_scheduled_values(tmp_path: Path, name: str) -> None:
+    trainer = trainer_of(name, tmp_path, cuda_graphs=True)
+    batch = trainer.data.to_device(trainer.data.batch(0), trainer.device)
+    for progress in (Progress(0, 6, 0), Progress(1, 6, 8), Progress(5, 6, 40)):  # eager, captured, replayed
+        step = Step.of(trainer.method, progress, trainer.device)
+        trainer.method.zero_grad(set_to_none=True)
+        trainer.compute(batch, step)
+    [capture] = trainer.compute._captures.values()
+    assert capture.values.keys() == step.values.keys()
+    for key, value in step.values.items():
+        assert torch.equal(capture.values[key], value), key
+
+
+def test_captured_steps_sample_drop_path_again(tmp_path: Path) -> None:
     backbone = replace(TINY_BACKBONE, drop_path=0.5)
     for graphs in (False, True):
         method = build_method(METHODS.config_of("mae")(**TINY_METHOD["mae"]), backbone, PixelsConfig(), seed=0)
@@ -176,21 +191,28 @@ def test_recorded_steps_draw_anew_what_is_dropped(tmp_path: Path) -> None:
     assert losses(tmp_path / "True") == pytest.approx(losses(tmp_path / "False"), rel=1e-3)
 
 
-def test_a_method_that_reads_its_progress_is_not_recorded(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"Data2vec2 reads progress.step .* trainer.cuda_graphs=true"):
-        trainer_of("data2vec2", tmp_path, cuda_graphs=True).train()
-
-
-def test_a_method_that_waits_for_the_gpu_is_not_recorded(tmp_path: Path) -> None:
+def test_a_method_that_reads_its_progress_is_refused(tmp_path: Path) -> None:
     trainer = trainer_of("mae", tmp_path, cuda_graphs=True)
     trained = trainer.method
 
-    def waiting(batch: Batch, progress: Progress) -> Output:
-        output = trained(batch, progress)
-        return replace(output, loss=output.loss * (1.0 if output.loss.item() else 2.0))
+    def reading(batch: Batch, step: Step) -> Output:
+        return scaled(trained(batch, step), 1.0 + step.progress.step)
+
+    trainer.wrapped = reading
+    with pytest.raises(ValueError, match=r"MAE reads progress\.step .* trainer\.cuda_graphs=true"):
+        trainer.train()
+
+
+def test_a_method_that_waits_for_the_gpu_is_refused(tmp_path: Path) -> None:
+    trainer = trainer_of("mae", tmp_path, cuda_graphs=True)
+    trained = trainer.method
+
+    def waiting(batch: Batch, step: Step) -> Output:
+        output = trained(batch, step)
+        return scaled(output, 1.0 if output.loss.item() else 2.0)
 
     trainer.wrapped = waiting
-    with pytest.raises(ValueError, match=r"MAE can't be recorded, .* trainer\.cuda_graphs=false"):
+    with pytest.raises(ValueError, match=r"MAE can't be captured as a CUDA graph, .* trainer\.cuda_graphs=false"):
         trainer.train()
 
 
@@ -212,7 +234,7 @@ def test_a_step_takes_the_memory_that_was_planned(recipe: str) -> None:
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    method = build_method(config.method, config.backbone, config.targets, seed=0)
+    method = build_run_method(config)
     views = build_views(config.views, config.backbone)
     generators = build_generators(views, config.masks, config.backbone)
     data = TrainingData(Noise(), views, generators, seed=0, batch_size=32)

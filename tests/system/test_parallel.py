@@ -25,7 +25,7 @@ from ssl_zoo.plugins import discover
 discover()
 
 ROOT = Path(__file__).resolve().parents[2]
-EXACT = {"step", "epoch", "samples", "lr", "weight_decay", "momentum"}
+EXACT = {"step", "epoch", "samples", "lr", "weight_decay", "ema_momentum"}
 STEPS = {"num_steps": 3, "checkpoint_every": 3}
 LAYOUTS = [(ranks, parallel) for ranks in (1, 2, 4) for parallel in ("ddp", "fsdp2")]
 

@@ -246,7 +246,7 @@ def test_a_checkpoint_with_other_settings_lists_them(tmp_path: Path, capsys: pyt
 def test_a_collapse_stops_the_run_with_its_reason_and_the_run_can_resume(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    limits = ["monitor.alarm.patience=2", "monitor.alarm.max_cosine=0", "trainer.num_steps=3"]
+    limits = ["monitor.alarm.patience=2", "monitor.alarm.limits={target_cosine: 0}", "trainer.num_steps=3"]
     assert run_main(f"output_dir={tmp_path}", *limits, "monitor.alarm.policy=stop") == 1
     error = capsys.readouterr().err
     assert error.startswith("error: collapse at step 2: ") and "monitor.alarm.policy=warn" in error

@@ -1,4 +1,4 @@
-"""Pictures of a trained run as its user makes them."""
+"""Visualizations of a trained run, as tools/visualize.py writes them."""
 
 from pathlib import Path
 
