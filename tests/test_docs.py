@@ -1,0 +1,35 @@
+"""README.md and docs/design.md: what they repeat of the code, and their links."""
+
+import re
+from pathlib import Path
+
+import pytest
+from test_layering import LEAVES, MAY_IMPORT
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+DESIGN = (ROOT / "docs" / "design.md").read_text()
+
+
+def test_the_method_in_the_readme_is_an_excerpt_of_its_file():
+    [excerpt] = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    source = iter((ROOT / "methods" / "ijepa.py").read_text().splitlines())
+    missing = [line for line in excerpt.splitlines() if line and line not in source]  # consumes the source, in order
+    assert missing == []
+
+
+def test_the_layers_of_the_design_are_the_tested_ones():
+    [section] = re.findall(r"^## Layers\n(.*?)^## ", DESIGN, re.MULTILINE | re.DOTALL)
+    rows = re.findall(r"^\| (`.*) \| .* \| (.*) \|$", section, re.MULTILINE)
+    names = re.compile(r"`([\w.]+)`")
+    described = {part: set(names.findall(allowed)) for parts, allowed in rows for part in names.findall(parts)}
+    assert described == {part: set(allowed) for part, allowed in MAY_IMPORT.items()}
+    assert names.findall(rows[0][0]) == list(LEAVES)
+
+
+@pytest.mark.parametrize("page", ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
+def test_links_and_recipes_exist(page):
+    text, folder = (ROOT / page).read_text(), (ROOT / page).parent
+    links = {folder / link for link in re.findall(r"\]\((?!https?:)([^)#]+)", text)}
+    recipes = {ROOT / recipe for recipe in re.findall(r"configs/\w+/\w+\.yaml", text)}
+    assert [str(path) for path in links | recipes if not path.exists()] == []
