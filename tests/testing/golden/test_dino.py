@@ -48,7 +48,7 @@ def test_other_numbers_do_not_pass(tmp_path: Path, name: str) -> None:
         ({"init.student.head.mlp.0.bias": None}, {}, "missing mlp.0.bias"),
         ({"step2.crop.3": None}, {}, "step2.crop.3 is missing"),
         ({}, {"norm_last_layer": 1}, "config.norm_last_layer=1"),
-        ({}, {"local_size": 18}, "views.local_size=18"),
+        ({}, {"local_size": 18}, "config.local_size=18"),
         ({}, {"local_size": 20}, "step0.crop.2"),
     ],
 )
