@@ -4,7 +4,6 @@ No payload may be executed, memory and time must stay bounded, and a run must co
 executed payload leaves a file ``CANARY`` in the working directory.
 """
 
-import io
 import struct
 import tarfile
 import zlib
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ssl_zoo.testing.faults.archives import jpeg, member, write_tar
+from ssl_zoo.testing.faults.archives import encoded, jpeg, member, write_tar
 
 
 def _headers(count: int, size: int = 0, kind: bytes = b"x", payload: bytes = b"") -> bytes:
@@ -97,18 +96,8 @@ def _png(width: int, height: int, data: bytes = b"") -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data or zlib.compress(b"\0" * (1 << 22)))
 
 
-def _encoded(image: Image.Image, kind: str, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def _rotated() -> bytes:
-    exif = Image.Exif()
-    exif[0x0112] = 6  # rotate clockwise for display
-    return _encoded(Image.new("RGB", (16, 24)), "JPEG", exif=exif)
-
-
+_ROTATED = Image.Exif()
+_ROTATED[0x0112] = 6  # rotate clockwise for display
 # Name -> (content, text expected in the report of its replacement). "large.jpg" is above 150,000 bytes.
 BAD_IMAGES = {
     "bomb.png": (_png(50_000, 50_000), "more pixels than data.max_image_pixels"),
@@ -123,8 +112,8 @@ BAD_IMAGES = {
 }
 # Decoded, all have 24x16 pixels.
 ODD_IMAGES = {
-    "cmyk.jpg": _encoded(Image.new("CMYK", (24, 16)), "JPEG"),
-    "sixteen.png": _encoded(Image.new("I;16", (24, 16), 40_000), "PNG"),
-    "rotated.jpg": _rotated(),
-    "profile.jpg": _encoded(Image.new("RGB", (24, 16)), "JPEG", icc_profile=b"\0" * 90_000),
+    "cmyk.jpg": encoded(Image.new("CMYK", (24, 16)), "JPEG"),
+    "sixteen.png": encoded(Image.new("I;16", (24, 16), 40_000), "PNG"),
+    "rotated.jpg": encoded(Image.new("RGB", (16, 24)), "JPEG", exif=_ROTATED),
+    "profile.jpg": encoded(Image.new("RGB", (24, 16)), "JPEG", icc_profile=b"\0" * 90_000),
 }
