@@ -16,14 +16,13 @@ from ssl_zoo.engine.trainer import BatchPlan, run_length
 from ssl_zoo.planning.allocation_tracker import ACTIVATIONS, GRADIENTS, WEIGHT_COPIES
 from ssl_zoo.planning.fake_ranks import SimulatedSharding, simulate_sharding
 from ssl_zoo.planning.memory_simulation import SimulatedMemory, simulate_memory
-from ssl_zoo.planning.plan import Plan, count_flops, plan_batch, titled_table
+from ssl_zoo.planning.plan import NUM_MASK_SAMPLES, Plan, plan_batch, titled_table
 from ssl_zoo.planning.tokens import Stack, stacks
 
 _GIBI = 2**30
 _UNITS = {"MB": 10**6, "GB": 10**9, "MIB": 2**20, "GIB": 2**30}
 # The rest is for what no plan counts: CUDA's context, buffers of NCCL and cuBLAS, fragmentation, probes.
 _USABLE = 0.9
-_NUM_MASK_SAMPLES = 4  # over which FLOPs and tokens are averaged
 A100_FLOPS, UTILISATION = 312e12, 0.4  # bf16 without sparsity (NVIDIA's data sheet); an assumption to be replaced
 
 _LAST_REMEDY = {  # where smaller micro-batches don't help
@@ -184,11 +183,7 @@ class ScalePlan:
     def _work(self, plan: Plan) -> Table:
         trainer, machine = self.config.trainer, self.machine
         images = trainer.batch_size
-        samples = range(_NUM_MASK_SAMPLES)
-        counted = fmean(
-            count_flops(plan.method, plan.views, plan.generators, batch_size=images, sample=sample)["step"]
-            for sample in samples
-        )
+        samples, counted = range(NUM_MASK_SAMPLES), plan.step_flops
         found = [stacks(plan.method, plan_batch(plan.views, plan.generators, images, sample)) for sample in samples]
         formula = fmean(sum(stack.step_flops for stack in of_sample) for of_sample in found)
         result = titled_table("Work", "", "", "how")
