@@ -7,6 +7,7 @@ executed payload leaves a file ``CANARY`` in the working directory.
 import struct
 import tarfile
 import zlib
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
@@ -27,63 +28,55 @@ def _pax(key: str, value: object) -> bytes:
     return f"{length}{record}".encode()
 
 
-def _raw(path: Path, data: bytes) -> None:
-    path.write_bytes(data + b"\0" * 1024)
+def _write(content: bytes | list, path: Path) -> None:
+    """Write a file of these bytes, or an archive of these members."""
+    path.write_bytes(content) if isinstance(content, bytes) else write_tar(path, content)
 
 
 _PICKLE = b"cos\nsystem\n(S'touch CANARY'\ntR."
-# Name -> (function that writes the archive, pattern of the expected error).
-ARCHIVES = {
-    "a pickle .pyd": (lambda path: write_tar(path, [("0.jpg", jpeg(0)), ("0.pyd", _PICKLE)]), r"0\.pyd is of a type"),
-    "a pickle .pkl": (lambda path: write_tar(path, [("0.jpg", jpeg(0)), ("0.pkl", _PICKLE)]), r"0\.pkl is of a type"),
-    "a pickle .pickle": (lambda path: write_tar(path, [("0.pickle", _PICKLE)]), r"0\.pickle is of a type"),
-    "a torch file": (lambda path: write_tar(path, [("0.pth", _PICKLE)]), r"0\.pth is of a type"),
-    "an array": (lambda path: write_tar(path, [("0.npy", b"\x93NUMPY")]), r"0\.npy is of a type"),
-    "a compressed member": (lambda path: write_tar(path, [("0.txt.gz", b"\x1f\x8b")]), r"0\.txt\.gz is of a type"),
-    "a script": (lambda path: write_tar(path, [("setup.py", b"")]), r"setup\.py is of a type"),
-    "no ending": (lambda path: write_tar(path, [("README", b"")]), "README is of a type"),
-    "a way out": (lambda path: write_tar(path, [("../../out.jpg", jpeg(0))]), r"'../../out\.jpg' is no name"),
-    "an inner way out": (lambda path: write_tar(path, [("a/../../out.jpg", jpeg(0))]), "is no name"),
-    "an absolute name": (lambda path: write_tar(path, [("/etc/x.jpg", jpeg(0))]), r"'/etc/x\.jpg' is no name"),
-    "an endless name": (lambda path: write_tar(path, [("a/" * 2000 + "b.jpg", jpeg(0))]), "is no name"),
+_END = b"\0" * 1024
+# Name -> (members or bytes of the archive, pattern of the expected error).
+_CONTENTS = {
+    "a pickle .pyd": ([("0.jpg", jpeg(0)), ("0.pyd", _PICKLE)], r"0\.pyd is of a type"),
+    "a pickle .pkl": ([("0.jpg", jpeg(0)), ("0.pkl", _PICKLE)], r"0\.pkl is of a type"),
+    "a pickle .pickle": ([("0.pickle", _PICKLE)], r"0\.pickle is of a type"),
+    "a torch file": ([("0.pth", _PICKLE)], r"0\.pth is of a type"),
+    "an array": ([("0.npy", b"\x93NUMPY")], r"0\.npy is of a type"),
+    "a compressed member": ([("0.txt.gz", b"\x1f\x8b")], r"0\.txt\.gz is of a type"),
+    "a script": ([("setup.py", b"")], r"setup\.py is of a type"),
+    "no ending": ([("README", b"")], "README is of a type"),
+    "a way out": ([("../../out.jpg", jpeg(0))], r"'../../out\.jpg' is no name"),
+    "an inner way out": ([("a/../../out.jpg", jpeg(0))], "is no name"),
+    "an absolute name": ([("/etc/x.jpg", jpeg(0))], r"'/etc/x\.jpg' is no name"),
+    "an endless name": ([("a/" * 2000 + "b.jpg", jpeg(0))], "is no name"),
     "a symbolic link": (
-        lambda path: write_tar(path, [(member("0.jpg", type=tarfile.SYMTYPE, linkname="/etc/passwd"), b"")]),
+        [(member("0.jpg", type=tarfile.SYMTYPE, linkname="/etc/passwd"), b"")],
         r"0\.jpg is a symbolic link",
     ),
-    "a hard link": (
-        lambda path: write_tar(path, [(member("0.jpg", type=tarfile.LNKTYPE, linkname="/etc/passwd"), b"")]),
-        r"0\.jpg is a hard link",
-    ),
-    "a device": (lambda path: write_tar(path, [(member("0.jpg", type=tarfile.CHRTYPE), b"")]), r"0\.jpg is a device"),
-    "a pipe": (lambda path: write_tar(path, [(member("0.jpg", type=tarfile.FIFOTYPE), b"")]), r"0\.jpg is a pipe"),
-    "a GNU sparse file": (
-        lambda path: write_tar(path, [(member("0.jpg", type=tarfile.GNUTYPE_SPARSE), b"")]),
-        r"0\.jpg is a sparse file",
-    ),
-    "a pax sparse file": (
-        lambda path: _raw(path, _headers(1, payload=_pax("GNU.sparse.realsize", 1 << 40))),
-        "sparse file",
-    ),
-    "endless pax headers": (lambda path: _raw(path, _headers(20_000, payload=_pax("comment", "x"))), "longer than any"),
-    "a huge pax header": (lambda path: _raw(path, _headers(1, payload=_pax("comment", "x" * 2**23))), "longer than"),
-    "a pax header that lies": (lambda path: _raw(path, _headers(1, payload=b"99 path=x\n")), "broken pax header"),
-    "a pax length without end": (lambda path: _raw(path, _headers(1, payload=b"9" * 5000 + b" path=x\n")), "broken"),
-    "a negative pax size": (lambda path: _raw(path, _headers(1, payload=_pax("size", -1))), "broken pax header"),
+    "a hard link": ([(member("0.jpg", type=tarfile.LNKTYPE, linkname="/etc/passwd"), b"")], r"0\.jpg is a hard link"),
+    "a device": ([(member("0.jpg", type=tarfile.CHRTYPE), b"")], r"0\.jpg is a device"),
+    "a pipe": ([(member("0.jpg", type=tarfile.FIFOTYPE), b"")], r"0\.jpg is a pipe"),
+    "a GNU sparse file": ([(member("0.jpg", type=tarfile.GNUTYPE_SPARSE), b"")], r"0\.jpg is a sparse file"),
+    "a pax sparse file": (_headers(1, payload=_pax("GNU.sparse.realsize", 1 << 40)) + _END, "sparse file"),
+    "endless pax headers": (_headers(20_000, payload=_pax("comment", "x")) + _END, "longer than any"),
+    "a huge pax header": (_headers(1, payload=_pax("comment", "x" * 2**23)) + _END, "longer than"),
+    "a pax header that lies": (_headers(1, payload=b"99 path=x\n") + _END, "broken pax header"),
+    "a pax length without end": (_headers(1, payload=b"9" * 5000 + b" path=x\n") + _END, "broken"),
+    "a negative pax size": (_headers(1, payload=_pax("size", -1)) + _END, "broken pax header"),
     "a huge size": (
-        lambda path: path.write_bytes(member("0.jpg", size=1 << 60).tobuf(tarfile.GNU_FORMAT) + b"\0" * 1024),
+        member("0.jpg", size=1 << 60).tobuf(tarfile.GNU_FORMAT) + _END,
         r"ends in the middle of member 0\.jpg",
     ),
     "a folder with content": (
-        lambda path: _raw(path, member("a/", type=tarfile.DIRTYPE, size=512).tobuf() + b"\0" * 512),
+        member("a/", type=tarfile.DIRTYPE, size=512).tobuf() + b"\0" * 512 + _END,
         "folder a/? claims to have 512 bytes",
     ),
-    "a gzip": (lambda path: path.write_bytes(b"\x1f\x8b" + b"x" * 2000), "no tar archive"),
-    "an empty file": (lambda path: path.write_bytes(b""), "is truncated"),
-    "a wrong checksum": (
-        lambda path: write_tar(path, [("0.jpg", jpeg(0))]).write_bytes(b"1" + path.read_bytes()[1:]),
-        "wrong checksum",
-    ),
-}  # fmt: skip
+    "a gzip": (b"\x1f\x8b" + b"x" * 2000, "no tar archive"),
+    "an empty file": (b"", "is truncated"),
+    "a wrong checksum": (b"1" + member("0.jpg").tobuf()[1:] + _END, "wrong checksum"),
+}
+# Name -> (function that writes the archive, pattern of the expected error).
+ARCHIVES = {name: (partial(_write, content), complaint) for name, (content, complaint) in _CONTENTS.items()}
 
 
 def _png(width: int, height: int, data: bytes = b"") -> bytes:

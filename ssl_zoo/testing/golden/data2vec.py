@@ -20,11 +20,7 @@ def recognises(fixture: Fixture) -> bool:
 
 
 def verify(fixture: Fixture) -> list[Finding]:
-    """Everything the file stores, recomputed from its weights and inputs.
-
-    Raises:
-        FixtureError: an input or a setting is missing or does not fit the others.
-    """
+    """Recompute everything that the file stores from its weights and inputs."""
     method = _method(fixture)
     _load(fixture, method)
     replay = _Replay(fixture, method)

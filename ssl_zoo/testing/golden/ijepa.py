@@ -37,11 +37,7 @@ def recognises(fixture: Fixture) -> bool:
 
 
 def verify(fixture: Fixture) -> list[Finding]:
-    """Everything the file stores, recomputed from its weights and inputs.
-
-    Raises:
-        FixtureError: an input or a setting is missing or does not fit the others.
-    """
+    """Recompute everything that the file stores from its weights and inputs."""
     method, comparison = _method(fixture), Comparison(fixture, ROUNDING_ONLY)
     comparison.add("init.encoder.pos_embed", method.encoder.pos_embed, FEATURES)
     comparison.add("init.predictor.predictor_pos_embed", method.predictor.pos_embed, FEATURES)

@@ -32,11 +32,7 @@ def recognises(fixture: Fixture) -> bool:
 
 
 def verify(fixture: Fixture) -> list[Finding]:
-    """Everything the file stores, recomputed from its weights, its images and its order of the patches.
-
-    Raises:
-        FixtureError: an input or a setting is missing or does not fit the others.
-    """
+    """Recompute everything that the file stores from its weights, its images and its order of the patches."""
     method, comparison = _method(fixture), Comparison(fixture)
     comparison.add("init.pos_embed", method.encoder.pos_embed, FEATURES)
     comparison.add("init.decoder_pos_embed", method.decoder.pos_embed, FEATURES)

@@ -19,11 +19,7 @@ def recognises(fixture: Fixture) -> bool:
 
 
 def verify(fixture: Fixture) -> list[Finding]:
-    """Everything the file stores, recomputed from its weights and inputs.
-
-    Raises:
-        FixtureError: an input or a setting is missing or does not fit the others.
-    """
+    """Recompute everything that the file stores from its weights and inputs."""
     with blame(fixture, "config"):
         backbone = beit_backbone(fixture, "init.encoder.")
         method = reference_method(SimMIMConfig(), backbone, PixelsConfig(normalize=False))
