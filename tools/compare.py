@@ -20,7 +20,7 @@ from ssl_zoo.plugins import discover
 from ssl_zoo.study.comparison import Comparison, compare_runs
 from ssl_zoo.study.report import report
 from ssl_zoo.study.slurm import slurm_start
-from ssl_zoo.study.training import LocalTraining, threads_per_job
+from ssl_zoo.study.training import start_local, threads_per_job
 from ssl_zoo.study.work import StudyWork, run_table
 
 
@@ -65,7 +65,7 @@ def study(arguments: argparse.Namespace, command: str) -> int:
     if arguments.slurm:
         start, jobs = slurm_start(arguments.out / "slurm", arguments.slurm_option), len(work.runs)
     else:
-        start, jobs = partial(LocalTraining, num_threads=threads_per_job(arguments.jobs)), arguments.jobs
+        start, jobs = partial(start_local, num_threads=threads_per_job(arguments.jobs)), arguments.jobs
     is_done = work.train(start, jobs, arguments.plugin, log=lambda line: print(line, flush=True))
     comparison = work.comparison()
     write(comparison, work.folder)

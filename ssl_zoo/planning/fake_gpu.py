@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.cuda.amp.common
@@ -26,10 +27,10 @@ def fake_gpu() -> Iterator[torch.device]:
     with ExitStack() as stack:
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         # Without a device both refuse, and torch.autocast would switch itself off with a warning.
-        stack.enter_context(_replaced(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False))
-        stack.enter_context(_replaced(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True))
+        stack.enter_context(patch.object(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False))
+        stack.enter_context(patch.object(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True))
         # It asks the driver for the kernel and falls back to plain matmuls without one.
-        stack.enter_context(_replaced(F, "scaled_dot_product_attention", _attention))
+        stack.enter_context(patch.object(F, "scaled_dot_product_attention", _attention))
         yield _CUDA
 
 
@@ -88,13 +89,3 @@ def _attention(
         return _aten._scaled_dot_product_flash_attention(query, key, value, dropout_p, False)[0]
     needs_grad = torch.is_grad_enabled()
     return _aten._scaled_dot_product_efficient_attention(query, key, value, attn_mask, needs_grad, dropout_p, False)[0]
-
-
-@contextmanager
-def _replaced(owner: Any, name: str, replacement: Any) -> Iterator[None]:
-    original = getattr(owner, name)
-    setattr(owner, name, replacement)
-    try:
-        yield
-    finally:
-        setattr(owner, name, original)

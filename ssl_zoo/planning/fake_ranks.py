@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.device_mesh import DeviceMesh
 from torch.testing._internal.distributed.fake_pg import FakeStore
@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from ssl_zoo.engine.build import RunConfig, build_generators, build_run_method, build_views
 from ssl_zoo.engine.sharding import all_ranks, shard
+from ssl_zoo.planning.memory_simulation import num_bytes
 from ssl_zoo.planning.plan import plan_batch, plan_step
 
 
@@ -55,7 +56,10 @@ def simulate_sharding(config: RunConfig, world_size: int) -> SimulatedSharding:
         with _Collectives([parameter.to_local() for parameter in method.parameters()]) as collectives:
             fake = batch.map(lambda t: torch.empty(t.shape, dtype=t.dtype))
             method(fake, plan_step(method, "cpu")).loss.backward()
-        trained, fixed = (_shard_bytes(method, needs_grad) for needs_grad in (True, False))
+        shards = [(parameter.requires_grad, parameter.to_local()) for parameter in method.parameters()]
+        trained, fixed = (
+            num_bytes([local for needs_grad, local in shards if needs_grad is kind]) for kind in (True, False)
+        )
     return SimulatedSharding(trained, fixed, collectives.peak, collectives.gathered, collectives.scattered)
 
 
@@ -102,8 +106,3 @@ class _Collectives(TorchDispatchMode):
         key = storage._cdata
         if key not in self._storages and all(key != shard._cdata for shard in self._shards):
             self._storages[key] = weakref.ref(storage, lambda _: self._storages.pop(key))
-
-
-def _shard_bytes(module: nn.Module, requires_grad: bool) -> int:
-    shards = [p.to_local() for p in module.parameters() if p.requires_grad is requires_grad]
-    return sum(local.numel() * local.element_size() for local in shards)

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from statistics import fmean
 
 import torch
 from rich.console import Console
@@ -23,6 +25,7 @@ from ssl_zoo.seeding import generator_for
 
 _PLAN_IMAGES = 2  # enough for every shape; counts are divided by it
 _GIBI = 2**30
+NUM_MASK_SAMPLES = 4  # over which FLOPs and tokens are averaged
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,20 @@ class Plan:
             world_size,
             SOURCES.get(SOURCES.name_of(config.data)).expected_size(config.data),
         )
+
+    @cached_property
+    def step_flops(self) -> float:
+        """FLOPs per image of forward and backward pass, averaged over samples of masks; counted on first access."""
+        count, samples = self.trainer.batch_size, range(NUM_MASK_SAMPLES)
+        counts = [count_flops(self.method, self.views, self.generators, batch_size=count, sample=s) for s in samples]
+        return fmean(counted["step"] for counted in counts)
+
+    @property
+    def length(self) -> tuple[int, int] | None:
+        """Steps of the run and, if the number of samples is known, of an epoch; None if neither is known."""
+        if self.num_samples is None and self.trainer.num_steps is None:
+            return None
+        return run_length(self.trainer, self.num_samples or self.trainer.batch_size)
 
     def print(self, console: Console) -> None:
         """Print all tables, which takes seconds."""
@@ -119,9 +136,9 @@ class Plan:
         return table
 
     def _schedules(self) -> Table | None:
-        if self.num_samples is None and self.trainer.num_steps is None:
+        if self.length is None:
             return None
-        num_steps, per_epoch = run_length(self.trainer, self.num_samples or self.trainer.batch_size)
+        num_steps, per_epoch = self.length
         schedules = RateSchedules(self.optim, num_steps=num_steps, steps_per_epoch=per_epoch)
         table = titled_table("Schedules", "step", "epoch", "lr", "weight decay", "EMA momentum")
         for step in sorted({0, schedules.warmup_steps, *(int(f * (num_steps - 1)) for f in (0.25, 0.5, 0.75, 1.0))}):
@@ -203,7 +220,4 @@ def _range(counts: Sequence[int]) -> str:
 
 
 def titled_table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", header_style="bold")
-    for column in columns:
-        table.add_column(column)
-    return table
+    return Table(*columns, title=title, title_justify="left", header_style="bold")

@@ -16,16 +16,18 @@ from ssl_zoo.engine.trainer import BatchPlan, run_length
 from ssl_zoo.planning.allocation_tracker import ACTIVATIONS, GRADIENTS, WEIGHT_COPIES
 from ssl_zoo.planning.fake_ranks import SimulatedSharding, simulate_sharding
 from ssl_zoo.planning.memory_simulation import SimulatedMemory, simulate_memory
-from ssl_zoo.planning.plan import Plan, count_flops, plan_batch, titled_table
+from ssl_zoo.planning.plan import NUM_MASK_SAMPLES, Plan, plan_batch, titled_table
 from ssl_zoo.planning.tokens import Stack, stacks
 
 _GIBI = 2**30
 _UNITS = {"MB": 10**6, "GB": 10**9, "MIB": 2**20, "GIB": 2**30}
 # The rest is for what no plan counts: CUDA's context, buffers of NCCL and cuBLAS, fragmentation, probes.
 _USABLE = 0.9
-_NUM_MASK_SAMPLES = 4  # over which FLOPs and tokens are averaged
 A100_FLOPS, UTILISATION = 312e12, 0.4  # bf16 without sparsity (NVIDIA's data sheet); an assumption to be replaced
-
+_ROWS = (
+    *("trained parameters", "EMA weights and fixed tables", "optimizer state"),
+    *("images", "gradient buckets", "gathered blocks"),
+)
 _LAST_REMEDY = {  # where smaller micro-batches don't help
     "one rank": "take more ranks and trainer.parallel=fsdp2, or a device of more memory",
     "DDP": "take trainer.parallel=fsdp2, or devices of more memory",
@@ -89,30 +91,17 @@ class RankMemory:
 
 def replicated(memory: SimulatedMemory, world_size: int) -> RankMemory:
     """Memory of a rank under DDP, with a second copy of the gradients in buckets, or of a single rank."""
-    rows = {
-        "trained parameters": memory.trained,
-        "EMA weights and fixed tables": memory.fixed,
-        "optimizer state": memory.optimizer,
-        "images": memory.batch,
-        "gradient buckets": memory.trained if world_size > 1 else 0,
-        "gathered blocks": 0,
-    }
-    return RankMemory(rows, memory.backward, memory.update)
+    buckets = memory.trained if world_size > 1 else 0
+    rows = (memory.trained, memory.fixed, memory.optimizer, memory.batch, buckets, 0)
+    return RankMemory(dict(zip(_ROWS, rows, strict=True)), memory.backward, memory.update)
 
 
 def sharded(memory: SimulatedMemory, shards: SimulatedSharding) -> RankMemory:
     """Memory of a rank under FSDP2: shards of parameters, gradients and optimizer state, activations as under DDP."""
     share = shards.trained / memory.trained
-    rows = {
-        "trained parameters": shards.trained,
-        "EMA weights and fixed tables": shards.fixed,
-        "optimizer state": round(memory.optimizer * share),
-        "images": memory.batch,
-        "gradient buckets": 0,
-        "gathered blocks": shards.working,
-    }
+    rows = (shards.trained, shards.fixed, round(memory.optimizer * share), memory.batch, 0, shards.working)
     backward = {**memory.backward, GRADIENTS: round(memory.backward[GRADIENTS] * share)}
-    return RankMemory(rows, backward, round(memory.update * share))
+    return RankMemory(dict(zip(_ROWS, rows, strict=True)), backward, round(memory.update * share))
 
 
 @dataclass(frozen=True)
@@ -184,11 +173,7 @@ class ScalePlan:
     def _work(self, plan: Plan) -> Table:
         trainer, machine = self.config.trainer, self.machine
         images = trainer.batch_size
-        samples = range(_NUM_MASK_SAMPLES)
-        counted = fmean(
-            count_flops(plan.method, plan.views, plan.generators, batch_size=images, sample=sample)["step"]
-            for sample in samples
-        )
+        samples, counted = range(NUM_MASK_SAMPLES), plan.step_flops
         found = [stacks(plan.method, plan_batch(plan.views, plan.generators, images, sample)) for sample in samples]
         formula = fmean(sum(stack.step_flops for stack in of_sample) for of_sample in found)
         result = titled_table("Work", "", "", "how")

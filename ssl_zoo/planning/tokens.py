@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ssl_zoo.data.batch import Batch
-from ssl_zoo.method import Method, Progress, Step
+from ssl_zoo.method import Method
+from ssl_zoo.planning.plan import plan_step
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,12 @@ def stacks(method: Method, batch: Batch) -> Sequence[Stack]:
     }
     hooks = [
         part[0].register_forward_pre_hook(
-            lambda _, inputs, name=name: shapes_of.setdefault(name, []).append(_shape(inputs))
+            lambda _, inputs, name=name: shapes_of.setdefault(name, []).append(tuple(inputs[0].shape))
         )
         for name, part in blocks.items()
     ]
     with torch.no_grad():
-        method(batch, Step.of(method, Progress(0, 1, 0), "meta"))
+        method(batch, plan_step(method, "meta"))
     for hook in hooks:
         hook.remove()
     return [_stack(name, blocks[name], shapes, batch.num_images) for name, shapes in shapes_of.items()]
@@ -75,7 +76,3 @@ def _stack(name: str, blocks: nn.ModuleList, shapes: list[tuple[int, ...]], num_
         sum(sequences * length**2 for sequences, length, _ in shapes) / num_images,
         any(parameter.requires_grad for parameter in parameters),
     )
-
-
-def _shape(inputs: tuple[Tensor, ...]) -> tuple[int, ...]:
-    return tuple(inputs[0].shape)

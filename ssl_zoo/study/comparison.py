@@ -122,15 +122,6 @@ class Baseline:
 
 
 @dataclass(frozen=True)
-class EvaluationTable:
-    """A table of scores from evaluating the finished runs with ``overrides`` over their configurations."""
-
-    title: str
-    columns: Sequence[str]
-    overrides: Sequence[str]
-
-
-@dataclass(frozen=True)
 class Comparison:
     """The contents of a report; ``command`` reproduces it."""
 
@@ -142,7 +133,7 @@ class Comparison:
     published_columns: Sequence[str]
     rows: Sequence[Row]
     command: str
-    evaluations: Sequence[EvaluationTable] = ()
+    evaluations: Sequence[PlannedEvaluation] = ()
 
     @property
     def attempts(self) -> Sequence[tuple[Row, Attempt]]:
@@ -151,7 +142,7 @@ class Comparison:
     @property
     def baselines(self) -> Sequence[Baseline]:
         """Return one baseline per group of rows whose runs have equal initial scores for equal seeds."""
-        columns = [*self.columns, *(column for table in self.evaluations for column in table.columns)]
+        columns = [*self.columns, *(column for planned in self.evaluations for column in planned.columns)]
         groups: list[tuple[list[str], dict[tuple[int, str], float]]] = []
         for row in self.rows:
             initial = row.baselines(columns)
@@ -194,7 +185,7 @@ def compare_study(
         study.published_columns,
         rows,
         command,
-        [EvaluationTable(e.title, e.columns, e.evaluation.overrides) for e in evaluations],
+        evaluations,
     )
 
 

@@ -4,7 +4,7 @@ import functools
 import hashlib
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,17 +80,13 @@ def label_and_score(column: str) -> tuple[str, str]:
 
 def scores_of(run: Path) -> dict[str, Score]:
     """Read all evaluation scores of a run directory, by evaluation, label set and score name."""
-    return dict(_read(run))
-
-
-def _read(run: Path) -> Iterator[tuple[str, Score]]:
+    found = {}
     for path in sorted((run / _FOLDER).glob("*/*.json")):
         content = json.loads(path.read_text())
         for score in content["scores"]:
-            yield (
-                _name(path.parent.name, content.get("label"), score["name"]),
-                Score(score["value"], score["random_init"]),
-            )
+            name = _name(path.parent.name, content.get("label"), score["name"])
+            found[name] = Score(score["value"], score["random_init"])
+    return found
 
 
 def _name(folder: str, label: str | None, score: str) -> str:

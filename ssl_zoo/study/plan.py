@@ -5,35 +5,14 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from statistics import fmean
 
 from ssl_zoo.config import Composed, ConfigError, compose
 from ssl_zoo.config.schema import sections
-from ssl_zoo.engine.trainer import run_length
 from ssl_zoo.eval.base import EVALUATORS
 from ssl_zoo.eval.probe import ProbeConfig
-from ssl_zoo.planning.plan import Plan, count_flops
+from ssl_zoo.planning.plan import Plan
 from ssl_zoo.registry import REGISTRIES
 from ssl_zoo.study.file import Study, check_columns, check_overrides
-
-_MASK_SAMPLES = 4  # batches of masks over which the FLOPs per image are averaged
-
-
-@dataclass(frozen=True)
-class FlopCount:
-    """The FLOPs of a method with its masks, counted on first access, which takes seconds."""
-
-    plan: Plan
-
-    @functools.cached_property
-    def per_image(self) -> float:
-        """FLOPs of forward and backward pass without the optimizer; a multiply-add counts as two."""
-        plan, count = self.plan, self.plan.trainer.batch_size
-        samples = [
-            count_flops(plan.method, plan.views, plan.generators, batch_size=count, sample=sample)["step"]
-            for sample in range(_MASK_SAMPLES)
-        ]
-        return fmean(samples)
 
 
 @dataclass(frozen=True)
@@ -46,11 +25,12 @@ class Cost:
 
     num_steps: int | None
     batch_size: int
-    flop_count: FlopCount
+    plan: Plan  # of this run, or of another one with equal FLOPs per image
 
     @property
     def flops_per_image(self) -> float:
-        return self.flop_count.per_image
+        """FLOPs of forward and backward pass without the optimizer; counted on first access, which takes seconds."""
+        return self.plan.step_flops
 
     @property
     def images(self) -> int | None:
@@ -100,7 +80,7 @@ def plan_runs(study: Study, overrides: Sequence[str] = ()) -> list[PlannedRun]:
     """
     check_overrides(overrides)
     costs: dict[str, Cost] = {}
-    counted: dict[str, FlopCount] = {}  # by everything they depend on: entries may differ only in their budget
+    counted: dict[str, Plan] = {}  # by everything they depend on: entries may differ only in their budget
     runs = []
     for seed in study.seeds:
         for name, entry in study.entries.items():
@@ -114,7 +94,7 @@ def plan_runs(study: Study, overrides: Sequence[str] = ()) -> list[PlannedRun]:
                     cost = cost_of(composed)
                     config = composed.config
                     parts = (config.method, config.backbone, config.masks, config.targets, cost.batch_size)
-                    costs[name] = replace(cost, flop_count=counted.setdefault(repr(parts), cost.flop_count))
+                    costs[name] = replace(cost, plan=counted.setdefault(repr(parts), cost.plan))
             except (ValueError, LookupError) as error:
                 raise ConfigError(f"entry {name}: {error}") from error
             runs.append(PlannedRun(name, seed, recipe, all_overrides, composed, costs[name]))
@@ -142,12 +122,8 @@ def cost_of(composed: Composed) -> Cost:
     Raises:
         ValueError: the run can't be built.
     """
-    trainer, plan = composed.config.trainer, Plan.of(composed.config)
-    if plan.num_samples is None and trainer.num_steps is None:
-        num_steps = None
-    else:
-        num_steps, _ = run_length(trainer, plan.num_samples or trainer.batch_size)
-    return Cost(num_steps, trainer.batch_size, FlopCount(plan))
+    plan = Plan.of(composed.config)
+    return Cost(plan.length and plan.length[0], composed.config.trainer.batch_size, plan)
 
 
 def _check_evaluations(study: Study, recipe: str, overrides: Sequence[str]) -> None:

@@ -121,25 +121,21 @@ def _count(number: str) -> str:
 
 
 def _problems(comparison: Comparison) -> Iterator[Block]:
-    failed = [(row, attempt) for row, attempt in comparison.attempts if attempt.failure is not None]
+    failed, missing, unevaluated = [], [], []
+    for row, attempt in comparison.attempts:
+        title = f"{row.title}, seed {attempt.seed}"
+        if attempt.failure is not None:
+            failed.append(f"{title} ({attempt.state}): `{attempt.failure}`")
+        elif not attempt.is_finished:
+            missing.append(f"{title}: {attempt.state}")
+        elif attempt.unevaluated:
+            unevaluated.append(f"{title}: missing evaluation: {', '.join(attempt.unevaluated)}")
     if failed:
         yield Heading(f"{len(failed)} failed")
-        yield Items(
-            [f"{row.title}, seed {attempt.seed} ({attempt.state}): `{attempt.failure}`" for row, attempt in failed]
-        )
-    missing = [
-        f"{row.title}, seed {attempt.seed}: {attempt.state}"
-        for row, attempt in comparison.attempts
-        if attempt.failure is None and not attempt.is_finished
-    ]
-    missing += [
-        f"{row.title}, seed {attempt.seed}: missing evaluation: {', '.join(attempt.unevaluated)}"
-        for row, attempt in comparison.attempts
-        if attempt.failure is None and attempt.is_finished and attempt.unevaluated
-    ]
-    if missing:
+        yield Items(failed)
+    if missing or unevaluated:
         yield Heading("Not finished")
-        yield Items(missing)
+        yield Items([*missing, *unevaluated])
 
 
 def _results(comparison: Comparison) -> Table:
@@ -161,9 +157,8 @@ def _results(comparison: Comparison) -> Table:
 def _evaluations(comparison: Comparison) -> Iterator[Block]:
     for evaluation in comparison.evaluations:
         yield Heading(evaluation.title)
-        changes = (
-            f", with {' '.join(f'`{override}`' for override in evaluation.overrides)}" if evaluation.overrides else ""
-        )
+        overrides = " ".join(f"`{override}`" for override in evaluation.evaluation.overrides)
+        changes = f", with {overrides}" if overrides else ""
         yield Paragraph(f"A further evaluation of the same frozen networks{changes}.")
         table = [[b.title, *(percent(b.scores[column]) for column in evaluation.columns)] for b in comparison.baselines]
         for row in comparison.rows:

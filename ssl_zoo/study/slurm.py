@@ -43,8 +43,7 @@ class SlurmTraining:
             self._lock = -1
         return 0 if self._job.state in ("COMPLETED", "FINISHED") and self._job.exception() is None else 1
 
-    def stop(self) -> None:
+    def terminate(self) -> None:
         self._job.cancel(check=False)  # Slurm sends SIGTERM first
 
-    def kill(self) -> None:
-        self.stop()
+    kill = terminate

@@ -24,12 +24,12 @@ LOG = "log.txt"  # in a run directory: the output of its trainings
 
 
 class Training(Protocol):
-    """A training that has been started."""
+    """A training that has been started; a ``subprocess.Popen`` is one."""
 
     def poll(self) -> int | None:
         """Return the exit status; None while it runs."""
 
-    def stop(self) -> None:
+    def terminate(self) -> None:
         """Ask it to save and exit."""
 
     def kill(self) -> None:
@@ -39,34 +39,23 @@ class Training(Protocol):
 Start = Callable[[Sequence[str], Path, IO[bytes]], Training]  # command, log file, lock that the training must hold
 
 
-class LocalTraining:
-    """A training process on this machine.
+def start_local(command: Sequence[str], log: Path, lock: IO[bytes], num_threads: int | None) -> Training:
+    """Start a training process on this machine.
 
     Args:
         num_threads: CPU threads; None leaves the number to torch.
     """
-
-    def __init__(self, command: Sequence[str], log: Path, lock: IO[bytes], num_threads: int | None) -> None:
-        threads = {} if num_threads is None else {"OMP_NUM_THREADS": str(num_threads)}
-        with open(log, "ab") as output:
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, **import_path(), **threads},
-                start_new_session=True,  # Ctrl-C must reach it only through stop()
-                pass_fds=[lock.fileno()],  # held while the training lives, even if this process is killed
-            )
-
-    def poll(self) -> int | None:
-        return self._process.poll()
-
-    def stop(self) -> None:
-        self._process.terminate()
-
-    def kill(self) -> None:
-        self._process.kill()
+    threads = {} if num_threads is None else {"OMP_NUM_THREADS": str(num_threads)}
+    with open(log, "ab") as output:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **import_path(), **threads},
+            start_new_session=True,  # Ctrl-C must reach it only through terminate()
+            pass_fds=[lock.fileno()],  # held while the training lives, even if this process is killed
+        )
 
 
 def threads_per_job(jobs: int) -> int | None:
@@ -92,43 +81,16 @@ class Outcome:
     seconds: float
 
 
-class _Stop:
-    """Counts the stop signals that arrive while the block runs."""
-
-    count = 0
-
-    def __call__(self, number: int, frame: object) -> None:
-        self.count += 1
-
-
 @contextmanager
-def _stop_on_signal() -> Iterator[_Stop]:
-    stop = _Stop()
-    before = {number: signal.signal(number, stop) for number in _SIGNALS}
+def _stop_signals() -> Iterator[list[int]]:
+    """Collect the stop signals that arrive while the block runs."""
+    arrived: list[int] = []
+    before = {number: signal.signal(number, lambda number, frame: arrived.append(number)) for number in _SIGNALS}
     try:
-        yield stop
+        yield arrived
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def train_all(
-    runs: Sequence[PlannedRun],
-    folder: RunFolder,
-    start: Start,
-    *,
-    jobs: int,
-    evaluations: Sequence[PlannedEvaluation] = (),
-    plugins: Sequence[str] = (),
-    log: Callable[[str], None],
-    after_each: Callable[[Outcome], None],
-) -> bool:
-    """Train and evaluate ``runs`` until each has finished or failed once; return False if a signal stopped it.
-
-    Runs that another process trains are waited for. On a signal all trainings save and exit, on a second signal they
-    are killed. The next start resumes from the saved checkpoints.
-    """
-    return _Queue(folder, start, jobs, evaluations, plugins, log, after_each, waiting=list(runs)).work()
 
 
 @dataclass(frozen=True)
@@ -156,8 +118,14 @@ class _Active:
     started: float
 
 
-@dataclass
-class _Queue:
+@dataclass(kw_only=True)
+class Queue:
+    """Trains and evaluates the ``waiting`` runs until each has finished or failed once.
+
+    Runs that another process trains are waited for. On a signal all trainings save and exit, on a second signal they
+    are killed. The next start resumes from the saved checkpoints.
+    """
+
     folder: RunFolder
     start: Start
     jobs: int
@@ -171,20 +139,20 @@ class _Queue:
     has_logged_waiting: bool = False
 
     def work(self) -> bool:
-        """Train until the queue is empty (True) or a signal asks to stop (False); a second signal kills."""
-        with _stop_on_signal() as stop:
-            while (self.waiting or self.active) and not stop.count:
+        """Train until the queue is empty (True) or a signal stops it (False)."""
+        with _stop_signals() as arrived:
+            while (self.waiting or self.active) and not arrived:
                 self._fill()
                 time.sleep(_POLL_SECONDS)
                 self._collect()
-            if not stop.count:
+            if not arrived:
                 return True
             self.is_stopping = True
             self.log(f"stopping: {len(self.active)} trainings save and exit (repeat to kill them)")
             for active in self.active:
-                active.training.stop()
+                active.training.terminate()
             while self.active:
-                if stop.count > 1:
+                if len(arrived) > 1:
                     for active in self.active:
                         active.training.kill()
                 time.sleep(_POLL_SECONDS)

@@ -13,7 +13,7 @@ from ssl_zoo.study.file import Study, read_study
 from ssl_zoo.study.plan import PlannedRun, plan_runs
 from ssl_zoo.study.record import RunFolder
 from ssl_zoo.study.report import duration, quantity, report
-from ssl_zoo.study.training import Outcome, Start, train_all
+from ssl_zoo.study.training import Outcome, Queue, Start
 
 
 @dataclass
@@ -104,16 +104,16 @@ class StudyWork:
             if left:  # the caller writes the last report
                 report(self.comparison(), self.folder).write(self.folder)
 
-        return train_all(
-            missing,
-            self.runs_folder,
-            start,
+        return Queue(
+            folder=self.runs_folder,
+            start=start,
             jobs=jobs,
             evaluations=self.evaluations,
             plugins=plugins,
             log=log,
             after_each=after_each,
-        )
+            waiting=missing,
+        ).work()
 
 
 def run_table(work: StudyWork) -> Table:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_methods import step_of, tiny_batch, tiny_method
+from tiny_methods import tiny_batch, tiny_method
 
 from ssl_zoo.engine.device import autocast
 from ssl_zoo.engine.settings import Precision
@@ -10,6 +10,7 @@ from ssl_zoo.method import METHODS
 from ssl_zoo.nn.blocks import transformer_blocks
 from ssl_zoo.planning.allocation_tracker import ACTIVATIONS, WEIGHT_COPIES, AllocationTracker
 from ssl_zoo.planning.fake_gpu import WithoutDriver, fake_gpu
+from ssl_zoo.planning.plan import plan_step
 
 
 @pytest.mark.parametrize("precision", [Precision.fp32, Precision.bf16])
@@ -24,7 +25,7 @@ def test_every_trained_parameter_gets_a_gradient(name: str, precision: Precision
         trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
         with WithoutDriver(trained) as autograd:
             with autocast(precision, device):
-                loss = method(batch, step_of(method)).loss
+                loss = method(batch, plan_step(method, device)).loss
             autograd.backward(loss)
         assert all(p.grad.device == device and p.grad.shape == p.shape for p in trained)
         assert all(p.grad is None for p in method.parameters() if not p.requires_grad)

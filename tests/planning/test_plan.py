@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_methods import tiny_method
+from tiny_methods import tiny_method, tiny_views
 from torch import nn
 
 from ssl_zoo.engine.build import build_generators, build_views
@@ -24,7 +24,7 @@ def test_counted_flops_equal_the_closed_form() -> None:
     backbone = ViTConfig(image_size=32, patch_size=patch, embed_dim=dim, depth=depth, num_heads=3)
     config = METHODS.config_of("ijepa")(predictor_dim=narrow, predictor_depth=1)
     method = build_method(config, backbone, TeacherConfig(), seed=0, device="meta")
-    views = build_views(config, backbone)
+    views = build_views(tiny_views("ijepa"), backbone)
     masks = MASKS.config_of("multiblock")(
         target_scale=[0.25, 0.25], target_aspect=[1.0, 1.0], min_patches=4, context_fraction=0.25
     )
@@ -45,7 +45,7 @@ def test_flops_of_contexts_of_the_smallest_size_fall_with_the_batch() -> None:
     backbone = ViTConfig(image_size=32, patch_size=4, embed_dim=48, depth=1, num_heads=3)
     config = METHODS.config_of("ijepa")(predictor_dim=24, predictor_depth=1)
     method = build_method(config, backbone, TeacherConfig(), seed=0, device="meta")
-    views = build_views(config, backbone)
+    views = build_views(tiny_views("ijepa"), backbone)
     masks = MASKS.config_of("multiblock")(min_patches=3, context_length=ContextLength.batch_min)
     generators = build_generators(views, masks, backbone)
     few, many = (count_flops(method, views, generators, batch_size=count)["step"] for count in (2, 256))

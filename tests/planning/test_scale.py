@@ -12,10 +12,10 @@ from ssl_zoo.config import compose
 from ssl_zoo.config.schema import Config
 from ssl_zoo.engine.build import build_generators, build_views
 from ssl_zoo.engine.optim import OPTIMIZERS
-from ssl_zoo.method import Progress, build_method
+from ssl_zoo.method import build_method
 from ssl_zoo.planning.allocation_tracker import ACTIVATIONS, GRADIENTS, AllocationTracker
 from ssl_zoo.planning.memory_simulation import SimulatedMemory, simulate_memory
-from ssl_zoo.planning.plan import Plan, count_parameters, plan_batch
+from ssl_zoo.planning.plan import Plan, count_parameters, plan_batch, plan_step
 from ssl_zoo.planning.scale import Machine, ScalePlan
 from ssl_zoo.plugins import discover
 
@@ -64,8 +64,8 @@ def test_activations_in_float32_are_those_of_a_real_step() -> None:
     views = build_views(config.views, config.backbone)
     masks = plan_batch(views, build_generators(views, config.masks, config.backbone), 64, num_images=64)
     batch = masks.map(lambda tensor: torch.zeros(tensor.shape, dtype=tensor.dtype))
-    with AllocationTracker([*method.parameters(), *batch.views]) as tracker:
-        method(batch, Progress(0, 1, 0)).loss.backward()
+    with AllocationTracker([*method.parameters(), *batch.views.values()]) as tracker:
+        method(batch, plan_step(method, "cpu")).loss.backward()
     found = simulate_memory(config, images_per_rank=64)
     assert sum(found.backward.values()) == pytest.approx(sum(tracker.peak.values()), rel=0.05)
 

@@ -1,10 +1,11 @@
 """A benchmark case: a recipe in its own processes, which train the requested steps and then wait."""
 
+import itertools
 import multiprocessing
 import os
 import pickle
-import socket
-import time
+import statistics
+import timeit
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
+from torch.distributed.elastic.utils.distributed import get_free_port
 
 from ssl_zoo.data.batch import Batch
 from ssl_zoo.data.loader import TrainingData
@@ -30,6 +32,7 @@ from ssl_zoo.testing.benchmark.peak import matrix_peak
 from ssl_zoo.testing.benchmark.plain import PlainIJEPA
 
 _FIXED_COST_STEPS = {"cpu": 6, "cuda": 60}  # on a GPU the first of each shape are slower
+_DTYPES = {Precision.bf16: torch.bfloat16, Precision.fp32: torch.float32}
 _ENDLESS = 10**9  # steps
 
 
@@ -68,7 +71,7 @@ class CaseRunner:
     def __init__(self, case: Case) -> None:
         self.case = case
         context = multiprocessing.get_context("spawn")
-        self._pipes, self._processes, port = [], [], _free_port()
+        self._pipes, self._processes, port = [], [], str(get_free_port())
         for rank in range(case.world_size):
             here, there = context.Pipe()
             # Its classes may come from plug-ins, which the process has to load first.
@@ -118,12 +121,6 @@ class CaseRunner:
         return replies[0]
 
 
-def _free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
-
-
 def _serve(pipe: Connection, plugins: Sequence[str], pickled: bytes, rank: int, port: str) -> None:
     discover(plugins)
     case: Case = pickle.loads(pickled)
@@ -138,18 +135,25 @@ def _serve(pipe: Connection, plugins: Sequence[str], pickled: bytes, rank: int, 
         pipe.send(error)
 
 
-class _OnDemand(Hook):
-    """Holds the training loop until the next request asks for steps."""
+def _requested_steps(pipe: Connection, device: torch.device, precision: Precision) -> Iterator[int]:
+    """Answer requests until the last one; yield the numbers of steps of those that ask for steps."""
+    while True:
+        request, count = pipe.recv()
+        if request == "stop":
+            return
+        if request == "steps":
+            yield count
+        else:
+            pipe.send(matrix_peak(device, _DTYPES[precision]) if request == "peak" else peak_memory(device))
 
-    name = "on_demand"
 
-    def __init__(self, pipe: Connection, facts: Facts, clock: Clock) -> None:
-        self.pipe, self.facts, self.clock, self.left = pipe, facts, clock, 0
+class _WholeSteps(Hook):
+    """Times every step."""
 
-    def before_train(self, trainer: Trainer) -> None:
-        self.pipe.send(self.facts)
-        self.dtype = torch.bfloat16 if trainer.precision is Precision.bf16 else torch.float32
-        trainer.stop = not self._wait(trainer.device)
+    name = "whole_steps"
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
 
     def before_step(self, trainer: Trainer) -> None:
         self.clock.new_step()
@@ -157,25 +161,36 @@ class _OnDemand(Hook):
 
     def after_step(self, trainer: Trainer, result: StepResult) -> None:
         self.clock.stop("step")
+
+
+class _OnDemand(_WholeSteps):
+    """Holds the training loop until the next request asks for steps."""
+
+    name = "on_demand"
+
+    def __init__(self, pipe: Connection, facts: Facts, clock: Clock) -> None:
+        super().__init__(clock)
+        self.pipe, self.facts = pipe, facts
+
+    def before_train(self, trainer: Trainer) -> None:
+        self.pipe.send(self.facts)
+        self.requests = _requested_steps(self.pipe, trainer.device, trainer.precision)
+        self._wait(trainer)
+
+    def after_step(self, trainer: Trainer, result: StepResult) -> None:
+        super().after_step(trainer, result)
         self.data_seconds.append(result.data_seconds)
         self.left -= 1
         if self.left == 0:
             phases = self.clock.collect()
             waits = zip(phases, self.data_seconds, strict=True)
             self.pipe.send([{**step, "data wait": wait} for step, wait in waits])
-            trainer.stop = not self._wait(trainer.device)
+            self._wait(trainer)
 
-    def _wait(self, device: torch.device) -> bool:
-        """Answer requests until one is for steps (true) or for the end (false)."""
+    def _wait(self, trainer: Trainer) -> None:
         self.data_seconds: list[float] = []
-        while True:
-            request, self.left = self.pipe.recv()
-            if request == "peak":
-                self.pipe.send(matrix_peak(device, self.dtype))
-            elif request == "memory":
-                self.pipe.send(peak_memory(device))
-            else:
-                return request == "steps"
+        self.left = next(self.requests, 0)
+        trainer.stop = not self.left
 
 
 class _SameNoise(TrainingData):
@@ -235,19 +250,17 @@ def _facts(config: RunConfig, ranks: Processes) -> Facts:
     generators = build_generators(views, config.masks, config.backbone)
     meta = build_run_method(config, device="meta")
     batch_size = config.trainer.batch_size
-    times = []
-    for trial in range(5):
-        start = time.perf_counter()
-        for generator in generators.values():
-            generator(batch_size, generator_for("benchmark", trial))
-        times.append(time.perf_counter() - start)
+    trials = itertools.count()
+    seconds = timeit.repeat(
+        lambda: [g(batch_size, generator_for("benchmark", next(trials))) for g in generators.values()], number=1
+    )
     precision = resolve_precision(config.trainer.precision, ranks.device)
     return Facts(
         batch_size,
         precision.value,
         environment(ranks, precision),
         count_flops(meta, views, generators),
-        sorted(times)[len(times) // 2],
+        statistics.median(seconds),
         _fixed_cost(config, ranks),
     )
 
@@ -262,40 +275,15 @@ def _fixed_cost(config: RunConfig, ranks: Processes) -> float:
     return min(step["step"] for step in clock.collect())
 
 
-class _WholeSteps(Hook):
-    name = "whole_steps"
-
-    def __init__(self, clock: Clock) -> None:
-        self.clock = clock
-
-    def before_step(self, trainer: Trainer) -> None:
-        self.clock.new_step()
-        self.clock.start("step")
-
-    def after_step(self, trainer: Trainer, result: StepResult) -> None:
-        self.clock.stop("step")
-
-
 def _train_plain(pipe: Connection, case: Case, ranks: Processes) -> None:
     precision = resolve_precision(case.config.trainer.precision, ranks.device)
-    dtype = torch.bfloat16 if precision is Precision.bf16 else torch.float32
-    plain = PlainIJEPA(case.config, ranks.device, dtype)
+    plain = PlainIJEPA(case.config, ranks.device, _DTYPES[precision])
     batch_size = case.config.trainer.batch_size
     pipe.send(Facts(batch_size, precision.value, environment(ranks, precision), {}, None, None))
     clock = Clock(ranks.device)
-    for request, count in _requests(pipe):
-        if request == "memory":
-            pipe.send(peak_memory(ranks.device))
-        elif request == "peak":
-            pipe.send(matrix_peak(ranks.device, dtype))
-        else:
-            for _ in range(count):
-                clock.new_step()
-                with clock("step"):
-                    plain.step()
-            pipe.send(list(clock.collect()))
-
-
-def _requests(pipe: Connection) -> Iterator[tuple[str, int]]:
-    while (request := pipe.recv())[0] != "stop":
-        yield request
+    for count in _requested_steps(pipe, ranks.device, precision):
+        for _ in range(count):
+            clock.new_step()
+            with clock("step"):
+                plain.step()
+        pipe.send(list(clock.collect()))

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -114,7 +115,9 @@ def compare_loading(config: RunConfig, *, num_images: int, rounds: int) -> Loadi
         transform = _torchvision_view(spec)
         times: list[tuple[float, ...]] = []
         for _ in range(rounds):
-            times.append((*_time_torchvision(files, transform), *_time_own(data, count)))
+            theirs = _timed(count, lambda i: files[i][0], lambda images: torch.stack([*map(transform, images)]))
+            ours = _timed(count, source.image, partial(_augment, data, generator_for("loading")))
+            times.append((*theirs, *ours))
         medians = [1e3 * median(column) / count for column in zip(*times, strict=True)]
         difference = _pixel_difference(files, source, spec, count)
     return LoadingResult(
@@ -158,29 +161,23 @@ def _torchvision_view(spec: ViewSpec) -> Compose:
     return Compose([crop, RandomHorizontalFlip(view.horizontal_flip), ToTensor(), Normalize(view.mean, view.std)])
 
 
-def _time_torchvision(files: ImageFolder, transform: Compose) -> tuple[float, float]:
+def _timed(count: int, decode: Callable[[int], Any], augment: Callable[[Sequence[Any]], object]) -> tuple[float, float]:
+    """Return the CPU seconds of decoding images and of augmenting them in batches."""
     decoding = augmenting = 0.0
-    for start in range(0, len(files), _BATCH):
-        began = time.process_time()
-        images = [files[index][0] for index in range(start, start + _BATCH)]
-        decoded = time.process_time()
-        torch.stack([transform(image) for image in images])
-        decoding, augmenting = decoding + decoded - began, augmenting + time.process_time() - decoded
-    return decoding, augmenting
-
-
-def _time_own(data: TrainingData, count: int) -> tuple[float, float]:
-    """Time the calls of ``TrainingData.batch`` and ``to_device`` on the same images."""
-    decoding = augmenting = 0.0
-    [spec] = data.views
     for start in range(0, count, _BATCH):
         began = time.process_time()
-        images = [data.source.image(index) for index in range(start, start + _BATCH)]
+        images = [decode(index) for index in range(start, start + _BATCH)]
         decoded = time.process_time()
-        view = render_each(images, sample_params(spec.config, _BATCH, generator_for("loading", start)), spec)
-        data.to_device(Batch({spec.name: view}), "cpu")
+        augment(images)
         decoding, augmenting = decoding + decoded - began, augmenting + time.process_time() - decoded
     return decoding, augmenting
+
+
+def _augment(data: TrainingData, generator: torch.Generator, images: Sequence[torch.Tensor]) -> None:
+    """Do the calls of ``TrainingData.batch`` and ``to_device`` on decoded images."""
+    [spec] = data.views
+    view = render_each(images, sample_params(spec.config, _BATCH, generator), spec)
+    data.to_device(Batch({spec.name: view}), "cpu")
 
 
 def _pixel_difference(files: ImageFolder, source: Source, spec: ViewSpec, count: int) -> PixelDifference:

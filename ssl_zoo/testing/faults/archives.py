@@ -8,10 +8,14 @@ from pathlib import Path
 from PIL import Image
 
 
-def jpeg(shade: int, size: tuple[int, int] = (16, 16)) -> bytes:
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
     buffer = io.BytesIO()
-    Image.new("RGB", size, (shade % 256, 10, 200)).save(buffer, "JPEG")
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
+
+
+def jpeg(shade: int, size: tuple[int, int] = (16, 16)) -> bytes:
+    return encoded(Image.new("RGB", size, (shade % 256, 10, 200)), "JPEG")
 
 
 def member(name: str | bytes, **settings: object) -> tarfile.TarInfo:

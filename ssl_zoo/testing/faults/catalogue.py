@@ -4,12 +4,10 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from ssl_zoo.testing.faults import kills, ranks, shards, storage, workers
-from ssl_zoo.testing.faults.scenario import Report
+from ssl_zoo.testing.faults import kills, ranks, shards, storage, workers  # noqa: F401 - they register scenarios
+from ssl_zoo.testing.faults.scenario import SCENARIOS, Report
 
-SCENARIOS = {
-    scenario.name: scenario for part in (kills, ranks, storage, workers, shards) for scenario in part.SCENARIOS
-}
+__all__ = ["SCENARIOS", "line", "table"]
 
 
 def line(report: Report) -> str:

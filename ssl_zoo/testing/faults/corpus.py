@@ -4,15 +4,15 @@ No payload may be executed, memory and time must stay bounded, and a run must co
 executed payload leaves a file ``CANARY`` in the working directory.
 """
 
-import io
 import struct
 import tarfile
 import zlib
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
 
-from ssl_zoo.testing.faults.archives import jpeg, member, write_tar
+from ssl_zoo.testing.faults.archives import encoded, jpeg, member, write_tar
 
 
 def _headers(count: int, size: int = 0, kind: bytes = b"x", payload: bytes = b"") -> bytes:
@@ -28,63 +28,55 @@ def _pax(key: str, value: object) -> bytes:
     return f"{length}{record}".encode()
 
 
-def _raw(path: Path, data: bytes) -> None:
-    path.write_bytes(data + b"\0" * 1024)
+def _write(content: bytes | list, path: Path) -> None:
+    """Write a file of these bytes, or an archive of these members."""
+    path.write_bytes(content) if isinstance(content, bytes) else write_tar(path, content)
 
 
 _PICKLE = b"cos\nsystem\n(S'touch CANARY'\ntR."
-# Name -> (function that writes the archive, pattern of the expected error).
-ARCHIVES = {
-    "a pickle .pyd": (lambda path: write_tar(path, [("0.jpg", jpeg(0)), ("0.pyd", _PICKLE)]), r"0\.pyd is of a type"),
-    "a pickle .pkl": (lambda path: write_tar(path, [("0.jpg", jpeg(0)), ("0.pkl", _PICKLE)]), r"0\.pkl is of a type"),
-    "a pickle .pickle": (lambda path: write_tar(path, [("0.pickle", _PICKLE)]), r"0\.pickle is of a type"),
-    "a torch file": (lambda path: write_tar(path, [("0.pth", _PICKLE)]), r"0\.pth is of a type"),
-    "an array": (lambda path: write_tar(path, [("0.npy", b"\x93NUMPY")]), r"0\.npy is of a type"),
-    "a compressed member": (lambda path: write_tar(path, [("0.txt.gz", b"\x1f\x8b")]), r"0\.txt\.gz is of a type"),
-    "a script": (lambda path: write_tar(path, [("setup.py", b"")]), r"setup\.py is of a type"),
-    "no ending": (lambda path: write_tar(path, [("README", b"")]), "README is of a type"),
-    "a way out": (lambda path: write_tar(path, [("../../out.jpg", jpeg(0))]), r"'../../out\.jpg' is no name"),
-    "an inner way out": (lambda path: write_tar(path, [("a/../../out.jpg", jpeg(0))]), "is no name"),
-    "an absolute name": (lambda path: write_tar(path, [("/etc/x.jpg", jpeg(0))]), r"'/etc/x\.jpg' is no name"),
-    "an endless name": (lambda path: write_tar(path, [("a/" * 2000 + "b.jpg", jpeg(0))]), "is no name"),
+_END = b"\0" * 1024
+# Name -> (members or bytes of the archive, pattern of the expected error).
+_CONTENTS = {
+    "a pickle .pyd": ([("0.jpg", jpeg(0)), ("0.pyd", _PICKLE)], r"0\.pyd is of a type"),
+    "a pickle .pkl": ([("0.jpg", jpeg(0)), ("0.pkl", _PICKLE)], r"0\.pkl is of a type"),
+    "a pickle .pickle": ([("0.pickle", _PICKLE)], r"0\.pickle is of a type"),
+    "a torch file": ([("0.pth", _PICKLE)], r"0\.pth is of a type"),
+    "an array": ([("0.npy", b"\x93NUMPY")], r"0\.npy is of a type"),
+    "a compressed member": ([("0.txt.gz", b"\x1f\x8b")], r"0\.txt\.gz is of a type"),
+    "a script": ([("setup.py", b"")], r"setup\.py is of a type"),
+    "no ending": ([("README", b"")], "README is of a type"),
+    "a way out": ([("../../out.jpg", jpeg(0))], r"'../../out\.jpg' is no name"),
+    "an inner way out": ([("a/../../out.jpg", jpeg(0))], "is no name"),
+    "an absolute name": ([("/etc/x.jpg", jpeg(0))], r"'/etc/x\.jpg' is no name"),
+    "an endless name": ([("a/" * 2000 + "b.jpg", jpeg(0))], "is no name"),
     "a symbolic link": (
-        lambda path: write_tar(path, [(member("0.jpg", type=tarfile.SYMTYPE, linkname="/etc/passwd"), b"")]),
+        [(member("0.jpg", type=tarfile.SYMTYPE, linkname="/etc/passwd"), b"")],
         r"0\.jpg is a symbolic link",
     ),
-    "a hard link": (
-        lambda path: write_tar(path, [(member("0.jpg", type=tarfile.LNKTYPE, linkname="/etc/passwd"), b"")]),
-        r"0\.jpg is a hard link",
-    ),
-    "a device": (lambda path: write_tar(path, [(member("0.jpg", type=tarfile.CHRTYPE), b"")]), r"0\.jpg is a device"),
-    "a pipe": (lambda path: write_tar(path, [(member("0.jpg", type=tarfile.FIFOTYPE), b"")]), r"0\.jpg is a pipe"),
-    "a GNU sparse file": (
-        lambda path: write_tar(path, [(member("0.jpg", type=tarfile.GNUTYPE_SPARSE), b"")]),
-        r"0\.jpg is a sparse file",
-    ),
-    "a pax sparse file": (
-        lambda path: _raw(path, _headers(1, payload=_pax("GNU.sparse.realsize", 1 << 40))),
-        "sparse file",
-    ),
-    "endless pax headers": (lambda path: _raw(path, _headers(20_000, payload=_pax("comment", "x"))), "longer than any"),
-    "a huge pax header": (lambda path: _raw(path, _headers(1, payload=_pax("comment", "x" * 2**23))), "longer than"),
-    "a pax header that lies": (lambda path: _raw(path, _headers(1, payload=b"99 path=x\n")), "broken pax header"),
-    "a pax length without end": (lambda path: _raw(path, _headers(1, payload=b"9" * 5000 + b" path=x\n")), "broken"),
-    "a negative pax size": (lambda path: _raw(path, _headers(1, payload=_pax("size", -1))), "broken pax header"),
+    "a hard link": ([(member("0.jpg", type=tarfile.LNKTYPE, linkname="/etc/passwd"), b"")], r"0\.jpg is a hard link"),
+    "a device": ([(member("0.jpg", type=tarfile.CHRTYPE), b"")], r"0\.jpg is a device"),
+    "a pipe": ([(member("0.jpg", type=tarfile.FIFOTYPE), b"")], r"0\.jpg is a pipe"),
+    "a GNU sparse file": ([(member("0.jpg", type=tarfile.GNUTYPE_SPARSE), b"")], r"0\.jpg is a sparse file"),
+    "a pax sparse file": (_headers(1, payload=_pax("GNU.sparse.realsize", 1 << 40)) + _END, "sparse file"),
+    "endless pax headers": (_headers(20_000, payload=_pax("comment", "x")) + _END, "longer than any"),
+    "a huge pax header": (_headers(1, payload=_pax("comment", "x" * 2**23)) + _END, "longer than"),
+    "a pax header that lies": (_headers(1, payload=b"99 path=x\n") + _END, "broken pax header"),
+    "a pax length without end": (_headers(1, payload=b"9" * 5000 + b" path=x\n") + _END, "broken"),
+    "a negative pax size": (_headers(1, payload=_pax("size", -1)) + _END, "broken pax header"),
     "a huge size": (
-        lambda path: path.write_bytes(member("0.jpg", size=1 << 60).tobuf(tarfile.GNU_FORMAT) + b"\0" * 1024),
+        member("0.jpg", size=1 << 60).tobuf(tarfile.GNU_FORMAT) + _END,
         r"ends in the middle of member 0\.jpg",
     ),
     "a folder with content": (
-        lambda path: _raw(path, member("a/", type=tarfile.DIRTYPE, size=512).tobuf() + b"\0" * 512),
+        member("a/", type=tarfile.DIRTYPE, size=512).tobuf() + b"\0" * 512 + _END,
         "folder a/? claims to have 512 bytes",
     ),
-    "a gzip": (lambda path: path.write_bytes(b"\x1f\x8b" + b"x" * 2000), "no tar archive"),
-    "an empty file": (lambda path: path.write_bytes(b""), "is truncated"),
-    "a wrong checksum": (
-        lambda path: write_tar(path, [("0.jpg", jpeg(0))]).write_bytes(b"1" + path.read_bytes()[1:]),
-        "wrong checksum",
-    ),
-}  # fmt: skip
+    "a gzip": (b"\x1f\x8b" + b"x" * 2000, "no tar archive"),
+    "an empty file": (b"", "is truncated"),
+    "a wrong checksum": (b"1" + member("0.jpg").tobuf()[1:] + _END, "wrong checksum"),
+}
+# Name -> (function that writes the archive, pattern of the expected error).
+ARCHIVES = {name: (partial(_write, content), complaint) for name, (content, complaint) in _CONTENTS.items()}
 
 
 def _png(width: int, height: int, data: bytes = b"") -> bytes:
@@ -97,18 +89,8 @@ def _png(width: int, height: int, data: bytes = b"") -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data or zlib.compress(b"\0" * (1 << 22)))
 
 
-def _encoded(image: Image.Image, kind: str, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def _rotated() -> bytes:
-    exif = Image.Exif()
-    exif[0x0112] = 6  # rotate clockwise for display
-    return _encoded(Image.new("RGB", (16, 24)), "JPEG", exif=exif)
-
-
+_ROTATED = Image.Exif()
+_ROTATED[0x0112] = 6  # rotate clockwise for display
 # Name -> (content, text expected in the report of its replacement). "large.jpg" is above 150,000 bytes.
 BAD_IMAGES = {
     "bomb.png": (_png(50_000, 50_000), "more pixels than data.max_image_pixels"),
@@ -123,8 +105,8 @@ BAD_IMAGES = {
 }
 # Decoded, all have 24x16 pixels.
 ODD_IMAGES = {
-    "cmyk.jpg": _encoded(Image.new("CMYK", (24, 16)), "JPEG"),
-    "sixteen.png": _encoded(Image.new("I;16", (24, 16), 40_000), "PNG"),
-    "rotated.jpg": _rotated(),
-    "profile.jpg": _encoded(Image.new("RGB", (24, 16)), "JPEG", icc_profile=b"\0" * 90_000),
+    "cmyk.jpg": encoded(Image.new("CMYK", (24, 16)), "JPEG"),
+    "sixteen.png": encoded(Image.new("I;16", (24, 16), 40_000), "PNG"),
+    "rotated.jpg": encoded(Image.new("RGB", (16, 24)), "JPEG", exif=_ROTATED),
+    "profile.jpg": encoded(Image.new("RGB", (24, 16)), "JPEG", icc_profile=b"\0" * 90_000),
 }

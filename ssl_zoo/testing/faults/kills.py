@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ssl_zoo.testing.faults.leftovers import checkpoints, step_of, unfinished
 from ssl_zoo.testing.faults.processes import expect
-from ssl_zoo.testing.faults.scenario import Bench, Report, Scenario, expect_valid_checkpoints
+from ssl_zoo.testing.faults.scenario import Bench, Report, expect_valid_checkpoints, scenario
 from ssl_zoo.testing.faults.training import NUM_STEPS, Training
 
 _NUM_IN_SAVES, _NUM_ANYWHERE, _NUM_JOBS = 20, 14, 3
@@ -60,7 +60,10 @@ def _has_begun_save(run: Path, step: int) -> bool:
     return any(step_of(path) >= step for path in [*unfinished(run), *checkpoints(run)])
 
 
-def in_saves(bench: Bench, report: Report) -> None:
+@scenario(
+    "SIGKILL while a checkpoint is being written", "the newest published checkpoint is valid, the same command resumes"
+)
+def kill_in_save(bench: Bench, report: Report) -> None:
     victim = _Victim(bench, "killed-in-saves", random.Random("saves"))
     for attempt in range(6 * _NUM_IN_SAVES):
         if report.injected == _NUM_IN_SAVES:
@@ -75,7 +78,11 @@ def in_saves(bench: Bench, report: Report) -> None:
     victim.check_end()
 
 
-def anywhere(bench: Bench, report: Report) -> None:
+@scenario(
+    "SIGKILL at a random moment of start-up, step or save",
+    "the newest published checkpoint is valid, the same command resumes",
+)
+def kill_anywhere(bench: Bench, report: Report) -> None:
     victim = _Victim(bench, "killed-anywhere", random.Random("anywhere"))
     for number in range(_NUM_ANYWHERE):
         with report.fault(f"kill {number + 1}"):
@@ -88,7 +95,8 @@ def anywhere(bench: Bench, report: Report) -> None:
     victim.check_end()
 
 
-def whole_job(bench: Bench, report: Report) -> None:
+@scenario("SIGKILL of torchrun and both ranks", "the newest published checkpoint is valid, the same command resumes")
+def kill_job(bench: Bench, report: Report) -> None:
     victim = _Victim(bench, "killed-jobs", random.Random("jobs"), ranks=2)
     for number in range(_NUM_JOBS):
         with report.fault(f"kill {number + 1}"):
@@ -96,28 +104,3 @@ def whole_job(bench: Bench, report: Report) -> None:
             (victim.wait_in_save if number % 2 else victim.wait_in_steps)(training)
             victim.kill(training)
     victim.check_end()
-
-
-SCENARIOS = (
-    Scenario(
-        "kill_in_save",
-        "SIGKILL while a checkpoint is being written",
-        "the newest published checkpoint is valid, the same command resumes",
-        0.0,
-        in_saves,
-    ),
-    Scenario(
-        "kill_anywhere",
-        "SIGKILL at a random moment of start-up, step or save",
-        "the newest published checkpoint is valid, the same command resumes",
-        0.0,
-        anywhere,
-    ),
-    Scenario(
-        "kill_job",
-        "SIGKILL of torchrun and both ranks",
-        "the newest published checkpoint is valid, the same command resumes",
-        0.0,
-        whole_job,
-    ),
-)

@@ -2,10 +2,12 @@
 
 import os
 import signal
+from pathlib import Path
 
 from ssl_zoo.testing.faults.leftovers import checkpoints, metrics, step_of
 from ssl_zoo.testing.faults.processes import expect
-from ssl_zoo.testing.faults.scenario import Bench, Report, Scenario, expect_valid_checkpoints
+from ssl_zoo.testing.faults.scenario import Bench, Report, scenario
+from ssl_zoo.testing.faults.training import Training
 
 _AT_STEP = 7
 _TIMEOUT_MINUTES = 0.1
@@ -13,12 +15,15 @@ _GRACE_S = 30.0  # torchrun waits this long for ranks that do not end on SIGTERM
 _SLACK_S = 30.0  # for processes that share one core
 
 
-def terminated(bench: Bench, report: Report) -> None:
+@scenario(
+    "SIGTERM to one of two ranks",
+    "both save after the same step and end with status 0; the same command resumes",
+    bound_s=_SLACK_S,
+)
+def sigterm_rank(bench: Bench, report: Report) -> None:
     run = bench.folder / "rank-terminated"
     with report.fault("SIGTERM"):
-        training = bench.start(run, "trainer.checkpoint_every=1000", ranks=2)
-        training.wait_for_step(_AT_STEP)
-        os.kill(training.rank(1), signal.SIGTERM)
+        training = _signalled(bench, run, signal.SIGTERM, "trainer.checkpoint_every=1000")
         status = report.end(training)
         expect(status == 0, f"status {status}: {training.last_error()}")
         saved, logged = [step_of(path) for path in checkpoints(run)], metrics(run)[-1]["step"]
@@ -26,41 +31,52 @@ def terminated(bench: Bench, report: Report) -> None:
         bench.finish_equal(run, "trainer.checkpoint_every=1000", ranks=2)
 
 
-def killed(bench: Bench, report: Report) -> None:
+@scenario(
+    "SIGKILL of one of two ranks", "the job ends with an error; the same command resumes", bound_s=_GRACE_S + _SLACK_S
+)
+def kill_rank(bench: Bench, report: Report) -> None:
     run = bench.folder / "rank-killed"
     with report.fault("SIGKILL"):
-        training = bench.start(run, ranks=2)
-        training.wait_for_step(_AT_STEP)
-        os.kill(training.rank(1), signal.SIGKILL)
+        training = _signalled(bench, run, signal.SIGKILL)
         expect(report.end(training) != 0, "the job ended with status 0")
-        expect_valid_checkpoints(run)
         bench.finish_equal(run, ranks=2)
 
 
-def halted(bench: Bench, report: Report) -> None:
+@scenario(
+    f"SIGSTOP of one of two ranks, trainer.timeout_minutes={_TIMEOUT_MINUTES}",
+    "the other rank ends with an error that names the setting; the same command resumes",
+    bound_s=60 * _TIMEOUT_MINUTES + _GRACE_S + _SLACK_S,
+)
+def halt_rank(bench: Bench, report: Report) -> None:
     run = bench.folder / "rank-halted"
     with report.fault("SIGSTOP"):
-        training = bench.start(run, f"trainer.timeout_minutes={_TIMEOUT_MINUTES}", ranks=2)
-        training.wait_for_step(_AT_STEP)
-        os.kill(training.rank(1), signal.SIGSTOP)
+        training = _signalled(bench, run, signal.SIGSTOP, f"trainer.timeout_minutes={_TIMEOUT_MINUTES}")
         expect(report.end(training) != 0, "the job ended with status 0")
         expect("trainer.timeout_minutes" in training.output, f"the timeout is not named: {training.last_error()}")
-        expect_valid_checkpoints(run)
         bench.finish_equal(run, ranks=2)
 
 
-def raising(bench: Bench, report: Report) -> None:
+@scenario(
+    "an exception in one of two ranks",
+    "the job ends with the exception; the same command resumes",
+    bound_s=_GRACE_S + _SLACK_S,
+)
+def raise_in_rank(bench: Bench, report: Report) -> None:
     run = bench.folder / "rank-raising"
     with report.fault("raise"):
         training = bench.start(run, ranks=2, fault=f"raise 1 {_AT_STEP}")
         training.wait_for_step(_AT_STEP - 1)
         expect(report.end(training) != 0, "the job ended with status 0")
         expect("as requested" in training.output, f"the exception is not shown: {training.last_error()}")
-        expect_valid_checkpoints(run)
         bench.finish_equal(run, ranks=2)
 
 
-def not_a_number(bench: Bench, report: Report) -> None:
+@scenario(
+    f"a NaN loss in step {_AT_STEP}, on the only and on one of two ranks",
+    "one error, status 1, the batch is saved; the same command resumes",
+    bound_s=_GRACE_S + _SLACK_S,
+)
+def nan(bench: Bench, report: Report) -> None:
     for ranks in (1, 2):
         run = bench.folder / f"not-a-number-{ranks}"
         with report.fault(f"NaN in the last of {ranks} ranks"):
@@ -71,44 +87,12 @@ def not_a_number(bench: Bench, report: Report) -> None:
             expect(message in training.output, f"another error: {training.last_error()}")
             batches = list(run.glob(f"non_finite_step_{_AT_STEP:08d}_rank_*"))
             expect(len(batches) == ranks, f"{len(batches)} of {ranks} batches are saved")
-            expect_valid_checkpoints(run)
             bench.finish_equal(run, ranks=ranks)
 
 
-SCENARIOS = (
-    Scenario(
-        "sigterm_rank",
-        "SIGTERM to one of two ranks",
-        "both save after the same step and end with status 0; the same command resumes",
-        _SLACK_S,
-        terminated,
-    ),
-    Scenario(
-        "kill_rank",
-        "SIGKILL of one of two ranks",
-        "the job ends with an error; the same command resumes",
-        _GRACE_S + _SLACK_S,
-        killed,
-    ),
-    Scenario(
-        "halt_rank",
-        f"SIGSTOP of one of two ranks, trainer.timeout_minutes={_TIMEOUT_MINUTES}",
-        "the other rank ends with an error that names the setting; the same command resumes",
-        60 * _TIMEOUT_MINUTES + _GRACE_S + _SLACK_S,
-        halted,
-    ),
-    Scenario(
-        "raise_in_rank",
-        "an exception in one of two ranks",
-        "the job ends with the exception; the same command resumes",
-        _GRACE_S + _SLACK_S,
-        raising,
-    ),
-    Scenario(
-        "nan",
-        f"a NaN loss in step {_AT_STEP}, on the only and on one of two ranks",
-        "one error, status 1, the batch is saved; the same command resumes",
-        _GRACE_S + _SLACK_S,
-        not_a_number,
-    ),
-)
+def _signalled(bench: Bench, run: Path, number: signal.Signals, *settings: str) -> Training:
+    """Start a run of two ranks and send a signal to the second one."""
+    training = bench.start(run, *settings, ranks=2)
+    training.wait_for_step(_AT_STEP)
+    os.kill(training.rank(1), number)
+    return training

@@ -1,5 +1,6 @@
 """Scenarios: a fault, its injection, the required outcome, and the report."""
 
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -59,7 +60,8 @@ class Bench:
         expect(status == 0, f"the run could not resume: status {status}, {training.last_error()}")
 
     def finish_equal(self, run: Path, *settings: str, reference: Path | None = None, ranks: int = 1) -> None:
-        """Resume a run to its end, which must equal that of the reference bit for bit."""
+        """Resume a run from valid checkpoints to its end, which must equal that of the reference bit for bit."""
+        expect_valid_checkpoints(run)
         self.finish(run, *settings, ranks=ranks)
         different = difference(run, reference or self.reference(ranks=ranks))
         expect(different is None, f"the resumed run differs from the reference: {different}")
@@ -105,6 +107,15 @@ class Report:
         self.slowest_s = max(self.slowest_s, time.monotonic() - started)
         return status
 
+    def expect_error(self, command: Command, *messages: str) -> None:
+        """Expect a process to end like ``end``, with status 1 and one error that matches every pattern."""
+        status, error = self.end(command), command.last_error()
+        expected = status == 1 and error.startswith("error: ") and all(re.search(m, error) for m in messages)
+        expect(expected, f"status {status}, another error: {error}")
+
+
+Inject = Callable[[Bench, Report], None]
+
 
 @dataclass(frozen=True)
 class Scenario:
@@ -120,7 +131,7 @@ class Scenario:
     injection: str
     ending: str
     bound_s: float
-    inject: Callable[[Bench, Report], None]
+    inject: Inject
 
     def run(self, bench: Bench) -> Report:
         report, started = Report(self), time.monotonic()
@@ -134,6 +145,19 @@ class Scenario:
             bench.close()
         report.seconds = time.monotonic() - started
         return report
+
+
+SCENARIOS: dict[str, Scenario] = {}  # by name
+
+
+def scenario(injection: str, ending: str, *, bound_s: float = 0.0) -> Callable[[Inject], Inject]:
+    """Register a function as the scenario of its name; see ``Scenario``."""
+
+    def register(inject: Inject) -> Inject:
+        SCENARIOS[inject.__name__] = Scenario(inject.__name__, injection, ending, bound_s, inject)
+        return inject
+
+    return register
 
 
 def choose(scenarios: Mapping[str, Scenario], names: Sequence[str]) -> list[Scenario]:

@@ -8,7 +8,7 @@ from ssl_zoo.testing.faults.archives import jpeg, write_tar
 from ssl_zoo.testing.faults.corpus import ARCHIVES, BAD_IMAGES, ODD_IMAGES
 from ssl_zoo.testing.faults.leftovers import difference, metrics
 from ssl_zoo.testing.faults.processes import Command, expect
-from ssl_zoo.testing.faults.scenario import Bench, Report, Scenario
+from ssl_zoo.testing.faults.scenario import Bench, Report, scenario
 from ssl_zoo.testing.faults.training import NUM_STEPS, samples
 
 _INDEX_BYTES = 256 << 20  # that the indexing tool may map in addition to those at its start
@@ -19,7 +19,12 @@ _SIZES = (5, 22, 17)  # of uneven shards, in samples
 _AT_STEP = 9
 
 
-def archives(bench: Bench, report: Report) -> None:
+@scenario(
+    "tar archives with pickles, commands, links, devices, path traversal, bombs, false headers; commands as paths",
+    f"refused by name, nothing is executed, within {_INDEX_BYTES >> 20} MiB of additional memory",
+    bound_s=_SLACK_S,
+)
+def hostile_archives(bench: Bench, report: Report) -> None:
     place = bench.folder / "hostile-archives"
     place.mkdir()
     for number, (name, (build, complaint)) in enumerate(ARCHIVES.items()):
@@ -32,7 +37,13 @@ def archives(bench: Bench, report: Report) -> None:
             _expect_refused(report, place, ["--index", path, str(place / "out")], "there is no handler for")
 
 
-def images(bench: Bench, report: Report) -> None:
+@scenario(
+    "a shard with bombs, truncated and empty images, programs named as images; too many of them",
+    f"replaced, named, counted within {_TRAINING_BYTES >> 20} MiB of additional memory, the run finishes, resumes; "
+    "too many are one error, status 1",
+    bound_s=_SLACK_S,
+)
+def hostile_images(bench: Bench, report: Report) -> None:
     """Bad images are reported and replaced, also by a resumed run; too many of them end the run."""
     place = bench.folder / "hostile-images"
     data = _hostile_shard(place)
@@ -54,12 +65,15 @@ def images(bench: Bench, report: Report) -> None:
     expect(different is None, f"the resumed run differs from the reference: {different}")
     with report.fault("more bad images than loader.max_corrupt_fraction"):
         training = bench.start(place / "strict", "loader.max_corrupt_fraction=0.01", data=data)
-        status, error = report.end(training), training.last_error()
-        expect(status == 1 and "loader.max_corrupt_fraction" in error, f"status {status}: {error}")
+        report.expect_error(training, "loader.max_corrupt_fraction")
     _expect_nothing_ran(place)
 
 
-def uneven(bench: Bench, report: Report) -> None:
+@scenario(
+    f"two ranks on shards of {', '.join(map(str, _SIZES))} samples, SIGKILL of both in the second epoch",
+    "every epoch holds every sample exactly once",
+)
+def uneven_shards(bench: Bench, report: Report) -> None:
     """Shards of different sizes on two ranks: every epoch has every sample once, despite a kill."""
     place, number = bench.folder / "uneven-shards", 0
     for shard, size in enumerate(_SIZES):
@@ -82,9 +96,7 @@ def uneven(bench: Bench, report: Report) -> None:
 
 def _expect_refused(report: Report, place: Path, arguments: Sequence[str], complaint: str) -> None:
     tool = Command("ssl_zoo.tools.make_shards", arguments, place / "log", more_bytes=_INDEX_BYTES)
-    status, error = report.end(tool), tool.last_error()
-    expect(status == 1 and error.startswith("error: "), f"status {status}: {error}")
-    expect(re.search(complaint, error) is not None, f"another error: {error}")
+    report.expect_error(tool, complaint)
     _expect_nothing_ran(place)
 
 
@@ -114,29 +126,3 @@ def _webdataset(place: Path) -> tuple[str, ...]:
 
 def _finish(bench: Bench, run: Path, data: Sequence[str], *settings: str) -> None:
     bench.finish(run, *settings, data=data, more_bytes=_TRAINING_BYTES)
-
-
-SCENARIOS = (
-    Scenario(
-        "hostile_archives",
-        "tar archives with pickles, commands, links, devices, path traversal, bombs, false headers; commands as paths",
-        f"refused by name, nothing is executed, within {_INDEX_BYTES >> 20} MiB of additional memory",
-        _SLACK_S,
-        archives,
-    ),
-    Scenario(
-        "hostile_images",
-        "a shard with bombs, truncated and empty images, programs named as images; too many of them",
-        f"replaced, named, counted within {_TRAINING_BYTES >> 20} MiB of additional memory, the run finishes, resumes; "
-        "too many are one error, status 1",
-        _SLACK_S,
-        images,
-    ),
-    Scenario(
-        "uneven_shards",
-        f"two ranks on shards of {', '.join(map(str, _SIZES))} samples, SIGKILL of both in the second epoch",
-        "every epoch holds every sample exactly once",
-        0.0,
-        uneven,
-    ),
-)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ssl_zoo.testing.faults.leftovers import checkpoints, damage, files
 from ssl_zoo.testing.faults.processes import expect
-from ssl_zoo.testing.faults.scenario import Bench, NotPossible, Report, Scenario, expect_valid_checkpoints
+from ssl_zoo.testing.faults.scenario import Bench, NotPossible, Report, expect_valid_checkpoints, scenario
 from ssl_zoo.testing.faults.training import Training
 
 _SLACK_S = 30.0
@@ -19,23 +19,29 @@ _FEW_BYTES, _MANY_BYTES = 2 << 20, 64 << 20  # sizes of a file system for a few 
 _AT_STEP = 4
 
 
+@scenario(
+    f"a file system of {_FEW_BYTES >> 20} MiB (tmpfs), enlarged later",
+    "one error, status 1, at every start; with room the same command resumes",
+    bound_s=_SLACK_S,
+)
 def disk_full(bench: Bench, report: Report) -> None:
     """A full disk is one error and damages no checkpoint; with room the run resumes."""
     place = bench.folder / "small-disk"
     with _mounted(place, "-t", "tmpfs", "-o", f"size={_FEW_BYTES}", "tmpfs"):
         run = place / "run"
-        with report.fault("no space left"):
-            training = bench.start(run)
-            _expect_one_error(report, training, "No space left on device")
-            expect_valid_checkpoints(run)
-        with report.fault("no space left when it starts again"):
-            training = bench.start(run)
-            _expect_one_error(report, training, "No space left on device")
-            expect_valid_checkpoints(run)
+        for what in ("no space left", "no space left when it starts again"):
+            with report.fault(what):
+                _expect_one_error(report, bench.start(run), "No space left on device")
+                expect_valid_checkpoints(run)
         _mount("-o", f"remount,size={_MANY_BYTES}", str(place))
         bench.finish_equal(run)
 
 
+@scenario(
+    "checkpoints/ mounted read-only while a run writes to it, the run directory before a start",
+    "one error, status 1; the same command resumes when it is writable",
+    bound_s=_SLACK_S,
+)
 def read_only(bench: Bench, report: Report) -> None:
     run = bench.folder / "read-only"
     with report.fault("read-only while it runs"):
@@ -49,6 +55,11 @@ def read_only(bench: Bench, report: Report) -> None:
     bench.finish_equal(run)
 
 
+@scenario(
+    "each file of the newest checkpoint truncated to half and to 0 bytes",
+    "refused with file and remedy; --resume with the previous checkpoint succeeds",
+    bound_s=_SLACK_S,
+)
 def truncated(bench: Bench, report: Report) -> None:
     def damages(content: bytes) -> Iterator[tuple[str, bytes]]:
         for length in (len(content) // 2, 0):
@@ -57,7 +68,12 @@ def truncated(bench: Bench, report: Report) -> None:
     _each_refused(bench, report, "truncated", damages)
 
 
-def bit_flips(bench: Bench, report: Report) -> None:
+@scenario(
+    "random bits of the newest checkpoint's files",
+    "refused with file and remedy; --resume with the previous checkpoint succeeds",
+    bound_s=_SLACK_S,
+)
+def bit_flip(bench: Bench, report: Report) -> None:
     bits = random.Random("bits")
 
     def damages(content: bytes) -> Iterator[tuple[str, bytes]]:
@@ -69,6 +85,11 @@ def bit_flips(bench: Bench, report: Report) -> None:
     _each_refused(bench, report, "bit-flipped", damages)
 
 
+@scenario(
+    "a step folder without manifest; the hidden folder of an unfinished save",
+    "refused with the remedy; ignored and removed, the same command resumes",
+    bound_s=_SLACK_S,
+)
 def half_written(bench: Bench, report: Report) -> None:
     run = _copy(bench, "half-written")
     newest = checkpoints(run)[-1]
@@ -105,7 +126,8 @@ def _each_refused(
                 _expect_refused(bench, report, run)
         file.write_bytes(original)
     files(newest)[0].write_bytes(b"")
-    _finish_from_previous(bench, run)
+    bench.finish(run, "--resume", str(checkpoints(run)[-2]))
+    bench.finish_equal(run)
 
 
 def _expect_refused(bench: Bench, report: Report, run: Path) -> None:
@@ -117,16 +139,9 @@ def _expect_refused(bench: Bench, report: Report, run: Path) -> None:
     expect(damage(previous) is None, f"the previous one is damaged too: {damage(previous)}")
 
 
-def _finish_from_previous(bench: Bench, run: Path) -> None:
-    bench.finish(run, "--resume", str(checkpoints(run)[-2]))
-    bench.finish_equal(run)
-
-
 def _expect_one_error(report: Report, training: Training, message: str) -> None:
-    status = report.end(training)
-    error = training.last_error()
-    expect(status == 1 and error.startswith("error: ") and message in error, f"status {status}, another error: {error}")
-    expect("Traceback" not in training.output, f"there is a traceback: {error}")
+    report.expect_error(training, message)
+    expect("Traceback" not in training.output, f"there is a traceback: {training.last_error()}")
 
 
 @contextmanager
@@ -160,42 +175,3 @@ def _mount(*arguments: str) -> None:
         raise NotPossible("the command mount is missing") from error
     if done.returncode:
         raise NotPossible(f"mounting is not permitted: {done.stderr.strip()}")
-
-
-SCENARIOS = (
-    Scenario(
-        "disk_full",
-        f"a file system of {_FEW_BYTES >> 20} MiB (tmpfs), enlarged later",
-        "one error, status 1, at every start; with room the same command resumes",
-        _SLACK_S,
-        disk_full,
-    ),
-    Scenario(
-        "read_only",
-        "checkpoints/ mounted read-only while a run writes to it, the run directory before a start",
-        "one error, status 1; the same command resumes when it is writable",
-        _SLACK_S,
-        read_only,
-    ),
-    Scenario(
-        "truncated",
-        "each file of the newest checkpoint truncated to half and to 0 bytes",
-        "refused with file and remedy; --resume with the previous checkpoint succeeds",
-        _SLACK_S,
-        truncated,
-    ),
-    Scenario(
-        "bit_flip",
-        "random bits of the newest checkpoint's files",
-        "refused with file and remedy; --resume with the previous checkpoint succeeds",
-        _SLACK_S,
-        bit_flips,
-    ),
-    Scenario(
-        "half_written",
-        "a step folder without manifest; the hidden folder of an unfinished save",
-        "refused with the remedy; ignored and removed, the same command resumes",
-        _SLACK_S,
-        half_written,
-    ),
-)

@@ -6,8 +6,7 @@ import signal
 import time
 from pathlib import Path
 
-from ssl_zoo.testing.faults.processes import expect
-from ssl_zoo.testing.faults.scenario import Bench, Report, Scenario, expect_valid_checkpoints
+from ssl_zoo.testing.faults.scenario import Bench, Report, expect_valid_checkpoints, scenario
 from ssl_zoo.testing.faults.training import NUM_STEPS
 
 _NUM_KILLS = 4
@@ -17,7 +16,10 @@ _LOADER = ("loader.num_workers=2", f"loader.timeout_s={_TIMEOUT_S}")
 _STEPS_S = 0.03  # interval in which a random moment is sampled: a few steps, far from the end of the run
 
 
-def killed(bench: Bench, report: Report) -> None:
+@scenario(
+    "SIGKILL of a data worker at a random moment", "one error, status 1; the same command resumes", bound_s=_SLACK_S
+)
+def kill_worker(bench: Bench, report: Report) -> None:
     moments, run = random.Random("workers"), bench.folder / "worker-killed"
     for number in range(_NUM_KILLS):
         with report.fault(f"kill {number + 1}"):
@@ -25,7 +27,12 @@ def killed(bench: Bench, report: Report) -> None:
     bench.finish_equal(run, *_LOADER)
 
 
-def halted(bench: Bench, report: Report) -> None:
+@scenario(
+    f"SIGSTOP of all data workers, loader.timeout_s={_TIMEOUT_S}",
+    "one error that names the setting, status 1; no process remains; the same command resumes",
+    bound_s=_TIMEOUT_S + _SLACK_S,
+)
+def hang_worker(bench: Bench, report: Report) -> None:
     moments, run = random.Random("hanging workers"), bench.folder / "worker-halted"
     with report.fault("SIGSTOP"):
         _strike(bench, report, run, 3, signal.SIGSTOP, moments, "loader.timeout_s")
@@ -48,24 +55,5 @@ def _strike(
     time.sleep(moments.uniform(0.0, _STEPS_S))
     for pid in workers if number is signal.SIGSTOP else workers[:1]:
         os.kill(pid, number)
-    status, error = report.end(training), training.last_error()
-    expect(status == 1 and error.startswith("error: ") and message in error, f"status {status}, another error: {error}")
+    report.expect_error(training, message)
     expect_valid_checkpoints(run)
-
-
-SCENARIOS = (
-    Scenario(
-        "kill_worker",
-        "SIGKILL of a data worker at a random moment",
-        "one error, status 1; the same command resumes",
-        _SLACK_S,
-        killed,
-    ),
-    Scenario(
-        "hang_worker",
-        f"SIGSTOP of all data workers, loader.timeout_s={_TIMEOUT_S}",
-        "one error that names the setting, status 1; no process remains; the same command resumes",
-        _TIMEOUT_S + _SLACK_S,
-        halted,
-    ),
-)

@@ -1,25 +1,19 @@
 """Golden fixtures of DINO (facebookresearch/dino) and iBOT (bytedance/ibot): a tiny model's run, recomputed by ours."""
 
-from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from ssl_zoo.engine.optim import AdamWConfig, Optimization, RateSchedules
 from ssl_zoo.interop.official import NameMap, load_official
 from ssl_zoo.masks import Masks
-from ssl_zoo.method import Batch, Output, Progress, Step, build_method
+from ssl_zoo.method import Batch, Output
 from ssl_zoo.methods.dino import DINO, DINOConfig
 from ssl_zoo.methods.ibot import IBOT, IBOTConfig
-from ssl_zoo.nn import Positions, ViTConfig, set_fused_attention
+from ssl_zoo.nn import Positions, ViTConfig
 from ssl_zoo.testing.golden.fixture import (
     FEATURES,
     FINAL_WEIGHTS,
-    GRADIENT_NORMS,
-    LOSSES,
-    SCHEDULES,
     Comparison,
     Finding,
     Fixture,
@@ -27,7 +21,7 @@ from ssl_zoo.testing.golden.fixture import (
     Tolerance,
     blame,
 )
-from ssl_zoo.testing.golden.rates import adamw_settings, cosine, learning_rate_of, weight_decay_of
+from ssl_zoo.testing.golden.training import Replay, adamw, cosine, official_gradients, reference_method, reference_rates
 
 _NUM_GLOBAL = 2  # global crops of every image
 _CENTER = Tolerance(1e-5)
@@ -42,25 +36,27 @@ def recognises_ibot(fixture: Fixture) -> bool:
 
 
 def verify(fixture: Fixture) -> list[Finding]:
-    """Everything the file stores, recomputed from its weights and crops.
-
-    Raises:
-        FixtureError: an input or a setting is missing or does not fit the others.
-    """
-    method, comparison = _method(fixture), Comparison(fixture)
+    """Recompute everything that the file stores from its weights and crops."""
+    method = _method(fixture)
     _load(fixture, method)
-    _train(fixture, method, comparison)
-    for network, (backbone, head) in _networks(method).items():
-        own = _own(method) if network == "student" else {}
-        weights = _named(backbone.state_dict(), head.state_dict()) | {name: p.detach() for name, p in own.items()}
-        comparison.add_weights(f"final.{network}", weights, weights, FINAL_WEIGHTS)
-    return comparison.findings()
+    replay = _Replay(fixture, method)
+    replay.train()
+    for network, modules in _networks(method).items():
+        weights = {f"{part}{name}": t for part, m in modules.items() for name, t in m.state_dict().items()}
+        if network == "student":
+            weights |= {name: parameter.detach() for name, parameter in _own(method).items()}
+        replay.comparison.add_weights(f"final.{network}", weights, weights, FINAL_WEIGHTS)
+    replay.compare_centers()
+    return replay.comparison.findings()
 
 
 def _method(fixture: Fixture) -> DINO | IBOT:
     norm_last_layer = fixture.config.get("norm_last_layer")
     if not isinstance(norm_last_layer, bool):
         raise FixtureError(f"{fixture.path}: config.norm_last_layer={norm_last_layer!r} must be true or false")
+    patch_size, local_size = fixture.count("patch_size"), fixture.count("local_size")
+    if local_size % patch_size:
+        raise FixtureError(f"{fixture.path}: config.local_size={local_size} is no multiple of patch_size={patch_size}")
     with blame(fixture, "config"):
         settings = {
             "num_prototypes": fixture.count("prototypes"),
@@ -77,45 +73,25 @@ def _method(fixture: Fixture) -> DINO | IBOT:
             config = IBOTConfig(**settings, **weights, mask_start_epoch=_mask_start_epoch(fixture))
         else:
             config = DINOConfig(**settings)
-        method = build_method(
-            config,
-            ViTConfig(
-                **fixture.vit_sizes(),
-                positions=Positions.learned,
-                position_offset=fixture.number("position_offset"),
-                class_token=True,
-            ),
-            None,
-            seed=0,  # every weight is replaced
+        backbone = ViTConfig(
+            **fixture.vit_sizes(),
+            positions=Positions.learned,
+            position_offset=fixture.number("position_offset"),
+            class_token=True,
         )
-    set_fused_attention(method, False)
-    return method
+        return reference_method(config, backbone)
 
 
 def _mask_start_epoch(fixture: Fixture) -> float:
     return fixture.number("mim_start_epoch") if "mim_start_epoch" in fixture.config else 0
 
 
-def _networks(method: DINO | IBOT) -> Mapping[str, tuple[nn.Module, nn.Module]]:
+def _networks(method: DINO | IBOT) -> Mapping[str, Mapping[str, nn.Module]]:
+    """Return the parts of student and teacher by the prefixes of their official names."""
     return {
-        "student": (method.encoder, method.head),
-        "teacher": (method.teacher_encoder.module, method.teacher_head.module),
+        "student": {"backbone.": method.encoder, "head.": method.head},
+        "teacher": {"backbone.": method.teacher_encoder.module, "head.": method.teacher_head.module},
     }
-
-
-def _load(fixture: Fixture, method: DINO | IBOT) -> None:
-    own = _own(method)
-    for network, (backbone, head) in _networks(method).items():
-        # Without weights of its own the teacher starts as an exact copy.
-        stored = fixture.group(f"init.{network}.") or fixture.group("init.student.")
-        weights = {name: tensor for name, tensor in stored.items() if name not in own}
-        with blame(fixture, f"init.{network}"):
-            for part, module in (("backbone.", backbone), ("head.", head)):
-                named = {name.removeprefix(part): t for name, t in weights.items() if name.startswith(part)}
-                load_official(module, named, NameMap())
-    with torch.no_grad():
-        for name, parameter in own.items():
-            parameter.copy_(fixture.tensor(f"init.student.{name}"))
 
 
 def _own(method: DINO | IBOT) -> dict[str, nn.Parameter]:
@@ -123,85 +99,70 @@ def _own(method: DINO | IBOT) -> dict[str, nn.Parameter]:
     return {"backbone.masked_embed": method.mask_token} if isinstance(method, IBOT) else {}
 
 
-def _named(backbone: Mapping[str, Tensor], head: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {f"backbone.{name}": t for name, t in backbone.items()} | {f"head.{name}": t for name, t in head.items()}
+def _load(fixture: Fixture, method: DINO | IBOT) -> None:
+    own = _own(method)
+    for network, modules in _networks(method).items():
+        # Without weights of its own the teacher starts as an exact copy.
+        stored = fixture.group(f"init.{network}.") or fixture.group("init.student.")
+        with blame(fixture, f"init.{network}"):
+            for part, module in modules.items():
+                weights = {n.removeprefix(part): t for n, t in stored.items() if n.startswith(part) and n not in own}
+                load_official(module, weights, NameMap())
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(fixture.tensor(f"init.student.{name}"))
 
 
-def _temperature(fixture: Fixture, part: str, step: int, start: float = 0) -> float:
-    """Return a temperature of the reference: it rises linearly over epochs, ours over steps."""
-    first, last = fixture.number(f"{part}_temp0"), fixture.number(f"{part}_temp")
-    warmup = fixture.count("temp_warmup_epochs")
-    epochs = max(0, step // fixture.count("steps_per_epoch") - start)
-    return first + (last - first) * min(1.0, epochs / max(1, warmup - 1))
+class _Replay(Replay):
+    method: DINO | IBOT
 
+    def __init__(self, fixture: Fixture, method: DINO | IBOT) -> None:
+        super().__init__(fixture, method, Comparison(fixture), adamw(fixture), reference_rates(fixture))
+        self.centers = {"center": [method.center.clone()]}
+        if isinstance(method, IBOT):
+            self.centers["center_patch"] = [method.patch_center.clone()]
 
-def _step(fixture: Fixture, method: DINO | IBOT, step: int, num_steps: int) -> tuple[Step, dict[str, float]]:
-    """Return a step with the reference's temperatures, and these once more under the names of histories."""
-    step = Step.of(method, Progress(step, num_steps, 0, fixture.count("steps_per_epoch")))
-    names = {"teacher_temp": ("teacher_temp", "teacher", 0)}
-    if isinstance(method, IBOT):
-        names["patch_temp"] = ("teacher_patch_temp", "patch", _mask_start_epoch(fixture))
-    history = {name: _temperature(fixture, part, step.progress.step, at) for name, (_, part, at) in names.items()}
-    values = {ours: torch.tensor(history[name]) for name, (ours, _, _) in names.items()}
-    return replace(step, values={**step.values, **values}), history
+    def batch(self, number: int) -> Batch:
+        return _batch(self.fixture, number, self.method.encoder.grid)
 
+    def compare_forward(self, number: int, batch: Batch, loss: Tensor, seen: Mapping[str, Tensor]) -> None:
+        if number == 0:
+            _compare_networks(self.comparison, self.method, batch)
 
-def _train(fixture: Fixture, method: DINO | IBOT, comparison: Comparison) -> None:
-    """The stored steps in the engine's order; each result is compared as soon as it is there."""
-    num_steps = fixture.count("epochs") * fixture.count("steps_per_epoch")
-    optimization = _optimization(fixture, method, num_steps)
-    history: dict[str, list[float]] = defaultdict(list)
-    centers = [_centers(method)]
-    method.train()
-    for step in range(fixture.count("steps")):
-        batch, (now, temperatures) = _batch(fixture, step, method.encoder.grid), _step(fixture, method, step, num_steps)
-        lr, decay = learning_rate_of(fixture, step), weight_decay_of(fixture, step)
-        for group in optimization.optimizer.param_groups:
-            group["lr"], group["weight_decay"] = lr, decay if group["decay"] else 0.0
-        if step == 0:
-            _compare_networks(comparison, method, batch)
-        output = method(batch, now)
-        output.loss.backward()
-        comparison.add_gradients(f"step{step}.", _gradients(method))
-        optimization.clip()
-        for name, gradient in _gradients(method).items():
-            quantity = f"step{step}.clipped_grad_norm"
-            comparison.add(f"{quantity}.{name}", gradient.norm(), GRADIENT_NORMS, quantity=quantity)
-        method.after_backward(now)
-        optimization.optimizer.step()
-        optimization.optimizer.zero_grad()
-        momentum = cosine(fixture.number("momentum"), 1.0, step / num_steps)
-        for ema in method.emas():
-            replace(ema, momentum=lambda _, value=momentum: value).update(now.progress.fraction)
-        method.after_step(now, output.statistics)
-        centers.append(_centers(method))
-        rates = {"lr": lr, "wd": decay, "momentum": momentum}
-        for key, value in {**_losses(output), **rates, **temperatures}.items():
-            history[key].append(value)
-    for name in centers[0]:
-        comparison.add(f"history.{name}", torch.stack([center[name] for center in centers]), _CENTER)
-    comparison.add_history("loss_float64", history["loss"], LOSSES)
-    for key, values in history.items():
-        comparison.add_history(key, values, LOSSES if key.startswith("loss") else SCHEDULES)
+    def gradients(self) -> dict[str, Tensor]:
+        backbone, head = (
+            official_gradients(m, NameMap(), part) for part, m in _networks(self.method)["student"].items()
+        )
+        return backbone | head | {name: parameter.grad for name, parameter in _own(self.method).items()}
 
+    def step_values(self, number: int) -> Mapping[str, float]:
+        values = {"teacher_temp": self._temperature("teacher", number)}
+        if isinstance(self.method, IBOT):
+            values["teacher_patch_temp"] = self._temperature("patch", number, _mask_start_epoch(self.fixture))
+        return values
 
-def _centers(method: DINO | IBOT) -> dict[str, Tensor]:
-    centers = {"center": method.center.clone()}
-    return centers | {"center_patch": method.patch_center.clone()} if isinstance(method, IBOT) else centers
+    def _temperature(self, part: str, number: int, start: float = 0) -> float:
+        """Return a temperature of the reference: it rises linearly over epochs, ours over steps."""
+        first, last = self.fixture.number(f"{part}_temp0"), self.fixture.number(f"{part}_temp")
+        epochs = max(0, number // self.steps_per_epoch - start)
+        return first + (last - first) * min(1.0, epochs / max(1, self.fixture.count("temp_warmup_epochs") - 1))
 
+    def momentum(self, number: int) -> float:
+        return cosine(self.fixture.number("momentum"), 1.0, number / self.num_steps)
 
-def _losses(output: Output) -> dict[str, float]:
-    """Return the loss, and for iBOT its two terms, which are stored with their weights."""
-    names = {"image": "loss_cls", "patch": "loss_patch"}
-    terms = {names[name]: term.item() for name, term in output.losses.items() if name in names}
-    return {"loss": output.loss.item(), **terms}
+    def end_of_step(self, number: int, output: Output) -> Mapping[str, float]:
+        """Keep the centers; return the temperatures and iBOT's two terms, which are stored with their weights."""
+        self.centers["center"].append(self.method.center.clone())
+        values = self.step_values(number)
+        if not isinstance(self.method, IBOT):
+            return values
+        self.centers["center_patch"].append(self.method.patch_center.clone())
+        terms = {"loss_cls": output.losses["image"].item(), "loss_patch": output.losses["patch"].item()}
+        return {"teacher_temp": values["teacher_temp"], "patch_temp": values["teacher_patch_temp"], **terms}
 
-
-def _optimization(fixture: Fixture, method: DINO | IBOT, num_steps: int) -> Optimization:
-    with blame(fixture, "config"):
-        config = AdamWConfig(**adamw_settings(fixture), warmup_epochs=0)
-    schedules = RateSchedules(config, num_steps=num_steps, steps_per_epoch=fixture.count("steps_per_epoch"))
-    return Optimization(config, method.param_groups(), schedules)
+    def compare_centers(self) -> None:
+        for name, centers in self.centers.items():
+            self.comparison.add(f"history.{name}", torch.stack(centers), _CENTER)
 
 
 def _batch(fixture: Fixture, step: int, grid: tuple[int, int]) -> Batch:
@@ -233,7 +194,8 @@ def _batch(fixture: Fixture, step: int, grid: tuple[int, int]) -> Batch:
 def _compare_networks(comparison: Comparison, method: DINO | IBOT, batch: Batch) -> None:
     """Compare features and head outputs of both networks for global and local crops."""
     global_crops, local_crops = torch.cat(batch.group("global")), batch.group("local")
-    for network, (encoder, head) in _networks(method).items():
+    for network, parts in _networks(method).items():
+        encoder, head = parts.values()
         is_student = network == "student"
         masks = {"masked": method.masked_patches(batch), "mask_token": method.mask_token} if batch.masks else {}
         tokens = encoder(global_crops, **(masks if is_student else {}))
@@ -248,11 +210,3 @@ def _compare_networks(comparison: Comparison, method: DINO | IBOT, batch: Batch)
         for name, of_size in zip(("cls", "local_cls"), outputs, strict=False):
             comparison.add(f"step0.{network}_{name}", of_size, FEATURES)
         comparison.add(f"step0.{network}_patch", head(encoder.patches(tokens)), FEATURES)
-
-
-def _gradients(method: DINO | IBOT) -> dict[str, Tensor]:
-    backbone, head = (
-        {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
-        for network in (method.encoder, method.head)
-    )
-    return _named(backbone, head) | {name: parameter.grad for name, parameter in _own(method).items()}

@@ -229,7 +229,10 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Verifier:
-    """A verifier recognises and recomputes fixtures of one kind."""
+    """A verifier recognises and recomputes fixtures of one kind.
+
+    ``verify`` raises FixtureError if an input or a setting is missing or does not fit the others.
+    """
 
     recognises: Callable[[Fixture], bool]
     verify: Callable[[Fixture], list[Finding]]

@@ -1,42 +1,34 @@
 """Golden fixtures of I-JEPA (facebookresearch/ijepa): the run of a tiny model, recomputed by our own classes."""
 
 import copy
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ssl_zoo.engine.optim import AdamWConfig, Optimization, RateSchedules
 from ssl_zoo.interop.official import IJEPA_ENCODER, IJEPA_PREDICTOR, load_official, to_official
 from ssl_zoo.masks import Masks
-from ssl_zoo.method import Batch, EmaConfig, Progress, Step, build_method
+from ssl_zoo.method import Batch, EmaConfig
 from ssl_zoo.methods.ijepa import IJEPA, IJEPAConfig
-from ssl_zoo.nn import ViTConfig, set_fused_attention
+from ssl_zoo.nn import ViTConfig
 from ssl_zoo.targets.teacher import TeacherConfig
 from ssl_zoo.testing.golden.fixture import (
     FEATURES,
     FINAL_WEIGHTS,
-    GLOBAL_GRADIENT_NORM,
     LOSSES,
-    SCHEDULES,
     Comparison,
     Finding,
     Fixture,
     FixtureError,
     Tolerance,
     blame,
-    outputs,
 )
+from ssl_zoo.testing.golden.training import NUMBER, Replay, adamw, official_gradients, parsed, reference_method
 
 # The target encoder moves by 2.4e-5 in a run of four steps: at FINAL_WEIGHTS a missing average would go unnoticed.
 TARGET_ENCODER = Tolerance(1e-6)
 # A constant added to all keys does not change a softmax, so the gradient of a key bias is rounding noise.
 ROUNDING_ONLY = ("attn.qkv.bias:key",)
-
-_NUMBER = r"([-+.\de]+)"
-_LOSS = re.compile(rf"smooth_l1\(beta={_NUMBER}\), mean")
-_OPTIMIZER = re.compile(rf"AdamW betas \({_NUMBER}, {_NUMBER}\) eps {_NUMBER}")
 
 
 def recognises(fixture: Fixture) -> bool:
@@ -45,18 +37,14 @@ def recognises(fixture: Fixture) -> bool:
 
 
 def verify(fixture: Fixture) -> list[Finding]:
-    """Everything the file stores, recomputed from its weights and inputs.
-
-    Raises:
-        FixtureError: an input or a setting is missing or does not fit the others.
-    """
+    """Recompute everything that the file stores from its weights and inputs."""
     method, comparison = _method(fixture), Comparison(fixture, ROUNDING_ONLY)
     comparison.add("init.encoder.pos_embed", method.encoder.pos_embed, FEATURES)
     comparison.add("init.predictor.predictor_pos_embed", method.predictor.pos_embed, FEATURES)
     _load(fixture, method)
     exact = copy.deepcopy(method).double()
-    _train(fixture, method, comparison)
-    _train(fixture, exact, Comparison(fixture))
+    _Replay(fixture, method, comparison).train()
+    _Replay(fixture, exact, Comparison(fixture)).train()
     exact_weights = _final_weights(exact)
     for group, weights in _final_weights(method).items():
         tolerance = TARGET_ENCODER if group == "final.target_encoder" else FINAL_WEIGHTS
@@ -73,10 +61,10 @@ def _final_weights(method: IJEPA) -> dict[str, dict[str, Tensor]]:
 
 
 def _method(fixture: Fixture) -> IJEPA:
-    [beta] = _parsed(fixture, "loss", _LOSS, default="smooth_l1(beta=1), mean")
+    [beta] = parsed(fixture, "loss", rf"smooth_l1\(beta={NUMBER}\), mean", default="smooth_l1(beta=1), mean")
     heads = fixture.count("heads")
     with blame(fixture, "config"):
-        method = build_method(
+        return reference_method(
             IJEPAConfig(
                 predictor_dim=fixture.count("pdim"),
                 predictor_depth=fixture.count("pdepth"),
@@ -91,10 +79,7 @@ def _method(fixture: Fixture) -> IJEPA:
                 num_heads=heads,
             ),
             TeacherConfig(EmaConfig(fixture.number("ema0"), fixture.number("ema1"))),
-            seed=0,  # every weight is replaced
         )
-    set_fused_attention(method, False)
-    return method
 
 
 def _load(fixture: Fixture, method: IJEPA) -> None:
@@ -107,51 +92,47 @@ def _load(fixture: Fixture, method: IJEPA) -> None:
             load_official(module, fixture.group(f"init.{part}."), names)
 
 
-def _optimization(fixture: Fixture, method: IJEPA, num_steps: int) -> Optimization:
-    *betas, eps = _parsed(fixture, "opt", _OPTIMIZER, default="AdamW betas (0.9, 0.999) eps 1e-8")
-    with blame(fixture, "config"):
-        config = AdamWConfig(
+class _Replay(Replay):
+    method: IJEPA
+
+    def __init__(self, fixture: Fixture, method: IJEPA, comparison: Comparison) -> None:
+        optim = adamw(
+            fixture,
+            "opt",
             lr=fixture.number("lr"),
             warmup_lr=fixture.number("start_lr"),
             min_lr=fixture.number("final_lr"),
             warmup_epochs=fixture.number("warmup_epochs"),
             weight_decay=fixture.number("wd"),
             final_weight_decay=fixture.number("final_wd"),
-            betas=betas,
-            eps=eps,
             schedule_offset=1,
         )
-    steps_per_epoch = fixture.count("iterations_per_epoch")
-    schedules = RateSchedules(config, num_steps=num_steps, steps_per_epoch=steps_per_epoch)
-    return Optimization(config, method.param_groups(), schedules)
+        super().__init__(fixture, method, comparison, optim, steps_per_epoch="iterations_per_epoch")
 
+    def batch(self, number: int) -> Batch:
+        return _batch(self.fixture, number, self.method.encoder.pos_embed.dtype)
 
-def _train(fixture: Fixture, method: IJEPA, comparison: Comparison) -> None:
-    """The stored steps in the engine's order; each result is compared as soon as it is there."""
-    num_steps = fixture.count("iterations_per_epoch") * fixture.count("epochs")
-    optimization = _optimization(fixture, method, num_steps)
-    history: dict[str, list[float]] = {key: [] for key in ("loss", "grad_norm", "lr", "wd", "momentum")}
-    for step in range(fixture.count("steps")):
-        batch = _batch(fixture, step, method.encoder.pos_embed.dtype)
-        progress = Progress(step, num_steps, samples=step * batch.num_images)
-        rates = optimization.set_rates(step)
-        with outputs(features=method.encoder, targets=method.target, predictions=method.predictor) as seen:
-            loss = method(batch, Step(progress)).loss
-        _compare_forward(comparison, step, loss, seen)
-        loss.backward()
-        _compare_gradients(comparison, step, method)
-        grad_norm = optimization.clip()
-        optimization.optimizer.step()
-        optimization.optimizer.zero_grad()
-        [momentum] = [ema.update(progress.fraction) for ema in method.emas()]
-        values = (loss.item(), grad_norm.item(), rates.lr, rates.weight_decay, momentum)
-        for key, value in zip(history, values, strict=True):
-            history[key].append(value)
-    comparison.add_history("loss", history["loss"], LOSSES)
-    comparison.add_history("loss_float64", history["loss"], LOSSES)
-    comparison.add_history("grad_norm", history["grad_norm"], GLOBAL_GRADIENT_NORM)
-    for key in ("lr", "wd", "momentum"):
-        comparison.add_history(key, history[key], SCHEDULES)
+    def watched(self) -> Mapping[str, nn.Module]:
+        return {"features": self.method.encoder, "targets": self.method.target, "predictions": self.method.predictor}
+
+    def compare_forward(self, number: int, batch: Batch, loss: Tensor, seen: Mapping[str, Tensor]) -> None:
+        # The reference joins everything along the batch: (target block, context block, image), features (context,
+        # image).
+        targets = seen["targets"][:, None].expand_as(seen["predictions"])
+        features = seen["features"].transpose(0, 1).flatten(0, 1)
+        predictions = seen["predictions"].transpose(0, 2).flatten(0, 2)
+        self.comparison.add(f"step{number}.context_features", features, FEATURES)
+        self.comparison.add(f"step{number}.targets", targets.transpose(0, 2).flatten(0, 2), FEATURES)
+        self.comparison.add(f"step{number}.predictions", predictions, FEATURES)
+        self.comparison.add(f"step{number}.loss", loss, LOSSES)
+
+    def gradients(self) -> dict[str, Tensor]:
+        predictor = official_gradients(self.method.predictor, IJEPA_PREDICTOR, "predictor/")
+        return official_gradients(self.method.encoder, IJEPA_ENCODER) | predictor
+
+    def momentum(self, number: int) -> float:
+        [ema] = self.method.emas()
+        return ema.momentum(number / self.num_steps)
 
 
 def _batch(fixture: Fixture, step: int, dtype: torch.dtype) -> Batch:
@@ -180,30 +161,3 @@ def _indices(fixture: Fixture, step: int, kind: str, count: int) -> Tensor:
     if stacked.dtype != torch.int64 or stacked.min() < 0 or stacked.max() >= num_patches:
         raise FixtureError(f"{fixture.path}: step{step}.{kind}.*: needs int64 patch indices in 0..{num_patches - 1}")
     return stacked
-
-
-def _compare_forward(comparison: Comparison, step: int, loss: Tensor, seen: Mapping[str, Tensor]) -> None:
-    # The reference joins everything along the batch: (target block, context block, image), features (context, image).
-    targets = seen["targets"][:, None].expand_as(seen["predictions"])
-    comparison.add(f"step{step}.context_features", seen["features"].transpose(0, 1).flatten(0, 1), FEATURES)
-    comparison.add(f"step{step}.targets", targets.transpose(0, 2).flatten(0, 2), FEATURES)
-    comparison.add(f"step{step}.predictions", seen["predictions"].transpose(0, 2).flatten(0, 2), FEATURES)
-    comparison.add(f"step{step}.loss", loss, LOSSES)
-
-
-def _compare_gradients(comparison: Comparison, step: int, method: IJEPA) -> None:
-    for prefix, module, names in (
-        ("", method.encoder, IJEPA_ENCODER),
-        ("predictor/", method.predictor, IJEPA_PREDICTOR),
-    ):
-        gradients = {prefix + names.official(n): p.grad for n, p in module.named_parameters() if p.grad is not None}
-        comparison.add_gradients(f"step{step}.", gradients)
-
-
-def _parsed(fixture: Fixture, key: str, pattern: re.Pattern[str], *, default: str) -> Sequence[float]:
-    """The numbers in a setting that the file gives in words."""
-    text = fixture.config.get(key, default)
-    match = pattern.fullmatch(text) if isinstance(text, str) else None
-    if match is None:
-        raise FixtureError(f"{fixture.path}: config.{key}={text!r} is not known; this verifier knows {default!r}")
-    return [float(number) for number in match.groups()]

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from ssl_zoo.interop.official import MAE_DECODER, MAE_ENCODER, load_official, split_mae
 from ssl_zoo.masks import Masks
-from ssl_zoo.method import Batch, Progress, Step, build_method
+from ssl_zoo.method import Batch, Progress, Step
 from ssl_zoo.methods.mae import MAE, MAEConfig
-from ssl_zoo.nn import NarrowViT, ViTConfig, set_fused_attention, take
+from ssl_zoo.nn import NarrowViT, ViTConfig, take
 from ssl_zoo.targets import PixelsConfig
 from ssl_zoo.testing.golden.fixture import (
     FEATURES,
@@ -23,6 +23,7 @@ from ssl_zoo.testing.golden.fixture import (
     blame,
     outputs,
 )
+from ssl_zoo.testing.golden.training import official_gradients, reference_method
 
 
 def recognises(fixture: Fixture) -> bool:
@@ -31,11 +32,7 @@ def recognises(fixture: Fixture) -> bool:
 
 
 def verify(fixture: Fixture) -> list[Finding]:
-    """Everything the file stores, recomputed from its weights, its images and its order of the patches.
-
-    Raises:
-        FixtureError: an input or a setting is missing or does not fit the others.
-    """
+    """Recompute everything that the file stores from its weights, its images and its order of the patches."""
     method, comparison = _method(fixture), Comparison(fixture)
     comparison.add("init.pos_embed", method.encoder.pos_embed, FEATURES)
     comparison.add("init.decoder_pos_embed", method.decoder.pos_embed, FEATURES)
@@ -58,8 +55,7 @@ def verify(fixture: Fixture) -> list[Finding]:
     comparison.add("pred", _predictions_of_all(method.decoder, latent, shuffle), FEATURES)
     comparison.add("loss", loss, LOSSES)
     for module, names in ((method.encoder, MAE_ENCODER), (method.decoder, MAE_DECODER)):
-        gradients = {names.official(n): p.grad for n, p in module.named_parameters() if p.grad is not None}
-        comparison.add_gradients("", gradients)
+        comparison.add_gradients("", official_gradients(module, names))
     return comparison.findings()
 
 
@@ -68,7 +64,7 @@ def _method(fixture: Fixture) -> MAE:
     if not isinstance(normalize, bool):
         raise FixtureError(f"{fixture.path}: config.norm_pix_loss={normalize!r} must be true or false")
     with blame(fixture, "config"):
-        method = build_method(
+        return reference_method(
             MAEConfig(
                 decoder_dim=fixture.count("decoder_embed_dim"),
                 decoder_depth=fixture.count("decoder_depth"),
@@ -84,10 +80,7 @@ def _method(fixture: Fixture) -> MAE:
                 class_token="init.cls_token" in fixture.tensors,
             ),
             PixelsConfig(normalize),
-            seed=0,  # every weight is replaced
         )
-    set_fused_attention(method, False)
-    return method
 
 
 @dataclass(frozen=True)

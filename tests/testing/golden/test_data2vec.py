@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -99,14 +100,22 @@ def smooth_l1(difference: torch.Tensor, beta: float) -> torch.Tensor:
     return torch.where(size < beta, 0.5 * size**2 / beta, size - 0.5 * beta).mean()
 
 
-def handmade(*, layer_scale: bool = True, clip: float | None = CONFIG["clip"]) -> dict[str, torch.Tensor]:
+def handmade(
+    *,
+    layer_scale: bool = True,
+    clip: float | None = CONFIG["clip"],
+    target_layers: Sequence[int] = CONFIG["target_layers"],
+    own_teacher: bool = False,
+) -> dict[str, torch.Tensor]:
     """All tensors of a fixture, as a program that knows nothing of ours would write them."""
     generator = torch.Generator().manual_seed(CONFIG["seed"])
     w, index = initial_weights(generator), index_table()
     w = {name: t for name, t in w.items() if layer_scale or "gamma" not in name}
     index_name = "rel_pos_bias.relative_position_index"
-    teacher, teacher_index = copy.deepcopy(w), index.clone()
+    teacher, teacher_index = initial_weights(generator) if own_teacher else copy.deepcopy(w), index.clone()
     stored = {f"init.student.{name}": t.clone() for name, t in {**w, index_name: index}.items()}
+    if own_teacher:
+        stored |= {f"init.teacher.{name}": t.clone() for name, t in {**teacher, index_name: index}.items()}
     moments = {name: (torch.zeros_like(t), torch.zeros_like(t)) for name, t in w.items()}
     history = {key: [] for key in ("loss", "lr", "weight_decay", "grad_norm", "ema_decay")}
     for step in range(CONFIG["steps"]):
@@ -114,7 +123,7 @@ def handmade(*, layer_scale: bool = True, clip: float | None = CONFIG["clip"]) -
         mask = torch.rand(CONFIG["batch"], SIDE, SIDE, generator=generator) < 0.6  # ragged
         stored |= {f"step{step}.images": images, f"step{step}.mask": mask}
         blocks = [block[:, 1:] for block in encode(images, teacher, teacher_index)]
-        normed = [F.layer_norm(blocks[layer], (DIM,)) for layer in CONFIG["target_layers"]]
+        normed = [F.layer_norm(blocks[layer], (DIM,)) for layer in target_layers]
         targets = F.layer_norm(sum(normed) / len(normed), (DIM,))[mask.flatten(1)]
         leaves = {name: t.clone().requires_grad_(True) for name, t in w.items()}
         tokens = F.layer_norm(
@@ -180,6 +189,17 @@ def test_a_file_of_other_sizes_with_growing_decay_and_momentum_is_reproduced(wri
     assert code == 0, printed
     rows = {line.split()[0] for line in printed.splitlines() if " ok" in line}
     assert {"step0.teacher_block", "step0.targets", "history.ema_decay", "history.weight_decay"} <= rows
+
+
+@pytest.mark.parametrize(("target_layers", "own_teacher"), [([0, 2], False), ([1, 2], True), ([0, 2], True)])
+def test_files_with_other_target_layers_or_a_teacher_of_their_own_are_reproduced(
+    write, capsys, target_layers: list[int], own_teacher: bool
+) -> None:
+    made = handmade(target_layers=target_layers, own_teacher=own_teacher)
+    code = main([write(made, {"target_layers": target_layers})])
+    assert code == 0, capsys.readouterr().out
+    without = {name: t for name, t in made.items() if not name.startswith("init.teacher.")}
+    assert main([write(without, {"target_layers": [1, 2]})]) == 1  # both settings matter
 
 
 def test_a_file_without_layer_scale_and_clipping_is_reproduced(write, capsys) -> None:

@@ -48,7 +48,7 @@ def test_other_numbers_do_not_pass(tmp_path: Path, name: str) -> None:
         ({"init.student.head.mlp.0.bias": None}, {}, "missing mlp.0.bias"),
         ({"step2.crop.3": None}, {}, "step2.crop.3 is missing"),
         ({}, {"norm_last_layer": 1}, "config.norm_last_layer=1"),
-        ({}, {"local_size": 18}, "views.local_size=18"),
+        ({}, {"local_size": 18}, "config.local_size=18"),
         ({}, {"local_size": 20}, "step0.crop.2"),
     ],
 )
@@ -58,6 +58,18 @@ def test_a_file_that_cannot_be_verified_exits_2_with_one_line(
     assert main([changed(PUBLISHED, tmp_path, tensors, config)]) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert message in line
+
+
+@pytest.mark.parametrize("published", [PUBLISHED, IBOT])
+def test_a_stored_teacher_is_used_in_place_of_a_copy_of_the_student(tmp_path, capsys, published: Path) -> None:
+    stored = {n: t for n, t in load_file(published).items() if n.startswith("init.student.") and "masked" not in n}
+    teacher = {name.replace("student", "teacher"): tensor for name, tensor in stored.items()}
+    assert main([changed(published, tmp_path, teacher)]) == 0
+    capsys.readouterr()
+    assert main([changed(published, tmp_path, {name: 1.1 * tensor for name, tensor in teacher.items()})]) == 1
+    verdicts = {line.split()[0]: " FAIL" in line for line in capsys.readouterr().out.splitlines() if "step0." in line}
+    of_networks = {name: failed for name, failed in verdicts.items() if name.startswith(("step0.t", "step0.s"))}
+    assert of_networks == {name: "teacher" in name for name in of_networks} and len(of_networks) >= 4
 
 
 def test_ibots_published_file_is_reproduced(capsys: pytest.CaptureFixture) -> None:
