@@ -1,6 +1,6 @@
 """Batches as a pure function of the step, and labelled images for evaluation.
 
-Sample ids, augmentations and masks are drawn for the global batch of all ranks and then cut to the rank's rows, so that
+Sample ids, augmentations and masks are sampled for the global batch of all ranks and then cut to the rank's rows, so that
 neither the number of ranks nor that of worker processes changes what an image looks like or when it comes.
 """
 
@@ -30,7 +30,9 @@ class LoaderConfig(Settings):
 
     section = "loader"
 
-    num_workers: int | None = setting(None, "workers per rank; null: 0 without a GPU, else CPUs - 1, max 8", at_least=0)
+    num_workers: int | None = setting(
+        None, "worker processes per rank; 0: none; null: 0 without a GPU, else up to 8", at_least=0
+    )
     prefetch_per_worker: int = setting(2, "batches that each worker keeps ready", at_least=1)
     pin_memory: bool | None = setting(None, "page-locked batches for faster copies; null: where there is a GPU")
     timeout_s: float = setting(300.0, "seconds after which a missing batch is an error; 0 waits forever", at_least=0)
@@ -183,7 +185,7 @@ class EvaluationData:
         size: height and width in pixels of the images given out.
 
     Attributes:
-        corrupt: what the last complete pass left out.
+        corrupt: samples that the last complete iteration left out.
     """
 
     def __init__(

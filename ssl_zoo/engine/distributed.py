@@ -24,7 +24,7 @@ class Processes:
     rank: int
     world_size: int
     device: torch.device
-    groups: dict[str, dist.ProcessGroup] = field(default_factory=dict)  # emptied when the processes part
+    groups: dict[str, dist.ProcessGroup] = field(default_factory=dict)  # emptied when the processes end
 
     @property
     def control(self) -> dist.ProcessGroup | None:
@@ -33,7 +33,7 @@ class Processes:
 
     @property
     def saving(self) -> dist.ProcessGroup | None:
-        """Another one, of the threads that write checkpoints."""
+        """A CPU group of the threads that write checkpoints."""
         return self.groups.get("saving")
 
     @property
@@ -46,7 +46,7 @@ class Processes:
         return World() if self.world_size == 1 else Ranks(self.world_size)
 
     def any(self, flag: bool) -> bool:
-        """Whether any rank says yes; all ranks get the same answer."""
+        """Return on every rank whether the flag is set on any rank."""
         if self.world_size == 1:
             return flag
         votes = torch.tensor([int(flag)])
@@ -54,7 +54,7 @@ class Processes:
         return bool(votes.item())
 
     def mean(self, values: Tensor) -> Tensor:
-        """The mean of a tensor over all ranks."""
+        """Average a tensor over all ranks, in place."""
         if self.world_size > 1:
             dist.all_reduce(values)
             values /= self.world_size
@@ -108,14 +108,14 @@ def _summed(values: Tensor) -> Tensor:
 
 
 class LostRank(RuntimeError):
-    """Another rank has ended, or does not answer; its own output says why."""
+    """Another rank has ended or does not answer; its own output has the cause."""
 
 
 @contextmanager
 def processes(device: Device, parallel: Parallel = Parallel.ddp, timeout_minutes: float = 30) -> Iterator[Processes]:
     """Join the run's processes as torchrun describes them in the environment, or run alone.
 
-    Alone with ``parallel=fsdp2`` there is a process group too, of one rank, on which weights are "divided".
+    A process alone with ``parallel=fsdp2`` opens a process group of one rank, since FSDP2 needs one.
 
     Args:
         timeout_minutes: how long ranks wait for each other.
@@ -133,7 +133,7 @@ def processes(device: Device, parallel: Parallel = Parallel.ddp, timeout_minutes
         return
     backend = "nccl" if local.type == "cuda" else "gloo"
     timeout = timedelta(minutes=timeout_minutes)
-    # Alone there is nobody to meet, hence no address either, which torchrun would give.
+    # A process alone has no address to meet at, which torchrun would give.
     store = dist.HashStore() if world_size == 1 else _meeting_place(timeout)
     device_id = local if backend == "nccl" else None
     dist.init_process_group(
@@ -151,15 +151,15 @@ def processes(device: Device, parallel: Parallel = Parallel.ddp, timeout_minutes
     finally:
         dist.destroy_process_group()
         groups.clear()
-        # Gloo's threads end with their groups, which trainers hold. One that lets go of a tensor when Python has begun
-        # to shut down aborts the process ("terminate called without an active exception").
+        # Gloo's threads end with their groups, which trainers hold. One that releases a tensor when Python has begun to
+        # shut down aborts the process ("terminate called without an active exception").
         gc.collect()
 
 
 def _meeting_place(timeout: timedelta) -> dist.Store:
-    """Where the ranks find each other.
+    """Return the store at which the ranks find each other.
 
-    torchrun hands a restarted group the store of the one before it, with the addresses of processes that are dead.
+    torchrun gives a restarted group the store of the group before it, with the addresses of dead processes.
     """
     store, _, _ = next(rendezvous("env://", timeout=timeout))
     store.set_timeout(timeout)

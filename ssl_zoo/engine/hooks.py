@@ -13,7 +13,7 @@ from ssl_zoo.engine.checkpoint.saver import Saver
 from ssl_zoo.engine.checkpoint.state import Checkpoint, CheckpointError, restore
 from ssl_zoo.engine.metrics import Metrics, TensorBoard
 from ssl_zoo.engine.settings import TrainerConfig
-from ssl_zoo.engine.sharding import is_sharded, reshard, whole_copy
+from ssl_zoo.engine.sharding import is_sharded, reshard, full_copy
 from ssl_zoo.engine.step_file import StepFile
 from ssl_zoo.engine.trainer import Hook, NonFiniteLoss, StepResult, Trainer
 from ssl_zoo.engine.visualize import save_images
@@ -242,7 +242,7 @@ class Evaluation(Hook):
     def _evaluate(self, trainer: Trainer) -> None:
         encoder = trainer.method.eval_encoder()
         if is_sharded(encoder):
-            encoder = whole_copy(encoder, trainer.config)
+            encoder = full_copy(encoder, trainer.config)
         self.scores = self.evaluate(encoder, step=trainer.step)
         if self.scores:
             values = {score.name: score.value for score in self.scores}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from ssl_zoo.engine.muon import Muon
-from ssl_zoo.engine.sharding import local, sum_over_parts
+from ssl_zoo.engine.sharding import local, sum_over_shards
 from ssl_zoo.method import Clip, ParamGroup
 from ssl_zoo.registry import Registry
 from ssl_zoo.schedules import ScheduleShape, make_schedule, multistep, with_warmup
@@ -188,7 +188,7 @@ def _norms(gradients: Sequence[Tensor]) -> Float[Tensor, "P"]:
     norms = torch.stack(torch._foreach_norm([local(gradient) for gradient in gradients]))
     if not isinstance(gradients[0], DTensor):
         return norms
-    return sum_over_parts(norms.square(), gradients[0]).sqrt()
+    return sum_over_shards(norms.square(), gradients[0]).sqrt()
 
 
 def check_groups(groups: Iterable[ParamGroup], module: nn.Module) -> None:

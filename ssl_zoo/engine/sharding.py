@@ -1,4 +1,4 @@
-"""Methods whose weights, averages, gradients and optimizer state are divided among the ranks (FSDP2)."""
+"""Methods whose weights, EMA weights, gradients and optimizer state are sharded over the ranks (FSDP2)."""
 
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,15 +17,15 @@ from ssl_zoo.nn import BACKBONES, ViT, set_fused_attention
 
 
 def all_ranks(device: torch.device) -> DeviceMesh:
-    """The ranks of the default process group."""
+    """Return the mesh of all ranks of the default process group."""
     return init_device_mesh(device.type, (dist.get_world_size(),))
 
 
 def shard(method: Method, config: TrainerConfig, mesh: DeviceMesh) -> None:
-    """Divide every parameter of a method among ranks, along its first dimension.
+    """Shard every parameter of a method over ranks, along its first dimension.
 
-    Units of gathering are each transformer block, each averaged network, the rest of each network, and what the method
-    holds beside its networks. Averaged networks are divided as the networks they follow, so that their updates need no
+    Units of gathering are each transformer block, each network with EMA weights, the rest of each network, and what the
+    method holds beside its networks. EMA weights are sharded as the weights they follow, so that their updates need no
     communication.
 
     Raises:
@@ -38,7 +38,7 @@ def shard(method: Method, config: TrainerConfig, mesh: DeviceMesh) -> None:
     units = set(_units(method))
     for module in reversed(list(method.modules())):  # inner ones first
         if module in units:
-            # An average never sees a backward pass, after which it would be divided again.
+            # EMA weights never see a backward pass, after which they would be resharded.
             trains = any(parameter.requires_grad for parameter in module.parameters())
             fully_shard(module, mesh=mesh, reshard_after_forward=config.reshard_after_forward or not trains)
     fully_shard(method, mesh=mesh)
@@ -63,43 +63,43 @@ def is_sharded(module: nn.Module) -> bool:
 
 
 def reshard(method: nn.Module) -> None:
-    """Give up weights that are still whole after a forward pass without a backward pass, as in an evaluation."""
+    """Free full weights that a forward pass without a backward pass has left, as in an evaluation."""
     for module in method.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This rank's part of a divided tensor, sharing its memory; any other tensor as it is."""
+    """Return this rank's shard of a sharded tensor, sharing its memory; any other tensor as it is."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def sum_over_parts(values: Tensor, tensor: DTensor) -> Tensor:
-    """The sum of ``values``, which it becomes, over the ranks among which ``tensor`` is divided."""
+def sum_over_shards(values: Tensor, tensor: DTensor) -> Tensor:
+    """Sum ``values`` in place over the ranks that hold shards of ``tensor``."""
     dist.all_reduce(values, group=tensor.device_mesh.get_group())
     return values
 
 
 def gathered(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Whole copies of tensors of one shape that are divided alike, in one exchange; other tensors as they are."""
+    """Gather full copies of tensors of one shape and sharding in one collective; other tensors stay as they are."""
     if not isinstance(tensors[0], DTensor):
         return list(tensors)
     mesh, shape = tensors[0].device_mesh, tensors[0].shape
     rows = -(-shape[0] // mesh.size())  # of the first ranks; later ones may have fewer or none
     parts = torch.stack([_padded(tensor.to_local(), rows) for tensor in tensors])
-    whole = parts.new_empty(mesh.size(), *parts.shape)
-    dist.all_gather(list(whole.unbind()), parts, group=mesh.get_group())
-    return list(whole.transpose(0, 1).flatten(1, 2)[:, : shape[0]].unbind())
+    full = parts.new_empty(mesh.size(), *parts.shape)
+    dist.all_gather(list(full.unbind()), parts, group=mesh.get_group())
+    return list(full.transpose(0, 1).flatten(1, 2)[:, : shape[0]].unbind())
 
 
-def own_rows(whole: Tensor, like: Tensor) -> Tensor:
-    """The rows of a whole tensor that this rank holds of ``like``."""
+def own_rows(full: Tensor, like: Tensor) -> Tensor:
+    """Return the rows of a full tensor that this rank holds of ``like``."""
     if not isinstance(like, DTensor):
-        return whole
+        return full
     mesh = like.device_mesh
     rows = -(-like.shape[0] // mesh.size())
     start = min(mesh.get_local_rank() * rows, like.shape[0])
-    return whole[start : start + len(like.to_local())]
+    return full[start : start + len(like.to_local())]
 
 
 def _padded(rows: Tensor, count: int) -> Tensor:
@@ -107,10 +107,10 @@ def _padded(rows: Tensor, count: int) -> Tensor:
 
 
 @torch.no_grad()
-def whole_copy(encoder: ViT, config: TrainerConfig) -> ViT:
-    """A copy of a divided encoder with all its weights, on every rank; called on all of them.
+def full_copy(encoder: ViT, config: TrainerConfig) -> ViT:
+    """Gather a sharded encoder into a copy with all its weights, on every rank; called on all of them.
 
-    It runs without the other ranks and can be copied and trained, as protocols of evaluation do.
+    The copy runs without the other ranks and can be copied and trained, as evaluators do.
     """
     some = next(encoder.parameters())
     with torch.device("meta"):

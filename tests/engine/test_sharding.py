@@ -15,7 +15,7 @@ from ssl_zoo.engine.checkpoint.state import list_checkpoints
 from ssl_zoo.engine.distributed import Processes, processes
 from ssl_zoo.engine.hooks import Visualizations
 from ssl_zoo.engine.settings import Device, Parallel, Precision, TrainerConfig
-from ssl_zoo.engine.sharding import all_ranks, is_sharded, shard, whole_copy
+from ssl_zoo.engine.sharding import all_ranks, is_sharded, shard, full_copy
 from ssl_zoo.engine.trainer import Hook, StepResult, Trainer
 from ssl_zoo.method import METHODS
 
@@ -64,11 +64,11 @@ def test_every_parameter_is_sharded_and_ema_weights_follow(group: Processes) -> 
     )
 
 
-def test_a_whole_copy_is_a_plain_encoder_that_can_be_copied_and_trained(group: Processes) -> None:
+def test_a_full_copy_is_a_plain_encoder_that_can_be_copied_and_trained(group: Processes) -> None:
     method, plain = tiny_method("ijepa"), tiny_method("ijepa")
     images = tiny_batch(plain, "ijepa").views["image"]
     shard(method, TrainerConfig(), all_ranks(CPU))
-    encoder = whole_copy(method.eval_encoder(), TrainerConfig())
+    encoder = full_copy(method.eval_encoder(), TrainerConfig())
     assert type(encoder) is type(plain.encoder) and not is_sharded(encoder)
     copy.deepcopy(encoder)
     assert encoder.config == TINY_BACKBONE
