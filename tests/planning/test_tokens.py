@@ -11,6 +11,7 @@ from ssl_zoo.planning.plan import count_flops, plan_batch
 from ssl_zoo.planning.tokens import stacks
 from ssl_zoo.targets import TARGETS
 
+
 @pytest.mark.parametrize(
     ("name", "backbone"),
     [
