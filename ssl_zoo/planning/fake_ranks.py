@@ -86,8 +86,11 @@ class _Collectives(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         if func.namespace in ("fsdp", "c10d"):
             tensors = [tensor for tensor in tree_leaves((args, kwargs, result)) if isinstance(tensor, Tensor)]
-            self._count(func.overloadpacket.__name__, max(t.numel() * t.element_size() for t in tensors))
-            if func.overloadpacket.__name__.startswith("_reduce_scatter"):
+            operation, largest = func.overloadpacket.__name__, max(num_bytes([tensor]) for tensor in tensors)
+            if operation.startswith("_allgather"):
+                self.gathered += largest
+            elif operation.startswith("_reduce_scatter"):
+                self.scattered += largest
                 self._shards.append(args[0].untyped_storage())  # of gradients, where they remain
             for tensor in tensors:
                 self._track(tensor.untyped_storage())
@@ -95,12 +98,6 @@ class _Collectives(TorchDispatchMode):
             live = [storage() for storage in self._storages.values()]
             self.peak = max(self.peak, sum(storage.nbytes() for storage in live if storage is not None))
         return result
-
-    def _count(self, operation: str, largest: int) -> None:
-        if operation.startswith("_allgather"):
-            self.gathered += largest
-        elif operation.startswith("_reduce_scatter"):
-            self.scattered += largest
 
     def _track(self, storage: torch.UntypedStorage) -> None:
         key = storage._cdata

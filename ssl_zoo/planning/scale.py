@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from statistics import fmean
 
@@ -17,7 +17,7 @@ from ssl_zoo.planning.allocation_tracker import ACTIVATIONS, GRADIENTS, WEIGHT_C
 from ssl_zoo.planning.fake_ranks import SimulatedSharding, simulate_sharding
 from ssl_zoo.planning.memory_simulation import SimulatedMemory, simulate_memory
 from ssl_zoo.planning.plan import NUM_MASK_SAMPLES, Plan, plan_batch, titled_table
-from ssl_zoo.planning.tokens import Stack, stacks
+from ssl_zoo.planning.tokens import stacks
 
 _GIBI = 2**30
 _UNITS = {"MB": 10**6, "GB": 10**9, "MIB": 2**20, "GIB": 2**30}
@@ -180,7 +180,9 @@ class ScalePlan:
         for position, stack in enumerate(found[0]):
             tokens = fmean(of_sample[position].tokens for of_sample in found)
             result.add_row(f"tokens per step, {stack.name}", f"{tokens * images:,.0f}", f"{tokens:,.0f} x {images:,}")
-        recomputed = self._recomputed(found[0])
+        recomputed = 0.0
+        if trainer.activation_checkpointing:
+            recomputed = sum(stack.forward_flops for stack in found[0] if stack.is_trained)
         result.add_row("FLOPs per image", f"{counted / 1e9:,.1f} G", f"counted; mean of {len(samples)} mask samples")
         difference = f"{formula / counted - 1:+.1%}: blocks alone, from tokens, weights and pairs of tokens"
         result.add_row("by formula", f"{formula / 1e9:,.1f} G", difference)
@@ -198,11 +200,6 @@ class ScalePlan:
             device = f"{machine.world_size} x {machine.device_flops / 1e12:g} TFLOP/s at {machine.utilisation:.0%}"
             result.add_row("", "", f"{device}: an assumption (--device-flops, --utilisation), not a measurement")
         return result
-
-    def _recomputed(self, found: Sequence[Stack]) -> float:
-        if not self.config.trainer.activation_checkpointing:
-            return 0.0
-        return sum(stack.forward_flops for stack in found if stack.is_trained)
 
     def _verdict(self, layouts: Mapping[str, RankMemory], shards: SimulatedSharding | None) -> Iterator[str]:
         memory = self.machine.memory_bytes

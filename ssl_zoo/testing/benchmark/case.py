@@ -9,6 +9,7 @@ import timeit
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -202,16 +203,14 @@ class _SameNoise(TrainingData):
         batch = Batch(self.noise, masks)
         return batch.pin_memory() if torch.cuda.is_available() else batch
 
-    @property
-    def noise(self) -> dict[str, torch.Tensor]:
-        if not hasattr(self, "_noise"):
-            generator, count = generator_for("noise"), self._rows.stop - self._rows.start
-            noise = {
-                view.name: torch.randint(256, (count, 3, *view.size), generator=generator, dtype=torch.uint8)
-                for view in self.views
-            }
-            self._noise = Batch(noise).pin_memory().views if torch.cuda.is_available() else noise
-        return self._noise
+    @cached_property
+    def noise(self) -> Mapping[str, torch.Tensor]:
+        generator, count = generator_for("noise"), self._rows.stop - self._rows.start
+        noise = {
+            view.name: torch.randint(256, (count, 3, *view.size), generator=generator, dtype=torch.uint8)
+            for view in self.views
+        }
+        return Batch(noise).pin_memory().views if torch.cuda.is_available() else noise
 
 
 def _data(config: RunConfig, ranks: Processes, with_data: bool) -> TrainingData:

@@ -125,9 +125,7 @@ def _start(
     os.dup2(output, 2)
     os.environ.update(environment)
     os.chdir(log.parent)
-    multiprocessing.set_start_method(
-        "fork", force=True
-    )  # data workers of a command are forked, not from the fork server
+    multiprocessing.set_start_method("fork", force=True)  # for data workers of a command, not by the fork server
     if more_bytes is not None:
         mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (mapped + more_bytes, mapped + more_bytes))
