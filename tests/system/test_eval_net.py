@@ -168,12 +168,12 @@ def test_either_encoder_of_a_method_can_be_evaluated(run, tmp_path, capsys) -> N
     assert found["encoder"]["network"] == "encoder"
 
 
-def test_a_method_without_an_average_has_no_target_encoder(run, tmp_path, capsys) -> None:
+def test_a_method_without_an_ema_has_no_target_encoder(run, tmp_path, capsys) -> None:
     arguments = ["--config", DEMO.replace("ijepa", "mae"), *TINY[:6], f"output_dir={tmp_path}", "probe.evaluators=[]"]
     tiny = ["trainer.batch_size=16", "trainer.num_steps=1", "monitor.tensorboard=false", "method.decoder_dim=32"]
     assert train([*arguments, *tiny, "method.decoder_heads=4", "method.decoder_depth=1"]) == 0
     assert eval_net.main(["--run", str(tmp_path), "--protocol", "knn", "--network", "target_encoder"]) == 1
-    assert "averages no copy of its encoder; take --network encoder" in capsys.readouterr().err
+    assert "has no EMA weights of its encoder; take --network encoder" in capsys.readouterr().err
 
 
 PLUGIN = '''
