@@ -233,7 +233,7 @@ def test_a_wrong_setting_of_a_plugins_evaluator_is_refused_by_name(run, tool, ov
 
 def test_help_lists_the_settings_of_a_plugins_evaluator(tool) -> None:
     assert re.search(
-        r"probe\.mine\.k +integer +3 +a number to report",
+        r"probe\.mine\.k +integer, at least 1 +3 +a number to report",
         tool("train_net.py", "--config", DEMO, "--help-config").stdout,
     )
 
