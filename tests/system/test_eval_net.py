@@ -168,12 +168,12 @@ def test_either_encoder_of_a_method_can_be_evaluated(run, tmp_path, capsys) -> N
     assert found["encoder"]["network"] == "encoder"
 
 
-def test_a_method_without_an_average_has_no_target_encoder(run, tmp_path, capsys) -> None:
+def test_a_method_without_an_ema_has_no_target_encoder(run, tmp_path, capsys) -> None:
     arguments = ["--config", DEMO.replace("ijepa", "mae"), *TINY[:6], f"output_dir={tmp_path}", "probe.evaluators=[]"]
     tiny = ["trainer.batch_size=16", "trainer.num_steps=1", "monitor.tensorboard=false", "method.decoder_dim=32"]
     assert train([*arguments, *tiny, "method.decoder_heads=4", "method.decoder_depth=1"]) == 0
     assert eval_net.main(["--run", str(tmp_path), "--protocol", "knn", "--network", "target_encoder"]) == 1
-    assert "averages no copy of its encoder; take --network encoder" in capsys.readouterr().err
+    assert "has no EMA weights of its encoder; take --network encoder" in capsys.readouterr().err
 
 
 PLUGIN = '''
@@ -233,7 +233,7 @@ def test_a_wrong_setting_of_a_plugins_evaluator_is_refused_by_name(run, tool, ov
 
 def test_help_lists_the_settings_of_a_plugins_evaluator(tool) -> None:
     assert re.search(
-        r"probe\.mine\.k +integer +3 +a number to report",
+        r"probe\.mine\.k +integer, at least 1 +3 +a number to report",
         tool("train_net.py", "--config", DEMO, "--help-config").stdout,
     )
 

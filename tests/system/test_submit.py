@@ -34,7 +34,7 @@ def finish(process: subprocess.Popen, run: Path) -> str:
 def test_a_preempted_job_of_two_ranks_is_requeued_and_equals_the_uninterrupted_one(tmp_path: Path) -> None:
     pytest.importorskip("submitit")
     output = finish(submit(tmp_path / "uninterrupted", "--gpus-per-node", "2"), tmp_path / "uninterrupted")
-    assert f"2 ranks, run directory {tmp_path / 'whole'}" in output and "logs: " in output
+    assert f"2 ranks, run directory {tmp_path / 'uninterrupted'}" in output and "logs: " in output
     assert json.loads((tmp_path / "uninterrupted" / "environment.json").read_text())["world_size"] == 2
     process = submit(tmp_path / "preempted", "--gpus-per-node", "2", "trainer.checkpoint_every=1000")
     wait_for_step(tmp_path / "preempted", 3, process)
