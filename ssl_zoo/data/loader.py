@@ -1,7 +1,7 @@
 """Batches as a pure function of the step, and labelled images for evaluation.
 
-Sample ids, augmentations and masks are sampled for the global batch of all ranks and then cut to the rank's rows, so that
-neither the number of ranks nor that of worker processes changes what an image looks like or when it comes.
+Sample ids, augmentations and masks are sampled for the global batch of all ranks and then cut to the rank's rows, so
+that neither the number of ranks nor that of worker processes changes what an image looks like or when it comes.
 """
 
 import hashlib

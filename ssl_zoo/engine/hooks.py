@@ -13,7 +13,7 @@ from ssl_zoo.engine.checkpoint.saver import Saver
 from ssl_zoo.engine.checkpoint.state import Checkpoint, CheckpointError, restore
 from ssl_zoo.engine.metrics import Metrics, TensorBoard
 from ssl_zoo.engine.settings import TrainerConfig
-from ssl_zoo.engine.sharding import is_sharded, reshard, full_copy
+from ssl_zoo.engine.sharding import full_copy, is_sharded, reshard
 from ssl_zoo.engine.step_file import StepFile
 from ssl_zoo.engine.trainer import Hook, NonFiniteLoss, StepResult, Trainer
 from ssl_zoo.engine.visualize import save_images

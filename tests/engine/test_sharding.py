@@ -15,7 +15,7 @@ from ssl_zoo.engine.checkpoint.state import list_checkpoints
 from ssl_zoo.engine.distributed import Processes, processes
 from ssl_zoo.engine.hooks import Visualizations
 from ssl_zoo.engine.settings import Device, Parallel, Precision, TrainerConfig
-from ssl_zoo.engine.sharding import all_ranks, is_sharded, shard, full_copy
+from ssl_zoo.engine.sharding import all_ranks, full_copy, is_sharded, shard
 from ssl_zoo.engine.trainer import Hook, StepResult, Trainer
 from ssl_zoo.method import METHODS
 

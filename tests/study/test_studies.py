@@ -71,10 +71,8 @@ def test_the_reference_recipe_has_the_values_of_the_reference_except_sizes():
     config, full = load_config(ROOT / "ijepa" / "cifar10_reference.yaml"), load_config(ROOT / "ijepa" / "vith14.yaml")
     assert config.masks == replace(full.masks, min_patches=4, context_length=ContextLength.compat)
     assert config.targets == full.targets and config.views == full.views
-    assert (
-        config.method.distance == full.method.distance
-        and config.backbone.initialization == full.backbone.initialization
-    )
+    assert config.method.distance == full.method.distance
+    assert config.backbone.initialization == full.backbone.initialization
     warmup = config.optim.warmup_epochs / config.trainer.epochs
     assert warmup == pytest.approx(full.optim.warmup_epochs / full.trainer.epochs, rel=1e-3)
     assert config.optim == replace(full.optim, warmup_epochs=config.optim.warmup_epochs)
