@@ -35,10 +35,10 @@ def nothing_else_registered(everything_registered: None) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def data_root() -> Path:
-    """Folder of real pictures: cifar10-train.tar.gz, cifar10-test.tar.gz, imagenet-samples.tar."""
+    """Folder of real images: cifar10-train.tar.gz, cifar10-test.tar.gz, imagenet-samples.tar."""
     folder = os.environ.get("SSL_ZOO_DATA")
     if not folder:
-        pytest.skip("SSL_ZOO_DATA names no folder with real pictures")
+        pytest.skip("SSL_ZOO_DATA names no folder with real images")
     if not Path(folder).is_dir():
-        pytest.fail(f"SSL_ZOO_DATA={folder} is no directory; unset it to skip the tests that need real pictures")
+        pytest.fail(f"SSL_ZOO_DATA={folder} is no directory; unset it to skip the tests that need real images")
     return Path(folder).resolve()

@@ -44,7 +44,7 @@ def visualize(
         for number, spec in enumerate(specs)
     }
     masks = {
-        name: generator(len(images), generator_for(seed, "pictures", number))
+        name: generator(len(images), generator_for(seed, "visualize", number))
         for number, (name, generator) in enumerate(build_generators(specs, config.masks, config.backbone).items())
     }
     batch = Batch(views, masks, torch.arange(len(images)), normalize=normalize)
@@ -60,5 +60,5 @@ def _rendered(
     """Render one view of each image: the ``number``-th of training, or that of evaluation where it is None."""
     if number is None:
         return torch.stack([evaluation_view(image, spec.size) for image in images])
-    params = sample_params(spec.config, len(images), generator_for(seed, "pictures", "view", number))
+    params = sample_params(spec.config, len(images), generator_for(seed, "visualize", "view", number))
     return render_each(images, params, spec)

@@ -109,17 +109,19 @@ def test_another_method_on_a_recipe_brings_its_masks_and_targets_and_keeps_the_v
     config = load_config(recipe, ["method=mae"])
     assert isinstance(config.masks, MASKS.config_of("random")) and isinstance(config.targets, PixelsConfig)
     assert config.views.crop_scale == [0.35, 1.0]
-    [told] = [record.getMessage() for record in caplog.records if "another method" in record.getMessage()]
-    assert told.endswith("ignored, since another method was chosen: method.predictor_dim=96, method.predictor_depth=2")
+    [message] = [record.getMessage() for record in caplog.records if "another method" in record.getMessage()]
+    assert message.endswith(
+        "ignored, since another method was chosen: method.predictor_dim=96, method.predictor_depth=2"
+    )
     other = load_config(recipe, ["method=mae", "targets=teacher"])
     assert isinstance(other.targets, TeacherConfig)
 
 
 def test_another_method_lists_also_the_keys_that_the_recipe_sets_to_their_defaults(caplog) -> None:
     load_config(ROOT / "data2vec2" / "vitb16.yaml", ["method=mae"])
-    [told] = [record.getMessage() for record in caplog.records if "another method" in record.getMessage()]
+    [message] = [record.getMessage() for record in caplog.records if "another method" in record.getMessage()]
     left_out = ["decoder_dim=768", "decoder_depth=6", "decoder_kernel=3", "class_loss_weight=2.56"]
-    assert told.endswith(", ".join(f"method.{key}" for key in left_out))
+    assert message.endswith(", ".join(f"method.{key}" for key in left_out))
 
 
 @pytest.mark.parametrize("recipe", METHODS.names())

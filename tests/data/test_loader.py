@@ -105,21 +105,21 @@ def test_workers_give_the_same_batches_as_the_main_process(num_workers, equal_si
 
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_ranks_together_hold_the_batch_of_one_process(world_size):
-    whole = _data().batch(5)
+    full = _data().batch(5)
     parts = [_data(rank=rank, world_size=world_size).batch(5) for rank in range(world_size)]
-    assert torch.equal(whole.index, torch.cat([part.index for part in parts]))
-    for view, images in whole.views.items():
+    assert torch.equal(full.index, torch.cat([part.index for part in parts]))
+    for view, images in full.views.items():
         assert torch.equal(images, torch.cat([part.views[view] for part in parts]))
     for view in ("global_0", "global_1"):
-        assert torch.equal(whole.masks[view].context, torch.cat([part.masks[view].context for part in parts]))
-        assert torch.equal(whole.masks[view].targets, torch.cat([part.masks[view].targets for part in parts]))
-    assert {part.fingerprint for part in parts} == {whole.fingerprint}
+        assert torch.equal(full.masks[view].context, torch.cat([part.masks[view].context for part in parts]))
+        assert torch.equal(full.masks[view].targets, torch.cat([part.masks[view].targets for part in parts]))
+    assert {part.fingerprint for part in parts} == {full.fingerprint}
 
 
 def test_a_resumed_stream_continues_as_the_uninterrupted_one():
-    whole = list(_data().batches(0, 6))
+    full = list(_data().batches(0, 6))
     resumed = list(_data().batches(4, 6))
-    for one, other in zip(whole[4:], resumed, strict=True):
+    for one, other in zip(full[4:], resumed, strict=True):
         _assert_equal(one, other)
 
 

@@ -14,8 +14,8 @@ from ssl_zoo.data.transforms import render_equal, sample_params
 NUM_IMAGES = 12
 
 
-def pictures(size: int = 32) -> torch.Tensor:
-    """Smooth colours with grain, and pictures of one colour, of greys and of extreme values."""
+def sample_images(size: int = 32) -> torch.Tensor:
+    """Smooth colours with grain, and images of one colour, of greys and of extreme values."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(NUM_IMAGES, 3, 4, 4, generator=generator) * 255
     smooth = F.interpolate(coarse, (size, size), mode="bilinear")
@@ -47,15 +47,15 @@ def blurred(image: torch.Tensor, sigma: float) -> torch.Tensor:
 def test_each_image_is_changed_by_its_own_strength_as_torchvision_does(
     ours: Callable, theirs: Callable, values: torch.Tensor
 ) -> None:
-    images = pictures()
+    images = sample_images()
     expected = torch.stack([theirs(image, value) for image, value in zip(images, values.tolist(), strict=True)])
     difference = (ours(images, values).int() - expected.int()).abs()
-    # Sums in another order, and rounding to whole numbers.
+    # Sums in another order, and rounding to integers.
     assert difference.max() <= 1 and (difference > 0).float().mean() < 3e-3
 
 
 def test_greys_and_inversions_are_torchvisions() -> None:
-    images = pictures()
+    images = sample_images()
     assert torch.equal(photometric.grayscale(images), TF.rgb_to_grayscale(images, num_output_channels=3))
     assert torch.equal(photometric.solarize(images), TF.solarize(images, 128))
 
@@ -67,7 +67,7 @@ def test_an_image_is_changed_alike_whatever_stands_beside_it(num_images: int, si
         color_jitter=[0.8, 0.8, 0.8, 0.2], color_jitter_probability=0.8, grayscale=0.2, blur=0.5, solarize=0.2
     )
     spec = ViewSpec("image", size, config)
-    images = pictures().repeat(4, 1, 1, 1)
+    images = sample_images().repeat(4, 1, 1, 1)
     params = sample_params(config, len(images), torch.Generator().manual_seed(1))
     together = render_equal(images, params, spec)
     parts = [slice(start, start + num_images) for start in range(0, len(images), num_images)]
@@ -78,7 +78,7 @@ def test_an_image_is_changed_alike_whatever_stands_beside_it(num_images: int, si
 def test_the_parts_of_the_jitter_follow_each_images_order() -> None:
     config = ViewConfig(color_jitter=[0.8, 0.8, 0.8, 0.2], color_jitter_probability=1.0)
     params = sample_params(config, NUM_IMAGES, torch.Generator().manual_seed(2))
-    images = pictures()
+    images = sample_images()
     operations = (TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation, TF.adjust_hue)
     expected = images.clone()
     for row in range(NUM_IMAGES):

@@ -115,7 +115,7 @@ def test_an_interrupted_call_is_finished_by_the_next_and_keeps_finished_shards(t
     class Stop(Exception):
         pass
 
-    _make(tmp_path / "whole")
+    _make(tmp_path / "full")
     source = AllImages(str(write_images(tmp_path / "images", NAMES)))
     lines = []
 
@@ -132,7 +132,7 @@ def test_an_interrupted_call_is_finished_by_the_next_and_keeps_finished_shards(t
         finished.pop("shard-00002.tar", None)
     assert not (tmp_path / "shards" / "manifest.json").exists()
     _make(tmp_path, source)
-    assert _content(tmp_path / "shards") == _content(tmp_path / "whole" / "shards")
+    assert _content(tmp_path / "shards") == _content(tmp_path / "full" / "shards")
     assert finished.items() <= {path.name: path.stat().st_ino for path in (tmp_path / "shards").iterdir()}.items()
 
 
@@ -157,7 +157,7 @@ def test_shards_of_another_source_are_neither_kept_nor_overwritten(tmp_path):
 
 @pytest.mark.slow
 def test_a_killed_process_leaves_a_folder_that_the_same_command_finishes(tmp_path):
-    _make(tmp_path / "whole")
+    _make(tmp_path / "full")
     write_images(tmp_path / "images", NAMES)
     code = f"""
 import os, signal
@@ -177,7 +177,7 @@ write.make_shards(AllImages({str(tmp_path / "images")!r}), Path({str(tmp_path / 
     partial = list((tmp_path / "shards").glob(".*.partial"))
     assert killed.returncode == -9 and len(partial) == 1 and not (tmp_path / "shards" / "manifest.json").exists()
     _make(tmp_path, AllImages(str(tmp_path / "images")))
-    assert _content(tmp_path / "shards") == _content(tmp_path / "whole" / "shards")
+    assert _content(tmp_path / "shards") == _content(tmp_path / "full" / "shards")
 
 
 def _truncate(folder):

@@ -225,14 +225,14 @@ def test_cifar10_validation_images_are_train_images_outside_of_the_training_spli
         records = generator.integers(0, 256, (4, 3073), dtype=numpy.uint8)
         records[:, 0] %= 10
         records.tofile(folder / f"{part}.bin")
-    whole = SOURCES.build(Cifar10Config(root=str(tmp_path)), Split.train)
+    full = SOURCES.build(Cifar10Config(root=str(tmp_path)), Split.train)
     train, held_out = (
         SOURCES.build(Cifar10Config(root=str(tmp_path), validation=6), split) for split in (Split.train, Split.test)
     )
     assert (len(train), len(held_out)) == (14, 6)
     names = [source.sample_name(i) for source in (train, held_out) for i in range(len(source))]
-    assert sorted(names) == sorted(whole.sample_name(i) for i in range(20))
-    by_name = {whole.sample_name(i): whole.image(i) for i in range(20)}
+    assert sorted(names) == sorted(full.sample_name(i) for i in range(20))
+    by_name = {full.sample_name(i): full.image(i) for i in range(20)}
     assert all(torch.equal(held_out.image(i), by_name[held_out.sample_name(i)]) for i in range(6))
     with pytest.raises(ValueError, match="only 20 training images"):
         SOURCES.build(Cifar10Config(root=str(tmp_path), validation=20), Split.train)

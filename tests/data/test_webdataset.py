@@ -84,10 +84,10 @@ def test_uneven_shards_give_every_sample_once_an_epoch(tmp_path, shuffle, num_wo
 @pytest.mark.parametrize("shuffle", EVERYWHERE)
 def test_a_run_resumed_in_mid_epoch_elsewhere_gets_the_samples_of_the_uninterrupted_run(tmp_path, shuffle):
     folder = _uneven(tmp_path)
-    whole = [_data(_source(folder, shuffle=shuffle)).batch(step) for step in range(8)]
+    full = [_data(_source(folder, shuffle=shuffle)).batch(step) for step in range(8)]
     fresh = _source(folder, shuffle=shuffle)  # another process would open the shards again
     resumed = [list(_data(fresh, rank=r, world_size=2, num_workers=2 - r).batches(3, 8)) for r in range(2)]
-    for position, batch in enumerate(whole[3:]):
+    for position, batch in enumerate(full[3:]):
         assert torch.equal(batch.index, torch.cat([rank[position].index for rank in resumed]))
         assert torch.equal(batch.views["view"], torch.cat([rank[position].views["view"] for rank in resumed]))
 

@@ -52,7 +52,7 @@ def alarm_step(run: Path, method: Method, num_steps: int, **settings: object) ->
 
 
 class Constant(Target):
-    """The same vector whatever the image shows."""
+    """The same vector for every image."""
 
     dim = 48
 

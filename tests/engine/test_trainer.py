@@ -29,23 +29,23 @@ def records(run: Path) -> list[dict]:
 
 @pytest.mark.parametrize("stop", [1, 2, 4])
 def test_a_stopped_and_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path: Path, stop: int) -> None:
-    whole = tiny_trainer(tmp_path / "whole")
-    whole.train()
+    full = tiny_trainer(tmp_path / "full")
+    full.train()
     tiny_trainer(tmp_path / "cut", hooks=[StopAfter(stop)]).train()
     resumed = tiny_trainer(tmp_path / "cut")
     checkpointer_of(resumed).resume(resumed, read_checkpoint(list_checkpoints(tmp_path / "cut")[-1]))
     assert resumed.step == stop
     resumed.train()
-    assert records(tmp_path / "cut") == records(tmp_path / "whole")
-    expected = whole.method.state_dict()
+    assert records(tmp_path / "cut") == records(tmp_path / "full")
+    expected = full.method.state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in resumed.method.state_dict().items())
 
 
 def test_micro_batches_add_up_to_the_whole_batch(tmp_path: Path) -> None:
     # In float32: products in bf16 round differently in batches of another size.
     settings = {"num_steps": 3, "precision": Precision.fp32}
-    whole, parts = (tiny_trainer(tmp_path / str(n), gradient_accumulation_steps=n, **settings) for n in (1, 4))
-    whole.train()
+    full, parts = (tiny_trainer(tmp_path / str(n), gradient_accumulation_steps=n, **settings) for n in (1, 4))
+    full.train()
     parts.train()
     for a, b in zip(records(tmp_path / "1"), records(tmp_path / "4"), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)

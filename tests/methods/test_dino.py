@@ -147,9 +147,9 @@ def test_an_image_is_represented_by_its_class_token_or_else_by_the_mean_of_its_p
 
 
 def test_crops_are_plotted_at_one_size(method: Method, batch: Batch) -> None:
-    picture = method.visualize(batch)["crops"]
+    plot = method.visualize(batch)["crops"]
     panel = 16 * 6 + 2  # enlarged six times, with gaps of two pixels
-    assert picture.shape == (3, 8 * panel + 2, 4 * panel + 2)
+    assert plot.shape == (3, 8 * panel + 2, 4 * panel + 2)
 
 
 def test_the_default_head_has_as_many_parameters_as_the_references() -> None:

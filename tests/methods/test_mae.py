@@ -157,10 +157,10 @@ def test_a_perfect_prediction_reconstructs_the_image(normalize: bool) -> None:
     batch = dataclasses.replace(batch, views={"image": 0.1 * batch.views["image"]})
     masks = batch.masks["image"]
     perfect = method.target(batch, masks, method.encoder)
-    picture = method.target.visualize(perfect, batch, masks, method.encoder)["reconstructions"]
+    plot = method.target.visualize(perfect, batch, masks, method.encoder)["reconstructions"]
     height, panel = 16 * 6, 16 * 6 + 2  # enlarged six times, with gaps of two pixels
-    assert picture.shape == (3, 2 * panel + 2, 3 * panel + 2)
-    image, masked, filled = (picture[:, 2 : 2 + height, 2 + i * panel : 2 + i * panel + height] for i in range(3))
+    assert plot.shape == (3, 2 * panel + 2, 3 * panel + 2)
+    image, masked, filled = (plot[:, 2 : 2 + height, 2 + i * panel : 2 + i * panel + height] for i in range(3))
     expected = batch.pixels("image")[0].repeat_interleave(6, 1).repeat_interleave(6, 2)
     torch.testing.assert_close(image, expected)
     torch.testing.assert_close(filled, image, atol=1e-5, rtol=0)

@@ -150,10 +150,10 @@ def test_a_file_of_weights_has_the_scores_of_its_run(run, tmp_path) -> None:
     save_file(bare, tmp_path / "bare.safetensors")
     arguments = ["--config", config, "--protocol", "knn", "--no-cache", "--no-baseline"]
     assert eval_net.main(["--weights", str(tmp_path / "bare.safetensors"), *arguments]) == 0
-    whole = ["--weights", str(tmp_path / "all.safetensors"), "--prefix", prefix]
-    assert eval_net.main([*whole, *arguments, "--out", str(tmp_path / "whole")]) == 0
+    full = ["--weights", str(tmp_path / "all.safetensors"), "--prefix", prefix]
+    assert eval_net.main([*full, *arguments, "--out", str(tmp_path / "full")]) == 0
     assert eval_net.main(["--run", str(run), *arguments[2:], "--out", str(tmp_path / "run")]) == 0
-    found = [records(tmp_path / folder)["knn None"] for folder in ("eval/bare", "whole", "run")]
+    found = [records(tmp_path / folder)["knn None"] for folder in ("eval/bare", "full", "run")]
     assert found[0]["scores"] == found[1]["scores"] == found[2]["scores"]
     assert found[0]["scores"][0]["random_init"] is None and found[0]["step"] is None
 

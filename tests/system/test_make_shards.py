@@ -84,11 +84,11 @@ def test_a_run_on_shards_resumed_in_mid_epoch_with_workers_equals_the_whole_run(
     assert _run(tmp_path / "images", tmp_path / "out", "--shard-size", "20KB", "--workers", "0") == 0
     data = ["data=webdataset", f"data.path={tmp_path / 'out'}", "data.shuffle=shards", "data.shuffle_window=5"]
     data += ["probe.evaluators=[knn]", "probe.knn.k=[3]", "data.test_fraction=0.3"]
-    assert _train(tmp_path / "whole", *data) == 0
-    middle = list_checkpoints(tmp_path / "whole")[0]
+    assert _train(tmp_path / "full", *data) == 0
+    middle = list_checkpoints(tmp_path / "full")[0]
     assert _train(tmp_path / "rest", *data, "loader.num_workers=2", "--resume", middle) == 0
-    whole, rest = _records(tmp_path / "whole"), _records(tmp_path / "rest")
-    assert list(rest) == [3, 4] and rest == {step: whole[step] for step in rest}
+    full, rest = _records(tmp_path / "full"), _records(tmp_path / "rest")
+    assert list(rest) == [3, 4] and rest == {step: full[step] for step in rest}
 
 
 def test_a_run_goes_on_over_broken_samples_until_they_are_too_many(tmp_path, capsys):

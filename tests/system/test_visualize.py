@@ -34,8 +34,8 @@ def test_a_run_draws_its_test_images_at_any_of_its_checkpoints(run, tmp_path, ca
         assert visualize.main(["--run", str(run), "--checkpoint", wanted, "--num-images", "3"]) == 0
         paths = [Path(line) for line in capsys.readouterr().out.splitlines()]
         assert [path.name for path in paths] == [f"{name}_step_0000000{step}.png" for name in ("masks", "features")]
-        with Image.open(paths[1]) as picture:
-            assert picture.size == (5 * 98 + 2, 3 * 98 + 2)
+        with Image.open(paths[1]) as image:
+            assert image.size == (5 * 98 + 2, 3 * 98 + 2)
 
 
 def test_the_best_checkpoint_is_the_one_with_the_highest_probe(run, tmp_path, capsys) -> None:
@@ -49,17 +49,17 @@ def test_images_of_the_users_own_and_folders_of_them_are_drawn(run, tmp_path, ca
         Image.new("RGB", size, "red").save(tmp_path / name)
     images = [str(tmp_path / "one.png"), str(tmp_path / "folder")]
     assert visualize.main(["--run", str(run), "--images", *images, "--out", str(tmp_path / "out")]) == 0
-    with Image.open(tmp_path / "out" / "masks_step_00000004.png") as picture:
-        assert picture.size[1] == 2 * 98 + 2
+    with Image.open(tmp_path / "out" / "masks_step_00000004.png") as image:
+        assert image.size[1] == 2 * 98 + 2
 
 
 def test_drawing_twice_gives_the_same_picture_and_another_seed_other_masks(run, tmp_path) -> None:
-    drawn = []
+    plotted = []
     for number, seed in enumerate((0, 0, 1)):
         out = tmp_path / str(number)
         assert visualize.main(["--run", str(run), "--seed", str(seed), "--out", str(out)]) == 0
-        drawn.append((out / "features_step_00000004.png").read_bytes())
-    assert drawn[0] == drawn[1] != drawn[2]
+        plotted.append((out / "features_step_00000004.png").read_bytes())
+    assert plotted[0] == plotted[1] != plotted[2]
 
 
 @pytest.mark.parametrize(
@@ -98,12 +98,12 @@ def test_a_method_of_several_views_draws_them_as_in_training(tmp_path: Path, cap
     recipe = str(ROOT / "configs" / "dino" / "demo.yaml")
     assert train(["--config", recipe, *TINY, *head, f"output_dir={tmp_path}"]) == 0
     capsys.readouterr()
-    drawn = []
+    plotted = []
     for seed in (0, 0, 1):
         assert visualize.main(["--run", str(tmp_path), "--num-images", "2", "--seed", str(seed)]) == 0
         [path] = [Path(line) for line in capsys.readouterr().out.splitlines()]
         assert path.name == "crops_step_00000004.png"
-        with Image.open(path) as picture:
-            assert picture.size == (4 * 98 + 2, 2 * 98 + 2)
-            drawn.append(picture.tobytes())
-    assert drawn[0] == drawn[1] != drawn[2]
+        with Image.open(path) as image:
+            assert image.size == (4 * 98 + 2, 2 * 98 + 2)
+            plotted.append(image.tobytes())
+    assert plotted[0] == plotted[1] != plotted[2]

@@ -110,7 +110,7 @@ def test_command_times_recipe_baseline_and_two_processes(tmp_path, capsys: pytes
     plain, alone, pair = json.loads(out.read_text())
     assert [r["world_size"] for r in (plain, alone, pair)] == [1, 1, 2]
     assert all(r["images_per_second"] > 0 and r["peak_flops_per_second"] > 0 for r in (plain, alone, pair))
-    assert {"target", "encoder", "predictor", "backward", "optimizer", "averages"} <= alone["phase_seconds"].keys()
+    assert {"target", "encoder", "predictor", "backward", "optimizer", "ema"} <= alone["phase_seconds"].keys()
     assert "images/s" in capsys.readouterr().out
 
 

@@ -58,7 +58,7 @@ def initial_weights(generator: torch.Generator) -> tuple[dict, dict]:
         shapes = {"norm1": (dim,), "attn.qkv": (3 * dim, dim), "attn.proj": (dim, dim), "norm2": (dim,)}
         return {f"{name}.{k}": s for k, s in {**shapes, "mlp.fc1": (4 * dim, dim), "mlp.fc2": (dim, 4 * dim)}.items()}
 
-    def draw(layers: dict) -> dict:
+    def sample(layers: dict) -> dict:
         weights = {}
         for name, shape in layers.items():
             noise = 0.2 * torch.randn(shape, generator=generator)
@@ -68,12 +68,12 @@ def initial_weights(generator: torch.Generator) -> tuple[dict, dict]:
 
     dim, pdim, patch, side = CONFIG["dim"], CONFIG["pdim"], CONFIG["patch"], CONFIG["img"] // CONFIG["patch"]
     blocks = [block(f"blocks.{i}", dim) for i in range(CONFIG["depth"])]
-    encoder = draw(
+    encoder = sample(
         {"patch_embed.proj": (dim, 3, patch, patch), "norm": (dim,)} | {k: s for b in blocks for k, s in b.items()}
     )
     blocks = [block(f"predictor_blocks.{i}", pdim) for i in range(CONFIG["pdepth"])]
     outer = {"predictor_embed": (pdim, dim), "predictor_norm": (pdim,), "predictor_proj": (dim, pdim)}
-    predictor = draw(outer | {k: s for b in blocks for k, s in b.items()})
+    predictor = sample(outer | {k: s for b in blocks for k, s in b.items()})
     predictor["mask_token"] = torch.randn(1, 1, pdim, generator=generator)
     return encoder | {"pos_embed": positions(side, dim)}, predictor | {"predictor_pos_embed": positions(side, pdim)}
 
@@ -140,12 +140,12 @@ def handmade() -> dict[str, torch.Tensor]:
         order = torch.stack([torch.randperm(num_patches, generator=generator) for _ in images])
         contexts = [order[:, 2 * j : 2 * j + 4 + step % 2].sort().values for j in range(CONFIG["nenc"])]
         targets = [order[:, 9 + i : 12 + i + step % 2].sort().values for i in range(CONFIG["npred"])]
-        whole = F.layer_norm(encode(images, teacher), (CONFIG["dim"],))
+        full = F.layer_norm(encode(images, teacher), (CONFIG["dim"],))
         for weight in trained.values():
             weight.requires_grad_(True).grad = None
         features = [encode(images, encoder, context) for context in contexts]
         pairs = [(i, j) for i in range(len(targets)) for j in range(len(contexts))]
-        wanted = torch.cat([pick(whole, targets[i]) for i, _ in pairs])
+        wanted = torch.cat([pick(full, targets[i]) for i, _ in pairs])
         guess = torch.cat([predict(features[j], predictor, contexts[j], targets[i]) for i, j in pairs])
         far = (guess - wanted).abs()
         loss = torch.where(far < 1, far**2 / 2, far - 0.5).mean()
