@@ -20,7 +20,9 @@ class ViewConfig(Settings):
 
     section = "views"
 
-    crop_scale: list[float] = setting([1.0, 1.0], "area over image area, [low, high]", length=2, above=0, at_most=1)
+    crop_scale: list[float] = setting(
+        [1.0, 1.0], "crop area over image area, [low, high]", length=2, above=0, at_most=1
+    )
     crop_aspect: list[float] = setting([0.75, 4 / 3], "width / height, log-uniform in [low, high]", length=2, above=0)
     interpolation: str = setting("bilinear", "bilinear or bicubic, always antialiased", one_of=("bilinear", "bicubic"))
     horizontal_flip: float = setting(0.0, "probability of a left-right flip", at_least=0, at_most=1)

@@ -36,7 +36,9 @@ class LoaderConfig(Settings):
     prefetch_per_worker: int = setting(2, "batches that each worker keeps ready", at_least=1)
     pin_memory: bool | None = setting(None, "page-locked batches for faster copies; null: where there is a GPU")
     timeout_s: float = setting(300.0, "seconds after which a missing batch is an error; 0 waits forever", at_least=0)
-    max_corrupt_fraction: float = setting(0.01, "undecodable fraction at which the run stops", at_least=0, at_most=1)
+    max_corrupt_fraction: float = setting(
+        0.01, "fraction of undecodable samples above which the run stops", at_least=0, at_most=1
+    )
 
 
 class TrainingData:

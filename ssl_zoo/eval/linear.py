@@ -48,7 +48,9 @@ class LinearConfig(EvaluatorConfig):
 
     poolings: list[Pooling] = setting([], "poolings to choose from; [] = pooling alone")
     layer_counts: list[int] = setting([], "values of num_layers to choose from; [] = num_layers alone", at_least=1)
-    lrs: list[float] = setting([0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0], "lrs to choose from, per 256 images", above=0)
+    lrs: list[float] = setting(
+        [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0], "learning rates to choose from, per 256 images", above=0
+    )
     weight_decays: list[float] = setting([0.0], "weight decays to choose from", at_least=0)
     optimizer: Optimizer = setting(Optimizer.sgd, "sgd or lars")
     schedule: Schedule = setting(Schedule.cosine, "cosine or step")

@@ -43,15 +43,23 @@ class ContextLength(Enum):
 class MultiblockConfig(MasksConfig):
     """The defaults are those of arXiv 2301.08243, appendix A.1, and min_patches that of the reference configs."""
 
-    target_scale: list[float] = setting([0.15, 0.2], "fraction of the grid, [low, high]", above=0, at_most=1, length=2)
-    target_aspect: list[float] = setting([0.75, 1.5], "height / width of a target, [low, high]", above=0, length=2)
+    target_scale: list[float] = setting(
+        [0.15, 0.2], "target block area over grid area, [low, high]", above=0, at_most=1, length=2
+    )
+    target_aspect: list[float] = setting(
+        [0.75, 1.5], "height / width of a target block, [low, high]", above=0, length=2
+    )
     num_targets: int = setting(4, "target blocks per image; they may overlap each other", at_least=1)
-    context_scale: list[float] = setting([0.85, 1.0], "area with targets, [low, high]", above=0, at_most=1, length=2)
+    context_scale: list[float] = setting(
+        [0.85, 1.0], "context block area over grid area, targets included, [low, high]", above=0, at_most=1, length=2
+    )
     num_contexts: int = setting(1, "context blocks per image; each predicts every target", at_least=1)
     min_patches: int = setting(10, "every target and context must have more patches than this", at_least=0)
     allow_overlap: bool = setting(False, "contexts may contain target patches")
     context_length: ContextLength = setting(ContextLength.fixed, "how contexts are cut: fixed, batch_min, compat")
-    context_fraction: float = setting(0.25, "fraction of the grid, for context_length=fixed", above=0, at_most=1)
+    context_fraction: float = setting(
+        0.25, "context patches over grid patches, for context_length=fixed", above=0, at_most=1
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -39,13 +39,17 @@ class ViTConfig(BackboneConfig):
     mlp_ratio: float = setting(4.0, "hidden width of a block's MLP over embed_dim")
     positions: Positions = setting(Positions.sincos, "position embedding: sincos (fixed), learned or none")
     sincos_layout: SincosLayout = setting(SincosLayout.col_first, "coordinate in the first half of sin-cos channels")
-    position_offset: float = setting(0.0, "offset of grid sides for learned positions; DINO: 0.1", at_least=0, below=1)
+    position_offset: float = setting(
+        0.0, "added to grid sides when learned positions are resampled; DINO: 0.1", at_least=0, below=1
+    )
     class_token: bool = setting(False, "prepend a class token; its position embedding is zero with sincos")
     num_registers: int = setting(0, "registers after the class token, unpositioned (arXiv 2309.16588)", at_least=0)
     relative_position_bias: bool = setting(False, "learned attention biases per offset, one table for all blocks")
     qkv_bias: bool = setting(True, "biases of queries, keys and values")
     key_bias: bool = setting(True, "false leaves out the biases of keys (BEiT)")
-    norm_position: NormPosition = setting(NormPosition.pre, "pre: before branches and at the end; post: after each")
+    norm_position: NormPosition = setting(
+        NormPosition.pre, "pre: before each branch and at the end; post: after the embedding and each branch"
+    )
     norm_eps: float = setting(1e-6, "epsilon of every layer norm")
     layer_scale: float | None = setting(None, "initial factor of LayerScale; null leaves LayerScale out")
     drop_path: float = setting(0.0, "stochastic depth rate of the last block, linear from 0", at_least=0, below=1)

@@ -39,7 +39,9 @@ class TeacherConfig(TargetConfig):
     """The target encoder of I-JEPA and the teacher of data2vec."""
 
     ema: EmaConfig = setting(EmaConfig(), "EMA weights of the teacher")
-    normalization: Normalization = setting(Normalization.layer, "layer (I-JEPA); instance: over image tokens first")
+    normalization: Normalization = setting(
+        Normalization.layer, "layer (I-JEPA); instance: first over the tokens of the image (data2vec 2.0)"
+    )
     mask: MaskTeacher = setting(MaskTeacher.output, "cut target blocks from the teacher's output or from its input")
     full_precision: bool = setting(False, "run the teacher in float32, regardless of trainer.precision")
 
