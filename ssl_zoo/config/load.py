@@ -295,7 +295,8 @@ def _assign(node: DictConfig, given: Mapping[Any, Any], defaults: DictConfig, so
             continue  # a section whose keys are all commented out; null where no option was chosen
         try:
             if name in keys:
-                OmegaConf.update(node, name, value, merge=False)  # merging would refuse new names in a mapping
+                # Merging would refuse new names in a mapping; replacing would refuse dicts in a list of dataclasses.
+                OmegaConf.update(node, name, value, merge=not isinstance(value, Mapping))
                 continue
             message, cause = _not_a_leaf(name, value, node), None
         except OmegaConfBaseException as error:

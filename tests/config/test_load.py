@@ -91,7 +91,7 @@ def test_interpolations_resolve(recipe):
         "predictor_depth=3": ["did you mean method.predictor_depth?"],
         "targets.normalize=true": ["targets.normalize belongs to targets=pixels"],
         "zzzzqqqq=1": ["no key has a similar name"],
-        "masks.target_scale=abc": ["masks.target_scale=abc", "list of numbers", "[0.15,0.2]", "area of a target block"],
+        "masks.target_scale=abc": ["masks.target_scale=abc", "list of numbers", "[0.15,0.2]", "target block area"],
         "masks.target_scale=[1,a]": ["masks.target_scale=[1,a]", "list of numbers"],
         "seed=x": ["seed=x", "expected integer"],
         "seed=null": ["seed=null", "expected integer"],
