@@ -36,9 +36,19 @@ class ProbeConfig(Settings):
     label: str | None = setting(None, "which of the source's label sets; null = the source's first")
     batch_size: int = setting(256, "images per forward pass of the encoder", at_least=1)
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle the values; the class, which ``probe_config_class`` makes, has no name to be found by."""
+        return _unpickled, (vars(self),)
+
     def evaluator_config(self, name: str) -> EvaluatorConfig:
         """Return the section of an evaluator, or its defaults in a config without sections."""
         return getattr(self, name, None) or EVALUATORS.config_of(name)()
+
+
+def _unpickled(values: Mapping[str, object]) -> ProbeConfig:
+    config = object.__new__(probe_config_class())
+    vars(config).update(values)
+    return config
 
 
 def probe_config_class() -> type[ProbeConfig]:

@@ -1,6 +1,7 @@
 """Recipes and overrides compose to a configuration; each mistake gives one message."""
 
 import logging
+import pickle
 from dataclasses import dataclass
 
 import pytest
@@ -240,3 +241,9 @@ def test_a_mapping_takes_new_names_from_recipes_and_overrides(recipe) -> None:
     assert load_config(recipe, []).monitor.alarm.limits == {"target_std": 0.5}
     assert load_config(recipe, ["monitor.alarm.limits={target_cosine: 0}"]).monitor.alarm.limits == {"target_cosine": 0}
     assert "names, each with a number" in message(recipe, "monitor.alarm.limits={target_cosine: high}")
+
+
+def test_a_configuration_can_be_sent_to_another_process(recipe):
+    config = load_config(recipe, ["probe.knn.k=[7]"])
+    copied = pickle.loads(pickle.dumps(config))
+    assert copied == config and copied.probe.knn.k == [7]

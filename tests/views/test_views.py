@@ -1,6 +1,7 @@
 """View sets and their presets."""
 
 import importlib.resources
+import logging
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,7 @@ def test_the_default_views_of_a_method_are_of_a_kind_that_it_accepts(name: str) 
 
 def test_another_method_keeps_the_views_unless_it_needs_another_kind(caplog: pytest.LogCaptureFixture) -> None:
     recipe = ROOT / "ijepa" / "cifar10_vitt4.yaml"
+    caplog.set_level(logging.WARNING, logger="ssl_zoo.config")
     assert load_config(recipe, ["method=mae"]).views == load_config(recipe).views
     assert "views" not in caplog.text
     views = load_config(recipe, ["method=dino"]).views
