@@ -140,13 +140,14 @@ def unknown_key(name: str, values: DictConfig) -> str:
 
 
 def _nearest_key(name: str, known: Sequence[str]) -> str | None:
-    """Return the key most likely meant: a near spelling, an abbreviation, or the right name in a wrong section."""
+    """Return the key most likely meant: a near spelling, an abbreviation or its words, a name of another section."""
     leaf = name.rpartition(".")[2]
     ranked = difflib.get_close_matches(name, known, n=max(len(known), 1), cutoff=0.0)
     return next(
         itertools.chain(
             (key for key in ranked if _similarity(name, key) > 0.85),
             (key for key in ranked if _initials(key) == leaf),
+            (key for key in ranked if _initials(name) == key.rpartition(".")[2]),
             (key for key in ranked if key.rpartition(".")[2] == leaf),
             (key for key in ranked if _similarity(name, key) > 0.6),
         ),

@@ -31,3 +31,11 @@ def test_a_key_with_one_edit_is_recognised_in_95_of_100_cases(tmp_path):
     right = [f"did you mean {key}?" in unknown_key(edited, values) for key, edited in cases]
     print(f"{sum(right)} of {len(right)}")
     assert sum(right) >= 0.95 * len(right)
+
+
+def test_an_abbreviation_and_its_words_find_each_other(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("defaults: [method: ijepa, backbone: vit_tiny, data: scenes]\n")
+    values = compose(recipe).values
+    assert "did you mean optim.lr?" in unknown_key("optim.learning_rate", values)
+    assert "did you mean trainer.batch_size?" in unknown_key("trainer.bs", values)
