@@ -10,9 +10,21 @@ if __package__ in (None, ""):  # run as a file of a checkout: its packages are o
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from ssl_zoo.config import compose
-from ssl_zoo.engine.cluster import TrainingJob, cluster_executor, parameters_of
+from ssl_zoo.engine.cluster import TIMEOUT_MINUTES, TrainingJob, job_submitter, parameters_of
+from ssl_zoo.engine.slurm import OptionNames, pending_forever, wait_for_reason
 from ssl_zoo.engine.trainer import BatchPlan
 from ssl_zoo.plugins import discover, plugin_words
+
+OPTIONS = OptionNames(
+    "tools/submit.py",
+    {
+        "nodes": "--nodes",
+        "gpus_per_node": "--gpus-per-node",
+        "timeout_min": "--time",
+        "slurm_partition": "--partition",
+        "cpus_per_task": "--cpus-per-task",
+    },
+)
 
 
 def minutes(text: str) -> int:
@@ -41,7 +53,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--time",
         type=minutes,
-        default=720,
+        default=TIMEOUT_MINUTES,
         metavar="T",
         help="time limit after which the job is requeued (default: 12:00:00)",
     )
@@ -64,28 +76,31 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def submit(arguments: argparse.Namespace) -> int:
-    """Check what can be checked before the job runs, then submit the training; return the exit status."""
-    config = compose(arguments.config, arguments.overrides).config
-    tasks = max(1, arguments.gpus_per_node)
-    BatchPlan(config.trainer.batch_size, arguments.nodes * tasks, config.trainer.gradient_accumulation_steps)
-    run = Path(config.output_dir).absolute()
-    folder = (arguments.folder or run / "slurm").absolute()
-    options = {
-        "slurm_partition": arguments.partition,
-        "cpus_per_task": arguments.cpus_per_task,
-        **parameters_of(arguments.option),
-    }
+def job_parameters(arguments: argparse.Namespace, run: Path) -> dict[str, str | int]:
+    """Return submitit's parameters; those of ``--option`` come last."""
     parameters = {
         "name": f"ssl-zoo-{run.name}",
         "nodes": arguments.nodes,
-        "tasks_per_node": tasks,
+        "tasks_per_node": max(1, arguments.gpus_per_node),
         "gpus_per_node": arguments.gpus_per_node,
         "timeout_min": arguments.time,
-        **{key: value for key, value in options.items() if value is not None},
+        "slurm_partition": arguments.partition,
+        "cpus_per_task": arguments.cpus_per_task,
     }
+    given = {key: value for key, value in parameters.items() if value is not None}
+    return {**given, **parameters_of(arguments.option, OPTIONS.other)}
+
+
+def submit(arguments: argparse.Namespace) -> int:
+    """Check what can be checked before the job runs, then submit the training; return the exit status."""
+    config = compose(arguments.config, arguments.overrides).config
+    run = Path(config.output_dir).absolute()
+    parameters = job_parameters(arguments, run)
+    ranks = int(parameters["nodes"]) * int(parameters["tasks_per_node"])
+    BatchPlan(config.trainer.batch_size, ranks, config.trainer.gradient_accumulation_steps)
+    folder = (arguments.folder or run / "slurm").absolute()
     cluster = "local" if arguments.local else "slurm"
-    executor = cluster_executor(folder, parameters, cluster=cluster, option="tools/submit.py")
+    submitter = job_submitter(folder, parameters, cluster=cluster, options=OPTIONS)
     recipe = str(Path(arguments.config).absolute())
     settings = [*arguments.overrides, f"output_dir={run}"]
     command = [
@@ -97,10 +112,13 @@ def submit(arguments: argparse.Namespace) -> int:
         *plugin_words(arguments.plugin),
         *settings,
     ]
-    job = executor.submit(TrainingJob(command, run=run))
-    print(f"job {job.job_id}: {arguments.nodes * tasks} ranks, run directory {run}")
+    job = submitter.submit(TrainingJob(command, run=run))
+    print(f"job {job.job_id}: {ranks} ranks, run directory {run}")
     print(f"logs: {job.paths.stdout} (rank 0), {job.paths.stderr}", flush=True)
     if not arguments.local:
+        reason = wait_for_reason(job.job_id)
+        if reason and (warning := pending_forever(job.job_id, reason, parameters, OPTIONS)):
+            print(f"warning: {warning}", file=sys.stderr)
         return 0
     job.wait()
     return 0 if job.exception() is None else 1

@@ -20,6 +20,7 @@ from ssl_zoo.data.workers import LoaderError
 from ssl_zoo.engine import hooks
 from ssl_zoo.engine.alarm import Collapse, CollapseAlarm
 from ssl_zoo.engine.build import build_data, build_run_method
+from ssl_zoo.engine.cluster import LOST_RANK_STATUS
 from ssl_zoo.engine.device import autocast, resolve_precision
 from ssl_zoo.engine.distributed import LostRank, Processes, processes
 from ssl_zoo.engine.metrics import JsonLines, Metrics, TensorBoard
@@ -124,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 train(composed, arguments.resume, console, ranks)
     except (ValueError, LookupError, OSError, LoaderError, LostRank, NonFiniteLoss, Collapse) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return LOST_RANK_STATUS if isinstance(error, LostRank) else 1
     except KeyboardInterrupt:
         print(
             "interrupted before the step could be saved; the same command resumes from the last checkpoint",

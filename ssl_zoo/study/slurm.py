@@ -1,15 +1,20 @@
 """Trainings of a study as Slurm jobs."""
 
+import logging
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO
 
-from ssl_zoo.engine.cluster import TrainingJob, cluster_executor, parameters_of
+from ssl_zoo.engine.cluster import TIMEOUT_MINUTES, Submitter, TrainingJob, job_submitter, parameters_of
+from ssl_zoo.engine.slurm import JobWatcher, OptionNames, pending_forever
 from ssl_zoo.study.training import Start
 
-if TYPE_CHECKING:
-    import submitit
+log = logging.getLogger(__name__)
+
+OPTIONS = OptionNames("--slurm", other="--slurm-option")
+_RESULT_SECONDS = 15  # until a file written on another node is visible on a shared file system
 
 
 def slurm_start(folder: Path, options: Sequence[str], cluster: str = "slurm") -> Start:
@@ -23,25 +28,60 @@ def slurm_start(folder: Path, options: Sequence[str], cluster: str = "slurm") ->
     Raises:
         ValueError: submitit or Slurm is missing, or submitit does not know an option.
     """
-    parameters = {"name": "ssl-zoo-study", **parameters_of(options)}
-    executor = cluster_executor(folder, parameters, cluster=cluster, option="--slurm")
-    return lambda command, log, lock: SlurmTraining(executor, command, log, lock)
+    defaults = {"name": "ssl-zoo-study", "timeout_min": TIMEOUT_MINUTES}
+    parameters = {**defaults, **parameters_of(options, OPTIONS.other)}
+    submitter = job_submitter(folder, parameters, cluster=cluster, options=OPTIONS)
+    watcher = JobWatcher() if cluster == "slurm" else None
+    return lambda command, log, lock: SlurmTraining(submitter, watcher, command, log, lock)
 
 
 class SlurmTraining:
-    """A submitted training; it is requeued when it reaches its time limit."""
+    """A submitted training; it is requeued when it reaches its time limit.
 
-    def __init__(self, executor: "submitit.Executor", command: Sequence[str], log: Path, lock: IO[bytes]) -> None:
+    Args:
+        watcher: shared by all trainings of a study; None asks submitit, for jobs on this machine.
+        log: file in the run directory for the training's output.
+    """
+
+    def __init__(
+        self, submitter: Submitter, watcher: JobWatcher | None, command: Sequence[str], log: Path, lock: IO[bytes]
+    ) -> None:
+        log = log.absolute()
+        self._submitter, self._watcher = submitter, watcher
+        self._job = submitter.submit(TrainingJob(command, log=log, run=log.parent))
         self._lock = os.dup(lock.fileno())  # held by this process, since the job runs on another node
-        self._job = executor.submit(TrainingJob(command, log=log.absolute()))
+        self._ended_at: float | None = None
+        self._has_warned = False
+        if watcher is not None:
+            watcher.add(self._job.job_id)
 
     def poll(self) -> int | None:
-        if not self._job.done():
+        if not self._has_ended():
             return None
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
-        return 0 if self._job.state in ("COMPLETED", "FINISHED") and self._job.exception() is None else 1
+        has_result = self._job.paths.result_pickle.exists()
+        return 0 if has_result and self._job.exception() is None else 1
+
+    def _has_ended(self) -> bool:
+        if self._watcher is None:
+            return self._job.done()
+        if self._job.paths.result_pickle.exists():
+            return True
+        status = self._watcher.status(self._job.job_id)
+        if status is not None and not status.has_ended:
+            self._ended_at = None
+            self._warn(status.reason if status.state == "PENDING" else "")
+            return False
+        self._ended_at = self._ended_at or time.monotonic()
+        return time.monotonic() - self._ended_at > _RESULT_SECONDS
+
+    def _warn(self, reason: str) -> None:
+        warning = pending_forever(self._job.job_id, reason, self._submitter.parameters, OPTIONS)
+        if warning is not None and not self._has_warned:
+            log.warning("warning: %s", warning)
+            self._has_warned = True
 
     def terminate(self) -> None:
         self._job.cancel(check=False)  # Slurm sends SIGTERM first

@@ -142,7 +142,12 @@ class Queue:
         """Train until the queue is empty (True) or a signal stops it (False)."""
         with _stop_signals() as arrived:
             while (self.waiting or self.active) and not arrived:
-                self._fill()
+                try:
+                    self._fill()
+                except ValueError:  # a cluster refuses a job; those submitted before must not outlive their locks
+                    for active in self.active:
+                        active.training.terminate()
+                    raise
                 time.sleep(_POLL_SECONDS)
                 self._collect()
             if not arrived:
