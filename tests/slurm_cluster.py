@@ -46,7 +46,7 @@ SlurmdParameters=config_overrides
 ReturnToService=2
 JobRequeue=1
 KillWait={kill_wait}
-OverTimeLimit=0
+OverTimeLimit=1
 SlurmctldTimeout=20
 SlurmdTimeout={node_timeout}
 MessageTimeout=30
@@ -89,16 +89,17 @@ class SlurmCluster:
         (self.folder / "state").mkdir(exist_ok=True)
         self._ports = [_free_port() for _ in range(1 + len(NODES))]
         self._limits = {"kill_wait": kill_wait, "node_timeout": node_timeout}
-        self.environment = {**os.environ, "PATH": _path(), "SLURM_CONF": str(self.folder / "slurm.conf")}
+        self._conf = self.folder / "slurm.conf"
+        self.environment = {**os.environ, "PATH": _path(), "SLURM_CONF": str(self._conf)}
 
     def __enter__(self) -> "SlurmCluster":
         try:
             self.configure()
             self._start_munge()
-            self._start("slurmctld", "-c")
+            self.run("slurmctld", "-c")
             for node in NODES:
                 self.start_node(node)
-            self.wait_until(lambda: self.squeue_free_nodes() == len(NODES), "all nodes are idle", 60)
+            self.wait_until(lambda: self.num_idle_nodes() == len(NODES), "all nodes are idle", 60)
         except BaseException:
             self.stop()
             raise
@@ -122,21 +123,17 @@ class SlurmCluster:
             nodes="\n".join(nodes),
             **self._limits,
         )
-        (self.folder / "slurm.conf").write_text(text)
+        self._conf.write_text(text)
 
     def _start_munge(self) -> None:
         key = self.folder / "munge.key"
         key.touch(mode=0o600)
         key.write_bytes(os.urandom(128))
         files = [f"--{name}-file={self.folder}/munge.{name}" for name in ("pid", "key", "log", "seed")]
-        self._start("munged", "--force", f"--socket={self.folder}/munge.socket", *files)
+        self.run("munged", "--force", f"--socket={self.folder}/munge.socket", *files)
 
     def start_node(self, name: str) -> None:
-        self._start("slurmd", "-N", name)
-
-    def _start(self, *command: str) -> None:
-        """Start a daemon, which writes its process id to a file and returns."""
-        self.run(*command)
+        self.run("slurmd", "-N", name)
 
     def run(self, *command: str, check: bool = True) -> str:
         """Run a command of Slurm and return what it prints."""
@@ -145,7 +142,7 @@ class SlurmCluster:
             raise RuntimeError(f"{' '.join(command)} exited with {done.returncode}: {done.stdout}{done.stderr}")
         return done.stdout + done.stderr
 
-    def squeue_free_nodes(self) -> int:
+    def num_idle_nodes(self) -> int:
         return self.run("sinfo", "--noheader", "--Node", "--partition=main", "--format=%T").split().count("idle")
 
     def job(self, number: str) -> dict[str, str]:
@@ -171,37 +168,57 @@ class SlurmCluster:
     def _logs(self) -> list[Path]:
         return sorted(self.folder.glob("*.log"))
 
+    def processes(self, program: str = "", **environment: str) -> list[int]:
+        """List the processes of jobs on this cluster by the environment that Slurm gives them.
+
+        Args:
+            program: part of the command line.
+            environment: e.g. ``SLURM_JOB_ID="3", SLURM_PROCID="1"``.
+        """
+        wanted = {f"{name}={value}" for name, value in environment.items()} | {f"SLURM_CONF={self._conf}"}
+        found = []
+        for path in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):  # it has just ended
+                variables = set((path / "environ").read_text(errors="replace").split("\0"))
+                command = (path / "cmdline").read_text(errors="replace")
+                if wanted <= variables and "SLURM_JOB_ID" in str(variables) and program in command:
+                    found.append(int(path.name))
+        return found
+
     def kill_node(self, name: str) -> None:
-        """Kill a node's daemon and the processes of its jobs, as a power failure does."""
-        daemon = int((self.folder / f"slurmd.{name}.pid").read_text())
-        os.kill(daemon, signal.SIGKILL)
-        for process in processes_of(f"slurmstepd.*{name}"):
-            pass
+        """Kill a node's daemon and all processes of its jobs, as a power failure does."""
+        self._kill_daemon(f"slurmd.{name}")
+        self._kill_jobs(SLURMD_NODENAME=name)
+
+    def _kill_daemon(self, name: str) -> None:
+        with suppress(FileNotFoundError, ProcessLookupError):
+            os.kill(int((self.folder / f"{name}.pid").read_text()), signal.SIGKILL)
+
+    def _kill_jobs(self, **environment: str) -> None:
+        tasks = self.processes(**environment)
+        parents = {_parent_of(task) for task in tasks}
+        for process in [*(parent for parent in parents if "slurmstepd" in _command_of(parent)), *tasks]:
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
 
     def stop(self) -> None:
-        """End jobs, then the daemons by the ids in their files."""
-        with suppress(RuntimeError, subprocess.TimeoutExpired):
-            self.run("scancel", "--user=root", "--full", "--signal=KILL", check=False)
-        for path in [*self.folder.glob("slurm*.pid"), self.folder / "munge.pid"]:
-            with suppress(FileNotFoundError, ProcessLookupError, ValueError):
-                end_process(int(path.read_text()))
+        """End the daemons by the ids in their files, and the processes of their jobs."""
+        for name in ("slurmctld", *(f"slurmd.{node}" for node in NODES)):
+            self._kill_daemon(name)
+        self._kill_jobs()
+        self._kill_daemon("munge")
 
 
-def end_process(number: int) -> None:
-    os.kill(number, signal.SIGTERM)
-    for kill_at in (10.0, 5.0):
-        deadline = time.monotonic() + kill_at
-        while time.monotonic() < deadline:
-            with suppress(ChildProcessError):
-                os.waitpid(number, os.WNOHANG)
-            if not Path(f"/proc/{number}").exists():
-                return
-            time.sleep(0.05)
-        os.kill(number, signal.SIGKILL)
+def _parent_of(process: int) -> int:
+    with suppress(OSError):
+        return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+    return 0
 
 
-def processes_of(pattern: str) -> list[int]:
-    return []
+def _command_of(process: int) -> str:
+    with suppress(OSError):
+        return Path(f"/proc/{process}/cmdline").read_text(errors="replace")
+    return ""
 
 
 def main() -> None:
@@ -209,8 +226,9 @@ def main() -> None:
         sys.exit(f"error: {reason}")
     with tempfile.TemporaryDirectory(prefix="slurm-") as folder, SlurmCluster(Path(folder)) as cluster:
         print(f"export SLURM_CONF={cluster.environment['SLURM_CONF']}\n{cluster.run('sinfo')}", flush=True)
-        with suppress(KeyboardInterrupt):
-            signal.sigwait([signal.SIGINT, signal.SIGTERM])
+        stop_signals = [signal.SIGINT, signal.SIGTERM]
+        signal.pthread_sigmask(signal.SIG_BLOCK, stop_signals)  # not before, since the daemons would inherit it
+        signal.sigwait(stop_signals)
 
 
 if __name__ == "__main__":

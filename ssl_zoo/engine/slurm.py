@@ -76,12 +76,13 @@ _UNREACHABLE = r"Unable to contact|timed out|Zero Bytes|authentication|munge|sta
 
 # Reasons of pending jobs (squeue %r) that no waiting ends: the request or the cluster must change.
 _PENDING = (
-    _Cause(r"PartitionTimeLimit|Max\w*Wall\w*PerJob\w*", ("timeout_min",), _TIMES),
-    _Cause(r"PartitionNodeLimit|MaxNodePerJob\w*", ("nodes",), _SIZES),
+    _Cause(r"PartitionTimeLimit|(QOS|Assoc)Max\w*Wall\w*PerJob", ("timeout_min",), _TIMES),
+    _Cause(r"PartitionNodeLimit|(QOS|Assoc)MaxNodePerJob", ("nodes",), _SIZES),
     _Cause(r"PartitionConfig|BadConstraints|PortsUnavailable", ("gpus_per_node", *_SIZE), _SIZES),
     _Cause(r"Partition(Down|Inactive)", *_WHERE),
     _Cause(r"AccountNotAllowed|InvalidAccount|Job's account", ("slurm_account", "slurm_partition"), _ACCOUNTS),
     _Cause(r"QOSNotAllowed|InvalidQOS|Job's QOS", ("slurm_qos", "slurm_partition"), _POLICY),
+    _Cause(r"(QOS|Assoc)Grp\w*Minutes", ("slurm_account",), "`sshare` shows what is left of the accounts' budgets"),
     _Cause(r"(QOS|Assoc)Max\w*Per(Job|Node)\w*|QOSMin\w*|MaxMemPerLimit", (*_SIZE, "gpus_per_node"), _POLICY),
     _Cause(
         r"ReqNodeNotAvail|Nodes required for job are DOWN|NodeDown",
