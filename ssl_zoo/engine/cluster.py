@@ -20,6 +20,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 import ssl_zoo
+from ssl_zoo.engine.checkpoint.folders import list_checkpoints, step_of
 from ssl_zoo.engine.slurm import OptionNames, job_statuses, refusal
 
 if TYPE_CHECKING:
@@ -195,6 +196,8 @@ class TrainingJob:
             raise RuntimeError(
                 f"{self.run} was stopped before its last step and not requeued; submit it again to resume it"
             )
+        # A signal that comes while Python exits, without submitit's handler, would make a finished job a failed one.
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 
     def _remember_termination(self, number: int, frame: FrameType | None) -> None:
         self.is_terminated = True
@@ -244,8 +247,6 @@ def _is_running(job_id: str) -> bool:
 
 def is_finished(run: Path) -> bool:
     """Whether the last step of a run is saved."""
-    from ssl_zoo.engine.checkpoint.state import list_checkpoints, step_of
-
     saved = list_checkpoints(run)
     num_steps = json.loads((run / "environment.json").read_text())["num_steps"]
     return bool(saved) and step_of(saved[-1]) >= num_steps

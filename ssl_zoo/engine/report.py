@@ -3,7 +3,7 @@
 from rich.console import Console
 from rich.table import Table
 
-from ssl_zoo.engine.checkpoint.state import list_checkpoints
+from ssl_zoo.engine.checkpoint.folders import list_checkpoints
 from ssl_zoo.engine.hooks import Evaluation
 from ssl_zoo.engine.run_directory import RunDirectory
 from ssl_zoo.engine.trainer import Trainer

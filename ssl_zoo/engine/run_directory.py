@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 import ssl_zoo
-from ssl_zoo.engine.checkpoint.state import Checkpoint, CheckpointError, list_checkpoints, read_checkpoint, step_of
+from ssl_zoo.engine.checkpoint.folders import list_checkpoints, step_of
+from ssl_zoo.engine.checkpoint.state import Checkpoint, CheckpointError, read_checkpoint
 from ssl_zoo.engine.device import cpu_capabilities
 from ssl_zoo.engine.distributed import Processes
 from ssl_zoo.engine.settings import Precision

@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any
 
 from ssl_zoo.config import Composed, ConfigError, compose
-from ssl_zoo.engine.checkpoint.state import list_checkpoints, step_of
+from ssl_zoo.engine.checkpoint.folders import list_checkpoints, step_of
 from ssl_zoo.study.evaluation import Score, scores_of
 from ssl_zoo.study.plan import identity
 

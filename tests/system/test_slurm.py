@@ -14,7 +14,7 @@ import pytest
 from slurm_cluster import NODES, SlurmCluster, why_not
 from tiny_commands import DEMO, ROOT, TINY, records
 
-from ssl_zoo.engine.checkpoint.state import list_checkpoints, step_of
+from ssl_zoo.engine.checkpoint.folders import list_checkpoints, step_of
 
 NUM_STEPS, CHECKPOINT_EVERY = 24, 4
 HOLD = ROOT / "tests" / "tiny_hold.py"

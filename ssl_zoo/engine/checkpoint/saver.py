@@ -17,7 +17,8 @@ from torch.distributed.checkpoint import DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import MetadataIndex
 from torch.distributed.tensor import DTensor
 
-from ssl_zoo.engine.checkpoint.state import FORMAT, checkpoint_path, hashed_manifest, list_checkpoints, step_of
+from ssl_zoo.engine.checkpoint.folders import checkpoint_path, list_checkpoints, step_of
+from ssl_zoo.engine.checkpoint.state import FORMAT, hashed_manifest
 from ssl_zoo.engine.checkpoint.storage import CheckpointError, Fingerprint, SafetensorsWriter, fingerprint, key_of
 from ssl_zoo.engine.distributed import Processes, concerns_another_rank
 from ssl_zoo.engine.sharding import local, reshard

@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint import DefaultLoadPlanner
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from ssl_zoo.engine.checkpoint.folders import STEP_FOLDER, list_checkpoints, step_of
 from ssl_zoo.engine.checkpoint.storage import CheckpointError, SafetensorsReader, fingerprint, key_of
 from ssl_zoo.engine.sharding import local
 
 FORMAT = 2
 _READABLE = (1, FORMAT)  # 1: always one file per part, and no SHA-256 of the manifest itself
-_STEP = re.compile(r"step_(\d{8,})")
 _PART = re.compile(r"(method|optimizer)(_\d{5,}_of_\d{5,})?\.safetensors")
 
 
@@ -46,21 +46,6 @@ class Checkpoint:
     @property
     def step(self) -> int:
         return self.manifest["step"]
-
-
-def checkpoint_path(run: Path, step: int) -> Path:
-    return run / "checkpoints" / f"step_{step:08d}"
-
-
-def step_of(path: Path) -> int:
-    """Parse the step from the name of a checkpoint's folder."""
-    return int(_STEP.fullmatch(path.name)[1])
-
-
-def list_checkpoints(run: Path) -> list[Path]:
-    """List the published checkpoints of a run, oldest first."""
-    found = [path for path in (run / "checkpoints").glob("step_*") if _STEP.fullmatch(path.name) and path.is_dir()]
-    return sorted(found, key=step_of)
 
 
 def hashed_manifest(manifest: Mapping[str, Any]) -> str:
@@ -184,7 +169,7 @@ def _manifest(path: Path) -> dict[str, Any]:
         if known > 1 and manifest.pop("sha256") != _sha256(manifest):
             raise ValueError("it does not match its own SHA-256")
         step = manifest["step"]
-        if not isinstance(step, int) or (_STEP.fullmatch(path.name) and step_of(path) != step):
+        if not isinstance(step, int) or (STEP_FOLDER.fullmatch(path.name) and step_of(path) != step):
             raise ValueError(f"it is of step {step!r}")
         if "state.json" not in files or any(not {"bytes", "sha256"} <= expected.keys() for expected in files.values()):
             raise ValueError("it does not describe the files")
