@@ -9,14 +9,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ssl_zoo.engine.build import RunConfig, build_run_method
+from ssl_zoo.engine.checkpoint.folders import checkpoint_path, list_checkpoints, step_of
 from ssl_zoo.engine.checkpoint.state import (
     CheckpointError,
-    checkpoint_path,
-    list_checkpoints,
     load_tensors,
     read_checkpoint,
     restore,
-    step_of,
 )
 from ssl_zoo.method import Method
 from ssl_zoo.nn import ViT

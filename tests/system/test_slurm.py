@@ -17,6 +17,7 @@ from tiny_commands import DEMO, ROOT, TINY, records
 from ssl_zoo.engine.checkpoint.folders import list_checkpoints, step_of
 
 NUM_STEPS, CHECKPOINT_EVERY = 24, 4
+ENDS = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
 HOLD = ROOT / "tests" / "tiny_hold.py"
 TWO_NODES, TWO_TASKS = ("--nodes", "2"), ("--option", "tasks_per_node=2")
 SETTINGS = [
@@ -79,7 +80,14 @@ class Job:
         self._wait(lambda: self.last_step() >= step, f"reaches step {step}")
 
     def wait_for_state(self, state: str) -> float:
-        return self._wait(lambda: self.state == state, f"is {state}")
+        """Return the seconds until a state; another end of the job is a failure at once."""
+
+        def is_reached() -> bool:
+            found = self.state
+            assert found == state or found not in ENDS, f"{self.run.name} is {found}\n{self.logs}"
+            return found == state
+
+        return self._wait(is_reached, f"is {state}")
 
     def wait_for_requeue(self) -> float:
         return self._wait(lambda: self.restarts == 1, "is requeued")

@@ -19,14 +19,12 @@ from safetensors.torch import load_file, save_file
 from tiny_runs import ALONE, checkpointer_of, tiny_trainer
 
 from ssl_zoo.engine.checkpoint.saver import Saver
+from ssl_zoo.engine.checkpoint.folders import checkpoint_path, list_checkpoints, step_of
 from ssl_zoo.engine.checkpoint.state import (
     CheckpointError,
-    checkpoint_path,
     hashed_manifest,
-    list_checkpoints,
     read_checkpoint,
     restore,
-    step_of,
 )
 from ssl_zoo.engine.checkpoint.storage import fingerprint
 from ssl_zoo.engine.distributed import concerns_another_rank
