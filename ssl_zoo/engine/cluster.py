@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -185,19 +186,29 @@ class TrainingJob:
             # If the other rank failed, Slurm ends this task now. If its node died, Slurm notices that after a while
             # and requeues the job, unless all other tasks have ended before.
             self._wait_for(_NODE_FAILURE_SECONDS, lambda: self.is_terminated)
+        is_ended_by_slurm = partial(_is_ended_by_slurm, task)
         if status:
-            end = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
-            where = "" if self.log is None else f"; see {self.log}"
-            raise RuntimeError(f"the training of rank {task.global_rank} {end}{where}")
+            if self.is_terminated and is_ended_by_slurm():
+                raise SystemExit("the training was stopped by Slurm")  # no result, since the job may be requeued
+            raise RuntimeError(self._failure(status, task.global_rank))
         if task.global_rank == 0 and self.run is not None and not is_finished(self.run):
             # Slurm's SIGTERM reached the training itself, which has saved; the signal to requeue is still to come.
-            if self._wait_for(_GRACE_SECONDS, lambda: task.cluster == "slurm" and not _is_running(task.job_id)):
-                raise SystemExit(f"{self.run} was stopped by Slurm and has saved")  # no result: it may be requeued
+            if self._wait_for(_GRACE_SECONDS, is_ended_by_slurm):
+                raise SystemExit(f"{self.run} was stopped by Slurm and has saved")
             raise RuntimeError(
                 f"{self.run} was stopped before its last step and not requeued; submit it again to resume it"
             )
         # A signal that comes while Python exits, without submitit's handler, would make a finished job a failed one.
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+
+    def _failure(self, status: int, rank: int) -> str:
+        if status > 0:
+            return f"the training of rank {rank} ended with status {status}" + (f"; see {self.log}" if self.log else "")
+        failure = f"the training of rank {rank} was killed by {signal.Signals(-status).name}"
+        if self.log is not None:
+            with open(self.log, "a") as log:
+                log.write(f"error: {failure}\n")
+        return failure
 
     def _remember_termination(self, number: int, frame: FrameType | None) -> None:
         self.is_terminated = True
@@ -239,10 +250,10 @@ class TrainingJob:
                 time.sleep(_POLL_SECONDS)
 
 
-def _is_running(job_id: str) -> bool:
-    """Whether Slurm lets a job go on; True as well if Slurm does not answer."""
-    statuses = job_statuses([job_id])
-    return statuses is None or (job_id in statuses and statuses[job_id].state in ("RUNNING", "SUSPENDED"))
+def _is_ended_by_slurm(task: "submitit.JobEnvironment") -> bool:
+    """Whether Slurm is cancelling or requeueing the job of a task; False as well if Slurm does not answer."""
+    statuses = job_statuses([task.job_id]) if task.cluster == "slurm" else None
+    return statuses is not None and getattr(statuses.get(task.job_id), "state", None) not in ("RUNNING", "SUSPENDED")
 
 
 def is_finished(run: Path) -> bool:

@@ -38,9 +38,10 @@ class _Cause:
     remedy: str
 
     def blamed(self, given: Mapping[str, object], options: OptionNames) -> str:
-        """Spell the given parameters of this cause, or the first one as missing."""
+        """Spell the given parameters of this cause, or its first one as missing if Slurm has a default of its own."""
         spelled = [options.spell(name, given[name]) for name in self.parameters if name in given]
-        return ", ".join(spelled) or f"a job without {options.spell(self.parameters[0], '...')}"
+        missing = [name for name in self.parameters[:1] if name.startswith(("slurm_", "mem_"))]
+        return ", ".join(spelled or [f"a job without {options.spell(name, '...')}" for name in missing])
 
 
 _SIZE = ("nodes", "tasks_per_node", "cpus_per_task", "mem_gb")
@@ -114,7 +115,8 @@ def refusal(output: str, given: Mapping[str, object], options: OptionNames) -> s
         )
     for cause in _REFUSALS:
         if re.search(cause.pattern, message, re.IGNORECASE):
-            return f"{options.tool}: Slurm refuses {cause.blamed(given, options)} ({message}); {cause.remedy}"
+            blamed = cause.blamed(given, options) or "the job"
+            return f"{options.tool}: Slurm refuses {blamed} ({message}); {cause.remedy}"
     spelled = " ".join(options.spell(name, value) for name, value in given.items())
     return f"{options.tool}: Slurm refuses the job ({message}), which was requested with {spelled}"
 
@@ -128,8 +130,9 @@ def pending_forever(job_id: str, reason: str, given: Mapping[str, object], optio
     cause = next((cause for cause in _PENDING if re.match(cause.pattern, reason)), None)
     if cause is None:
         return None
-    blamed = f"see {cause.blamed(given, options)}; " if cause.parameters else ""
-    return f"job {job_id} does not start ({reason}): {blamed}{cause.remedy}; `scancel {job_id}` removes the job"
+    blamed = cause.blamed(given, options)
+    see = f"see {blamed}; " if blamed else ""
+    return f"job {job_id} does not start ({reason}): {see}{cause.remedy}; `scancel {job_id}` removes the job"
 
 
 @dataclass(frozen=True)

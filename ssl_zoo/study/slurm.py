@@ -11,9 +11,10 @@ from ssl_zoo.engine.cluster import TIMEOUT_MINUTES, Submitter, TrainingJob, job_
 from ssl_zoo.engine.slurm import JobWatcher, OptionNames, pending_forever
 from ssl_zoo.study.training import Start
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 OPTIONS = OptionNames("--slurm", other="--slurm-option")
+_SETTLED_SECONDS = 15  # more than one period of a JobWatcher
 _RESULT_SECONDS = 15  # until a file written on another node is visible on a shared file system
 
 
@@ -46,12 +47,13 @@ class SlurmTraining:
     def __init__(
         self, submitter: Submitter, watcher: JobWatcher | None, command: Sequence[str], log: Path, lock: IO[bytes]
     ) -> None:
-        log = log.absolute()
+        self._log = log.absolute()
+        self._log.touch()  # a job that is cancelled before it starts writes none
         self._submitter, self._watcher = submitter, watcher
-        self._job = submitter.submit(TrainingJob(command, log=log, run=log.parent))
+        self._job = submitter.submit(TrainingJob(command, log=self._log, run=self._log.parent))
         self._lock = os.dup(lock.fileno())  # held by this process, since the job runs on another node
         self._ended_at: float | None = None
-        self._has_warned = False
+        self._reason, self._reason_since, self._has_warned = "", 0.0, False
         if watcher is not None:
             watcher.add(self._job.job_id)
 
@@ -61,8 +63,13 @@ class SlurmTraining:
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
-        has_result = self._job.paths.result_pickle.exists()
-        return 0 if has_result and self._job.exception() is None else 1
+        if self._job.paths.result_pickle.exists():
+            return 0 if self._job.exception() is None else 1
+        status = None if self._watcher is None else self._watcher.status(self._job.job_id)
+        end = "without a result" if status is None else f"as {status.state} ({status.reason})"
+        with open(self._log, "a") as log:
+            log.write(f"error: job {self._job.job_id} ended {end}; see {self._job.paths.stderr}\n")
+        return 1
 
     def _has_ended(self) -> bool:
         if self._watcher is None:
@@ -78,9 +85,14 @@ class SlurmTraining:
         return time.monotonic() - self._ended_at > _RESULT_SECONDS
 
     def _warn(self, reason: str) -> None:
+        if reason != self._reason:
+            self._reason, self._reason_since = reason, time.monotonic()
+        # The reason at the submission is often another than that of Slurm's first attempt to start the job.
+        if self._has_warned or time.monotonic() - self._reason_since < _SETTLED_SECONDS:
+            return
         warning = pending_forever(self._job.job_id, reason, self._submitter.parameters, OPTIONS)
-        if warning is not None and not self._has_warned:
-            log.warning("warning: %s", warning)
+        if warning is not None:
+            logger.warning("warning: %s", warning)
             self._has_warned = True
 
     def terminate(self) -> None:

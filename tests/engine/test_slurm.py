@@ -68,6 +68,11 @@ def test_a_controller_that_does_not_answer_is_no_refusal(output):
     assert sentence.startswith("tools/submit.py: Slurm does not answer (") and "`scontrol ping`" in sentence
 
 
+def test_a_cause_without_an_option_of_the_user_names_none():
+    message = f"{FAILED}Requested node configuration is not available"
+    assert refusal(message, {"timeout_min": 5}, NAMES).startswith("tools/submit.py: Slurm refuses the job (Requested")
+
+
 def test_an_unknown_message_is_quoted_with_all_options():
     sentence = refusal(f"{FAILED}Lua says no", GIVEN, NAMES)
     assert "(Lua says no)" in sentence and "--nodes 2 --gpus-per-node 8 --time 720" in sentence

@@ -18,8 +18,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_runs import ALONE, checkpointer_of, tiny_trainer
 
-from ssl_zoo.engine.checkpoint.saver import Saver
 from ssl_zoo.engine.checkpoint.folders import checkpoint_path, list_checkpoints, step_of
+from ssl_zoo.engine.checkpoint.saver import Saver
 from ssl_zoo.engine.checkpoint.state import (
     CheckpointError,
     hashed_manifest,
