@@ -19,6 +19,7 @@ _PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
 _PACKAGES = "slurmctld slurmd slurm-client munge"
 NODES = ("127.0.0.1", "127.0.0.2")  # names that resolve on every Linux without DNS, as those of a cluster's nodes do
 REQUEUE_DELAY_S = 10  # Slurm's default is 120; it starts a requeued job after the lifetime of a credential
+NODE_TIMEOUT_S = 10  # Slurm's default is 300
 
 _CONFIGURATION = """\
 ClusterName=ssl-zoo-tests
@@ -45,7 +46,7 @@ SchedulerParameters=batch_sched_delay=1,sched_interval=2,bf_interval=2
 SlurmdParameters=config_overrides
 ReturnToService=2
 JobRequeue=1
-KillWait={kill_wait}
+KillWait=30
 OverTimeLimit=1
 SlurmctldTimeout=20
 SlurmdTimeout={node_timeout}
@@ -83,12 +84,11 @@ class SlurmCluster:
         environment: environment variables with which Slurm's commands reach this cluster.
     """
 
-    def __init__(self, folder: Path, *, kill_wait: int = 30, node_timeout: int = 10) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder.absolute()
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "state").mkdir(exist_ok=True)
         self._ports = [_free_port() for _ in range(1 + len(NODES))]
-        self._limits = {"kill_wait": kill_wait, "node_timeout": node_timeout}
         self._conf = self.folder / "slurm.conf"
         self.environment = {**os.environ, "PATH": _path(), "SLURM_CONF": str(self._conf)}
 
@@ -119,9 +119,9 @@ class SlurmCluster:
             controller_port=self._ports[0],
             folder=self.folder,
             requeue_delay=REQUEUE_DELAY_S,
+            node_timeout=NODE_TIMEOUT_S,
             enforce=enforce,
             nodes="\n".join(nodes),
-            **self._limits,
         )
         self._conf.write_text(text)
 
@@ -162,11 +162,8 @@ class SlurmCluster:
     def report(self) -> str:
         """Describe the state of the cluster for the message of a failed test."""
         jobs = self.run("scontrol", "show", "job", check=False) + self.run("sinfo", "--long", "--Node", check=False)
-        logs = [f"{path.name}:\n" + "\n".join(path.read_text().splitlines()[-15:]) for path in self._logs()]
-        return "\n".join([jobs, *logs])
-
-    def _logs(self) -> list[Path]:
-        return sorted(self.folder.glob("*.log"))
+        ends = [(path.name, path.read_text().splitlines()[-15:]) for path in sorted(self.folder.glob("*.log"))]
+        return "\n".join([jobs, *("\n".join([f"{name}:", *lines]) for name, lines in ends)])
 
     def processes(self, program: str = "", **environment: str) -> list[int]:
         """List the processes of jobs on this cluster by the environment that Slurm gives them.
@@ -180,8 +177,8 @@ class SlurmCluster:
         for path in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):  # it has just ended
                 variables = set((path / "environ").read_text(errors="replace").split("\0"))
-                command = (path / "cmdline").read_text(errors="replace")
-                if wanted <= variables and "SLURM_JOB_ID" in str(variables) and program in command:
+                is_of_a_job = any(variable.startswith("SLURM_JOB_ID=") for variable in variables)
+                if is_of_a_job and wanted <= variables and program in _command_of(int(path.name)):
                     found.append(int(path.name))
         return found
 

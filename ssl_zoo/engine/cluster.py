@@ -6,6 +6,7 @@ each rank seconds at the start and some hundred megabytes.
 
 import io
 import json
+import math
 import os
 import re
 import shutil
@@ -35,6 +36,8 @@ _STATUS_SECONDS = 2.0  # between two questions whether Slurm is ending the job
 _NODE_FAILURE_SECONDS = 600  # above SlurmdTimeout, 300 by default, after which Slurm requeues the jobs of a dead node
 _SBATCH_SECONDS = 180  # sbatch itself gives up after a few of Slurm's MessageTimeout, each usually 10 s
 _SIGNAL_DELAY_SECONDS = 90  # default of submitit's signal_delay_s
+_SIGNAL_RESOLUTION_SECONDS = 60  # Slurm may send a signal that much earlier (sbatch --signal)
+_START_SECONDS = 60  # imports and the first steps
 _MAX_TIMEOUTS = 1000  # how often a job that reaches its time limit is queued again; submitit's own limit is 3
 
 
@@ -141,12 +144,13 @@ def job_submitter(folder: Path, parameters: Mapping[str, object], *, cluster: st
 
 
 def _check_time_limit(parameters: Mapping[str, object], options: OptionNames) -> None:
-    delay = int(parameters.get("slurm_signal_delay_s", _SIGNAL_DELAY_SECONDS))
-    timeout = int(parameters["timeout_min"])
-    if timeout * 60 <= delay:
+    early = int(parameters.get("slurm_signal_delay_s", _SIGNAL_DELAY_SECONDS)) + _SIGNAL_RESOLUTION_SECONDS
+    timeout, needed = int(parameters["timeout_min"]), math.ceil((early + _START_SECONDS) / 60)
+    if timeout < needed:
         raise ValueError(
-            f"{options.tool}: {options.spell('timeout_min', timeout)} (minutes) leaves no time to train, since the job "
-            f"saves {delay} s before its limit; use at least {delay // 60 + 1} minutes"
+            f"{options.tool}: {options.spell('timeout_min', timeout)} (minutes) leaves no time to train, since a job "
+            f"takes up to {_START_SECONDS} s to start and is stopped up to {early} s before its limit; use at least "
+            f"{needed} minutes"
         )
 
 

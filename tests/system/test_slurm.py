@@ -143,7 +143,7 @@ class Submissions:
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmCluster]:
     pytest.importorskip("submitit")
-    with SlurmCluster(tmp_path_factory.mktemp("slurm"), node_timeout=10) as cluster:
+    with SlurmCluster(tmp_path_factory.mktemp("slurm")) as cluster:
         yield cluster
 
 

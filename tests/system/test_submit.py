@@ -121,9 +121,10 @@ def test_the_batch_script_can_be_requeued_and_ends_all_ranks_with_one(sbatch, tm
 
 
 def test_a_time_limit_without_time_to_train_is_refused(sbatch, capfd) -> None:
-    assert sbatch("exit 1", "--time", "1") == 1
-    assert "--time 1 (minutes) leaves no time to train" in capfd.readouterr().err
-    assert sbatch("echo Submitted batch job 7", "--time", "1", "--option", "slurm_signal_delay_s=20") == 0
+    assert sbatch("exit 1", "--time", "3") == 1
+    error = capfd.readouterr().err
+    assert "--time 3 (minutes) leaves no time to train" in error and "at least 4 minutes" in error
+    assert sbatch("echo Submitted batch job 7", "--time", "3", "--option", "slurm_signal_delay_s=20") == 0
 
 
 def test_a_signal_before_the_training_starts_requeues_the_job() -> None:
