@@ -1,6 +1,7 @@
 """A plug-in whose images come slowly while a file exists, so that a training cannot end before a test lets it."""
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,12 +12,10 @@ from ssl_zoo.data.sources.base import SOURCES
 from ssl_zoo.data.sources.scenes import RenderedScenes, ScenesConfig
 from ssl_zoo.settings import setting
 
-HELD_SECONDS = 0.5  # per batch
-
 
 @dataclass
 class HeldScenesConfig(ScenesConfig):
-    hold: str = setting("", "file that slows the source down while it exists")
+    hold: str = setting("", "file with the seconds that each batch takes while the file exists")
 
 
 @SOURCES.register("held_scenes", HeldScenesConfig)
@@ -24,6 +23,6 @@ class HeldScenes(RenderedScenes):
     """The images of ``scenes``."""
 
     def images(self, indices: Int[Tensor, "B"]) -> UInt8[Tensor, "B 3 H W"]:
-        if Path(self.config.hold).exists():
-            time.sleep(HELD_SECONDS)
+        with suppress(FileNotFoundError):
+            time.sleep(float(Path(self.config.hold).read_text()))
         return super().images(indices)

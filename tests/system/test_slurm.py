@@ -16,7 +16,7 @@ from tiny_commands import DEMO, ROOT, TINY, records
 
 from ssl_zoo.engine.checkpoint.folders import list_checkpoints, step_of
 
-NUM_STEPS, CHECKPOINT_EVERY = 24, 4
+NUM_STEPS, EVERY = 24, "trainer.checkpoint_every=4"
 ENDS = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
 HOLD = ROOT / "tests" / "tiny_hold.py"
 TWO_NODES, TWO_TASKS = ("--nodes", "2"), ("--option", "tasks_per_node=2")
@@ -26,6 +26,7 @@ SETTINGS = [
     f"trainer.num_steps={NUM_STEPS}",
     "trainer.checkpoint_every=1000",
     "probe.evaluators=[]",
+    "monitor.images_every=0",
 ]
 # One process submits all jobs, since the imports of the tool take longer than everything else in it.
 SUBMIT = """
@@ -79,6 +80,11 @@ class Job:
     def wait_for_step(self, step: int) -> None:
         self._wait(lambda: self.last_step() >= step, f"reaches step {step}")
 
+    def wait_for_checkpoint(self) -> None:
+        """Wait for a checkpoint and two steps more, which are lost when the job dies."""
+        self._wait(lambda: list_checkpoints(self.run), "saves")
+        self.wait_for_step(step_of(list_checkpoints(self.run)[-1]) + 2)
+
     def wait_for_state(self, state: str) -> float:
         """Return the seconds until a state; another end of the job is a failure at once."""
 
@@ -123,10 +129,11 @@ class Submissions:
         self.process.stdin.flush()
         return tuple(json.loads(self.process.stdout.readline()))
 
-    def submit(self, name: str, *arguments: str, is_held: bool = True) -> Job:
+    def submit(self, name: str, *arguments: str, held_seconds: float | None = 0.5) -> Job:
+        """Submit a training whose batches take a time until it is released; None: at full speed."""
         run = self.folder / name
-        if is_held:
-            run.with_suffix(".hold").touch()
+        if held_seconds is not None:
+            run.with_suffix(".hold").write_text(str(held_seconds))
         status, output, errors = self.call(
             f"output_dir={run}", f"data.hold={run.with_suffix('.hold')}", "--time", "10", *arguments
         )
@@ -157,18 +164,16 @@ def submissions(cluster: SlurmCluster, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture(scope="module")
 def jobs(submissions: Submissions) -> dict[str, Job]:
-    """Two undisturbed jobs, and one that reaches its time limit while other tests run.
+    """Two undisturbed jobs, and one that the first test lets reach its time limit while they run.
 
-    Slurm looks at time limits every 30 seconds.
+    Slurm looks at time limits every 30 seconds. With a delay of 60 it signals a job that has a minute left at once.
     """
-    jobs = {
-        "limited": submissions.submit("limited", "--option", "slurm_signal_delay_s=5"),
-        "one_rank": submissions.submit("one_rank", is_held=False),
-        "two_ranks": submissions.submit("two_ranks", *TWO_NODES, is_held=False),
+    limit = ("--option", "slurm_signal_delay_s=60")
+    return {
+        "limited": submissions.submit("limited", *limit, held_seconds=3.0),
+        "one_rank": submissions.submit("one_rank", held_seconds=None),
+        "two_ranks": submissions.submit("two_ranks", *TWO_NODES, held_seconds=None),
     }
-    jobs["limited"].wait_for_step(3)
-    jobs["limited"].end_soon()
-    return jobs
 
 
 @pytest.fixture(scope="module")
@@ -193,6 +198,23 @@ def report(record_property, **measured: float | int) -> None:
     print(" ".join(f"{name}={value:.1f}" for name, value in measured.items()))
     for name, value in measured.items():
         record_property(name, value)
+
+
+def test_a_job_that_reaches_its_time_limit_saves_is_requeued_and_equals_the_undisturbed_one(
+    cluster: SlurmCluster, jobs: dict[str, Job], record_property
+) -> None:
+    job = jobs["limited"]
+    job.wait_for_step(3)
+    job.end_soon()
+    requeued = job.wait_for_requeue()
+    [saved], last = list_checkpoints(job.run), job.last_step()
+    assert step_of(saved) == last < NUM_STEPS
+    job.release()
+    cluster.run("scontrol", "update", f"JobId={job.number}", "TimeLimit=10")
+    job.wait_for_state("COMPLETED")
+    jobs["one_rank"].wait_for_state("COMPLETED")
+    assert_equal_runs(job, jobs["one_rank"])
+    report(record_property, lost_steps=last - step_of(saved), requeued_s=requeued)
 
 
 def test_a_requeued_job_on_two_nodes_saves_and_equals_the_undisturbed_one(
@@ -222,7 +244,7 @@ def test_a_cancelled_job_of_two_tasks_on_a_node_saves_and_the_same_command_resum
     [saved], last = list_checkpoints(job.run), job.last_step()
     assert step_of(saved) == last < NUM_STEPS
     job.release()
-    submissions.submit("cancelled", *TWO_TASKS, is_held=False).wait_for_state("COMPLETED")
+    submissions.submit("cancelled", *TWO_TASKS, held_seconds=None).wait_for_state("COMPLETED")
     assert_equal_runs(job, undisturbed)
     report(record_property, lost_steps=last - step_of(saved), ended_s=ended)
 
@@ -230,16 +252,15 @@ def test_a_cancelled_job_of_two_tasks_on_a_node_saves_and_the_same_command_resum
 def test_the_death_of_a_rank_ends_the_job_with_the_reason_and_the_same_command_resumes(
     submissions: Submissions, cluster: SlurmCluster, undisturbed: Job, record_property
 ) -> None:
-    every = f"trainer.checkpoint_every={CHECKPOINT_EVERY}"
-    job = submissions.submit("killed", *TWO_NODES, every)
-    job.wait_for_step(CHECKPOINT_EVERY + 2)
+    job = submissions.submit("killed", *TWO_NODES, EVERY)
+    job.wait_for_checkpoint()
     [rank] = cluster.processes("train_net", SLURM_JOB_ID=job.number, SLURM_PROCID="1")
     os.kill(rank, signal.SIGKILL)
     ended = job.wait_for_state("FAILED") + job.wait_for_end_of_processes()
     assert "the training of rank 1 was killed by SIGKILL" in job.logs
     saved, last = list_checkpoints(job.run)[-1], job.last_step()
     job.release()
-    submissions.submit("killed", *TWO_NODES, every, is_held=False).wait_for_state("COMPLETED")
+    submissions.submit("killed", *TWO_NODES, EVERY, held_seconds=None).wait_for_state("COMPLETED")
     assert_equal_runs(job, undisturbed)
     report(record_property, lost_steps=last - step_of(saved), ended_s=ended)
 
@@ -247,8 +268,8 @@ def test_the_death_of_a_rank_ends_the_job_with_the_reason_and_the_same_command_r
 def test_the_death_of_a_node_requeues_the_job(
     submissions: Submissions, cluster: SlurmCluster, undisturbed: Job, record_property
 ) -> None:
-    job = submissions.submit("node_failure", *TWO_NODES, f"trainer.checkpoint_every={CHECKPOINT_EVERY}")
-    job.wait_for_step(CHECKPOINT_EVERY + 2)
+    job = submissions.submit("node_failure", *TWO_NODES, EVERY)
+    job.wait_for_checkpoint()
     cluster.kill_node(NODES[1])
     requeued = job.wait_for_requeue()
     saved, last = list_checkpoints(job.run)[-1], job.last_step()
@@ -257,21 +278,6 @@ def test_the_death_of_a_node_requeues_the_job(
     job.wait_for_state("COMPLETED")
     assert_equal_runs(job, undisturbed)
     report(record_property, lost_steps=last - step_of(saved), requeued_s=requeued)
-
-
-def test_a_job_that_reaches_its_time_limit_saves_is_requeued_and_equals_the_undisturbed_one(
-    cluster: SlurmCluster, jobs: dict[str, Job], record_property
-) -> None:
-    job = jobs["limited"]
-    job.wait_for_requeue()
-    [saved], last = list_checkpoints(job.run), job.last_step()
-    assert step_of(saved) == last < NUM_STEPS
-    job.release()
-    cluster.run("scontrol", "update", f"JobId={job.number}", "TimeLimit=10")
-    job.wait_for_state("COMPLETED")
-    jobs["one_rank"].wait_for_state("COMPLETED")
-    assert_equal_runs(job, jobs["one_rank"])
-    report(record_property, lost_steps=last - step_of(saved))
 
 
 @pytest.mark.parametrize(
