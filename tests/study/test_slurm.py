@@ -4,9 +4,11 @@ import pickle
 from pathlib import Path
 
 import pytest
+from tiny_studies import write_study
 
 from ssl_zoo.study import slurm
 from ssl_zoo.study.slurm import slurm_start
+from ssl_zoo.tools.compare import main
 
 pytest.importorskip("submitit")
 
@@ -70,3 +72,18 @@ def test_a_refused_study_names_its_own_option(cluster, tmp_path) -> None:
     cluster("", 'echo "sbatch: error: Invalid generic resource (gres) specification" >&2; exit 1')
     with pytest.raises(ValueError, match=r"--slurm: Slurm refuses --slurm-option gpus_per_node=8 \(Invalid generic"):
         start(tmp_path, "gpus_per_node=8")
+
+
+def test_a_refused_job_cancels_those_that_the_study_has_submitted(cluster, tmp_path, capfd) -> None:
+    cluster(
+        "7|PENDING|Priority",
+        f"[ -e {tmp_path}/first ] && {{ echo 'sbatch: error: QOSMaxSubmitJobPerUserLimit' >&2; exit 1; }}\n"
+        f"touch {tmp_path}/first; echo Submitted batch job 7",
+    )
+    (tmp_path / "bin" / "scancel").write_text(f"#!/bin/sh\necho $1 > {tmp_path}/cancelled\n")
+    (tmp_path / "bin" / "scancel").chmod(0o755)
+    study = write_study(tmp_path / "two_runs.yaml")
+    assert main(["--study", str(study), "--out", str(tmp_path / "out"), "--slurm"]) == 1
+    refusal = "error: --slurm: Slurm refuses --slurm-option timeout_min=720 (QOSMaxSubmitJobPerUserLimit)"
+    assert refusal in capfd.readouterr().err
+    assert (tmp_path / "cancelled").read_text() == "7\n"
