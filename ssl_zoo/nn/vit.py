@@ -268,7 +268,7 @@ class ViT(nn.Module):
             prefix.append(self.reg_token)
         if not prefix:
             return tokens
-        return torch.cat([*(token.to(tokens.dtype).expand(len(tokens), -1, -1) for token in prefix), tokens], dim=1)
+        return torch.cat([*(token.to(tokens.dtype).expand(tokens.shape[0], -1, -1) for token in prefix), tokens], dim=1)
 
     def _block_indices(self, layers: Sequence[int]) -> list[int]:
         depth = len(self.blocks)

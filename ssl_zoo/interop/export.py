@@ -1,0 +1,225 @@
+"""Export of weights to the formats of other libraries, each verified by its features before the folder appears."""
+
+import importlib.util
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ssl_zoo.engine.trained import TrainedMethod, choose_network
+from ssl_zoo.interop import huggingface_folder, programs, timm_folder
+from ssl_zoo.interop.manifest import Manifest
+from ssl_zoo.interop.model_card import model_card
+from ssl_zoo.interop.weights import write_networks
+from ssl_zoo.io import publish_directory
+from ssl_zoo.nn import BACKBONES, NarrowViT, ViT, ViTConfig
+
+TOLERANCE = 1e-5  # largest difference of a feature over the largest feature, in float32 on a CPU
+_NUM_IMAGES = (1, 3)  # batches of the verification; programs have a dynamic batch
+
+
+class Format(Enum):
+    """What an exported folder is for."""
+
+    safetensors = "safetensors"  # this library, and everything that reads timm's parameter names
+    timm = "timm"
+    huggingface = "huggingface"
+    onnx = "onnx"
+    torch_export = "torch-export"
+
+
+@dataclass(frozen=True)
+class _Export:
+    """One export while it is written."""
+
+    encoder: ViT
+    trained: TrainedMethod
+    manifest: Manifest
+    folder: Path
+
+
+@dataclass(frozen=True)
+class _Writer:
+    """How a format is written and read back.
+
+    Attributes:
+        write: writes the files and returns entries for ``Manifest.details``.
+        features: reads the folder back and returns patch tokens.
+        needs: distribution that reads it; without it the export is written and reported as not verified.
+        refusals: reasons why the format can't hold a backbone.
+    """
+
+    write: Callable[[_Export], Mapping[str, Any]]
+    features: Callable[[_Export, Float[Tensor, "B C H W"]], Float[Tensor, "B N D"]]
+    needs: str
+    refusals: Callable[[ViTConfig], Sequence[str]] = lambda config: ()
+
+
+def refusals(format: Format, config: ViTConfig) -> Sequence[str]:
+    """Return why a format can't hold a backbone, one reason per option; empty where it can."""
+    return _WRITERS[format].refusals(config)
+
+
+def export(
+    trained: TrainedMethod,
+    out: Path,
+    manifest: Manifest,
+    *,
+    format: Format = Format.safetensors,
+    network: str = "evaluated",
+    facts: Mapping[str, str] | None = None,
+    scores: Sequence[Mapping[str, Any]] = (),
+) -> Manifest:
+    """Write a folder of weights with ``manifest.json`` and a model card, atomically.
+
+    Args:
+        out: a folder that does not exist.
+        manifest: of the run, without files.
+        network: ``evaluated``, ``encoder`` or ``target_encoder``; safetensors get all networks and read this one by
+            default.
+        facts, scores: of the run, for the model card.
+
+    Returns:
+        The manifest as written; ``details["verified"]`` has the library, the largest difference and the tolerance, or
+        says why the export could not be verified.
+
+    Raises:
+        ValueError: ``out`` exists, the format can't hold the backbone, or the exported features differ.
+    """
+    if out.exists():
+        raise ValueError(f"--out {out} exists; name a folder that does not")
+    encoder = choose_network(trained.method, network).eval()
+    reasons = refusals(format, encoder.config)
+    if reasons:
+        listing = "\n  ".join(reasons)
+        raise ValueError(
+            f"--format {format.value} can't hold this encoder:\n  {listing}\n"
+            "Formats that hold every backbone: safetensors, onnx, torch-export"
+        )
+    temporary = out.with_name(f".{out.name}.unfinished")
+    if temporary.exists():
+        shutil.rmtree(temporary)
+    temporary.mkdir(parents=True)
+    try:
+        draft = _Export(encoder, trained, manifest, temporary)
+        details = {"format": format.value, **_WRITERS[format].write(draft)}
+        details["verified"] = _verified(format, draft)
+        manifest = replace(manifest, details={**manifest.details, **details})
+        manifest = manifest.write(temporary)
+        (temporary / "README.md").write_text(model_card(manifest, facts or {}, scores))
+        publish_directory(temporary, out)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return manifest
+
+
+def _verified(format: Format, draft: _Export) -> Mapping[str, Any]:
+    """Compare features of random images; raises where they differ."""
+    writer = _WRITERS[format]
+    if importlib.util.find_spec(writer.needs) is None:
+        return {"by": None, "reason": f"{writer.needs} is not installed"}
+    config, worst = draft.encoder.config, 0.0
+    for number in _NUM_IMAGES:
+        shape = (number, config.in_channels, *config.image_shape)
+        images = torch.randn(shape, generator=torch.Generator().manual_seed(number))
+        with torch.no_grad():
+            expected = draft.encoder.patches(draft.encoder(images))
+            found = writer.features(draft, images)
+        if found.shape != expected.shape:
+            raise ValueError(
+                f"--format {format.value}: features of shape {list(found.shape)}, not {list(expected.shape)}"
+            )
+        worst = max(worst, ((found - expected).abs().max() / expected.abs().max()).item())
+    if not worst <= TOLERANCE:  # also NaN
+        raise ValueError(
+            f"--format {format.value}: {writer.needs} {version(writer.needs)} computes features that differ by "
+            f"{worst:.1e} of the largest one, more than {TOLERANCE:g}; nothing is written. Use --format safetensors"
+        )
+    return {"by": f"{writer.needs} {version(writer.needs)}", "largest_difference": worst, "tolerance": TOLERANCE}
+
+
+# --- formats ----------------------------------------------------------------------------------------------------------
+
+
+def _write_safetensors(draft: _Export) -> Mapping[str, Any]:
+    write_networks(draft.trained.method, draft.folder)
+    return {"load": 'ssl_zoo.load("FOLDER")'}
+
+
+def _read_safetensors(draft: _Export, images: Tensor) -> Tensor:
+    encoder = BACKBONES.build(draft.manifest.backbone_config()).eval()
+    encoder.load_state_dict(load_file(draft.folder / f"{draft.manifest.evaluated}.safetensors"))
+    return encoder.patches(encoder(images))
+
+
+def _write_timm(draft: _Export) -> Mapping[str, Any]:
+    manifest = draft.manifest
+    architecture = timm_folder.write(draft.folder, draft.encoder, manifest.transform, pooling=manifest.pooling)
+    return {"load": timm_folder.call("FOLDER"), "create_model": architecture}
+
+
+def _read_timm(draft: _Export, images: Tensor) -> Tensor:
+    return draft.encoder.patches(timm_folder.load(draft.folder).forward_features(images))
+
+
+def _write_huggingface(draft: _Export) -> Mapping[str, Any]:
+    manifest, decoder = draft.manifest, _decoder(draft)
+    choice = huggingface_folder.choose(draft.encoder.config, manifest.method, decoder)
+    run = manifest.config or {}
+    masks, targets = run.get("masks") or {}, run.get("targets") or {}
+    huggingface_folder.write(
+        draft.folder,
+        draft.encoder,
+        manifest.transform,
+        choice,
+        decoder,
+        mask_ratio=masks.get("mask_ratio", 0.75),
+        normalize_targets=targets.get("normalize", False),
+    )
+    options = "" if choice in (huggingface_folder.DINOV2, huggingface_folder.MAE) else ", add_pooling_layer=False"
+    return {"load": f'transformers.{choice.architecture}.from_pretrained("FOLDER"{options})'}
+
+
+def _read_huggingface(draft: _Export, images: Tensor) -> Tensor:
+    choice = huggingface_folder.choose(draft.encoder.config, draft.manifest.method, _decoder(draft))
+    model = huggingface_folder.load(draft.folder, choice)
+    if choice is not huggingface_folder.MAE:
+        return draft.encoder.patches(model(images).last_hidden_state)
+    huggingface_folder.check_reconstruction(model, draft.encoder, _decoder(draft), images, TOLERANCE)
+    return huggingface_folder.mae_patches(model, images)
+
+
+def _decoder(draft: _Export) -> NarrowViT | None:
+    return huggingface_folder.fitting_decoder(draft.trained.method, draft.manifest.method, draft.encoder.config)
+
+
+def _write_onnx(draft: _Export) -> Mapping[str, Any]:
+    programs.write_onnx(draft.folder, draft.encoder, draft.manifest.pooling)
+    return {"load": f'onnxruntime.InferenceSession("FOLDER/{programs.ONNX_FILE}")', "outputs": list(programs.OUTPUTS)}
+
+
+def _write_program(draft: _Export) -> Mapping[str, Any]:
+    programs.write_program(draft.folder, draft.encoder, draft.manifest.pooling)
+    return {"load": f'torch.export.load("FOLDER/{programs.PROGRAM_FILE}").module()', "outputs": list(programs.OUTPUTS)}
+
+
+_WRITERS = {
+    Format.safetensors: _Writer(_write_safetensors, _read_safetensors, "safetensors"),
+    Format.timm: _Writer(_write_timm, _read_timm, "timm", timm_folder.refusals),
+    Format.huggingface: _Writer(_write_huggingface, _read_huggingface, "transformers", huggingface_folder.refusals),
+    Format.onnx: _Writer(
+        _write_onnx, lambda draft, images: programs.run_onnx(draft.folder, images)["patches"], "onnxruntime"
+    ),
+    Format.torch_export: _Writer(
+        _write_program, lambda draft, images: programs.run_program(draft.folder, images)["patches"], "torch"
+    ),
+}

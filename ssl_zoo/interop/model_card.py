@@ -1,0 +1,97 @@
+"""The model card of an export: ``README.md`` with origin, use, scores and licence."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ssl_zoo.interop.manifest import Manifest
+
+_LIBRARIES = {"timm": "timm", "huggingface": "transformers", "onnx": "onnx"}
+_USES = {
+    "safetensors": "import ssl_zoo\n\nencoder = {load}\nfeatures = encoder.embed(['photo.jpg'])  # (1, D)",
+    "timm": "import timm\n\nmodel = {load}.eval()\ntokens = model.forward_features(images)  # (B, L, D)",
+    "huggingface": "import transformers\n\nmodel = {load}.eval()\ntokens = model(images).last_hidden_state  # (B, L, D)",
+    "onnx": (
+        "import onnxruntime\n\nsession = {load}\n"
+        'embedding, patches = session.run(None, {{"images": images}})  # (B, D), (B, N, D)'
+    ),
+    "torch-export": "import torch\n\nmodel = {load}\nembedding, patches = model(images)  # (B, D), (B, N, D)",
+}
+_MAE_USE = "import transformers\n\nmodel = {load}.eval()\nloss, logits = model(images)[:2]"
+_LICENCE = (
+    "ssl_zoo sets no licence for these weights. The terms of the training data, and of weights that the run started "
+    "from, may restrict their use: add the licence under which you share them."
+)
+
+
+def model_card(manifest: Manifest, facts: Mapping[str, str], scores: Sequence[Mapping[str, Any]]) -> str:
+    """Return the text of the card.
+
+    Args:
+        facts: rows about the training, such as recipe, data, seed and commit.
+        scores: mappings with ``name``, ``value``, ``random_init`` and ``protocol_hash``, formatted as text.
+    """
+    format = manifest.details["format"]
+    load = manifest.details["load"]
+    use = _MAE_USE if "ForPreTraining" in load else _USES[format]
+    transform, height_width = manifest.transform, "x".join(map(str, manifest.transform.size))
+    lines = [
+        "---",
+        f"library_name: {_LIBRARIES.get(format, 'ssl_zoo')}",
+        "pipeline_tag: image-feature-extraction",
+        f"tags: [self-supervised-learning, {manifest.method}]",
+        "---",
+        "",
+        f"# {manifest.method}, {_architecture(manifest)}",
+        "",
+        f"Self-supervised weights (`{manifest.evaluated}`) of an ssl_zoo run, written by `export_weights.py --format "
+        f"{format}`. `manifest.json` has the configuration and the SHA-256 of every file.",
+        "",
+        "```python",
+        use.format(load=load),
+        "```",
+        "",
+        f"Images: {transform.channels} channels, {height_width} pixels. Resize the shorter side to "
+        f"{round(min(transform.size) / transform.crop_fraction)} pixels ({transform.interpolation}, antialiased), crop the "
+        f"centre, and show an image that is no larger than {height_width} whole. Pixels in 0..1 are normalised by mean "
+        f"{_numbers(transform.mean)} and standard deviation {_numbers(transform.std)}. Features: {_pooling(manifest)}.",
+        "",
+        "| | |",
+        "|---|---|",
+        *(f"| {name} | {value} |" for name, value in {**facts, "verification": _verification(manifest)}.items()),
+        "",
+        *_scores(scores),
+        "## Licence",
+        "",
+        str(manifest.source.get("licence") or _LICENCE),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _architecture(manifest: Manifest) -> str:
+    values = manifest.backbone
+    return f"ViT of width {values['embed_dim']}, depth {values['depth']}, patch size {values['patch_size']}"
+
+
+def _pooling(manifest: Manifest) -> str:
+    return "the class token" if manifest.pooling == "class_token" else "the mean over patch tokens"
+
+
+def _verification(manifest: Manifest) -> str:
+    verified = manifest.details["verified"]
+    if verified["by"] is None:
+        return f"**not verified**: {verified['reason']}"
+    return (
+        f"features of {verified['by']} equal ssl_zoo's within {verified['largest_difference']:.1e} of the largest one "
+        f"(tolerance {verified['tolerance']:g}, float32)"
+    )
+
+
+def _scores(scores: Sequence[Mapping[str, Any]]) -> list[str]:
+    if not scores:
+        return ["No scores are recorded for this checkpoint; `tools/eval_net.py --run RUN` measures them.", ""]
+    rows = [f"| {s['name']} | {s['value']} | {s['random_init']} | `{s['protocol_hash']}` |" for s in scores]
+    return ["| evaluation | score | random init | protocol |", "|---|---|---|---|", *rows, ""]
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
