@@ -8,7 +8,6 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 if __package__ in (None, ""):  # run as a file: the checkout's packages are one folder up
@@ -17,34 +16,19 @@ if __package__ in (None, ""):  # run as a file: the checkout's packages are one 
 from rich.console import Console
 from rich.logging import RichHandler
 
+from ssl_zoo.api.evaluation import ALL_IMAGES, Request, Session, eval_folder, evaluate_trained
 from ssl_zoo.config import Config, compose
-from ssl_zoo.data.sources import SOURCES, Split
 from ssl_zoo.data.workers import LoaderError
-from ssl_zoo.engine.build import build_run_method, build_views
-from ssl_zoo.engine.device import autocast, prepare_method, resolve_precision
-from ssl_zoo.engine.distributed import Processes, processes
-from ssl_zoo.engine.run_directory import environment
-from ssl_zoo.engine.trained import TrainedMethod, choose_network, open_run, open_weights
-from ssl_zoo.eval.cache import FeatureCache
-from ssl_zoo.eval.offline import Baselines, EvaluatorResult, ExtractionProgress, evaluate, table
-from ssl_zoo.eval.probe import Probe
-from ssl_zoo.method import Method
-from ssl_zoo.nn import ViT
+from ssl_zoo.engine.distributed import processes
+from ssl_zoo.engine.trained import TrainedMethod, open_run, open_weights
+from ssl_zoo.eval.offline import EvaluatorResult, table
 from ssl_zoo.plugins import discover
-
-ALL_IMAGES = ["probe.train_samples=0", "probe.test_samples=0"]
 
 
 def run(
-    arguments: argparse.Namespace,
-    source: Path,
-    name: str,
-    config: Config,
-    baselines: Baselines,
-    console: Console,
-    ranks: Processes,
+    arguments: argparse.Namespace, source: Path, name: str, config: Config, session: Session
 ) -> Sequence[EvaluatorResult]:
-    """Evaluate one network.
+    """Evaluate one network and print its table.
 
     Args:
         source: the directory of a run or a file of weights.
@@ -52,45 +36,17 @@ def run(
         config: the configuration of the network.
     """
     trained, out = open_network(arguments, source, name, config)
-    precision = resolve_precision(config.trainer.precision, ranks.device)
-    view = build_views(config.views, config.backbone)[0].config
-    identity = {"data": repr(config.data), "size": config.backbone.image_shape, "precision": precision.value}
-    identity |= {"mean": list(view.mean), "std": list(view.std), "seed": config.seed}
-    cache = None if arguments.no_cache else FeatureCache(out / "features", identity)
-
-    def prepare(method: Method) -> ViT:
-        return choose_network(prepare_method(method, config.trainer, ranks.device), arguments.network)
-
-    encoder, initial_encoder = prepare(trained.method), None
-    if not arguments.no_baseline:
-        initial_encoder = prepare(build_run_method(config))
-    metadata = {
-        "weights": str(trained.checkpoint),
-        "network": arguments.network,
-        "step": trained.step,
-        "environment": environment(ranks, precision),
-    }
-    sources = [SOURCES.build(config.data, split) for split in (Split.train, Split.test)]
-    results, files = [], []
-    with ExtractionProgress(console) as progress:
-        for label in arguments.label or [config.probe.label]:
-            settings = replace(config.probe, evaluators=arguments.protocol, label=label)
-            probe = Probe(
-                replace(config, probe=settings),
-                *sources,
-                view,
-                device=ranks.device,
-                autocast=autocast(precision, ranks.device),
-                cache=cache,
-                progress=progress,
-            )
-            for result in evaluate(probe, encoder, initial_encoder, baselines, identity):
-                results.append(result)
-                if ranks.is_main:
-                    files.append(result.write(out, metadata))
-    console.print(table({str(trained.checkpoint): results}))
-    console.print("\n".join(map(str, files)), highlight=False)
-    return results
+    request = Request(
+        arguments.protocol,
+        arguments.label or (None,),
+        arguments.network,
+        has_baseline=not arguments.no_baseline,
+        is_cached=not arguments.no_cache,
+    )
+    evaluation = evaluate_trained(trained, config, out, request, session)
+    session.console.print(table({str(trained.checkpoint): evaluation.results}))
+    session.console.print("\n".join(map(str, evaluation.files)), highlight=False)
+    return evaluation.results
 
 
 def open_network(arguments: argparse.Namespace, source: Path, name: str, config: Config) -> tuple[TrainedMethod, Path]:
@@ -101,8 +57,7 @@ def open_network(arguments: argparse.Namespace, source: Path, name: str, config:
     trained = open_run(source, config, arguments.checkpoint)
     if arguments.out:
         return trained, arguments.out if len(arguments.run) == 1 else arguments.out / name
-    part = "" if arguments.network == "evaluated" else f"_{arguments.network}"
-    return trained, source / "eval" / f"{trained.checkpoint.name}{part}"
+    return trained, eval_folder(source, trained, arguments.network)
 
 
 def distinct_names(folders: Sequence[Path]) -> Sequence[str]:
@@ -157,13 +112,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         sources = arguments.run or [arguments.weights]
         configs = [compose(arguments.config or source / "config.yaml", overrides).config for source in sources]
         with processes(configs[0].trainer.device) as ranks:
-            console, baselines = Console(soft_wrap=True, quiet=not ranks.is_main), Baselines()
+            session = Session(ranks, Console(soft_wrap=True, quiet=not ranks.is_main))
             results = {
-                name: run(arguments, source, name, config, baselines, console, ranks)
+                name: run(arguments, source, name, config, session)
                 for source, name, config in zip(sources, distinct_names(sources), configs, strict=True)
             }
             if len(results) > 1:
-                console.print(table(results))
+                session.console.print(table(results))
     except (ValueError, LookupError, OSError, LoaderError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

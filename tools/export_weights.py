@@ -1,8 +1,9 @@
-"""Export the weights of a run: ``python tools/export_weights.py --run DIR [--checkpoint STEP] [--out DIR]``.
+"""Export the weights of a run: ``python tools/export_weights.py --run DIR [--format FORMAT] [--out DIR]``.
 
-Writes those of ``encoder.safetensors``, ``target_encoder.safetensors`` and ``predictor.safetensors`` that the method
-has, and ``manifest.json`` with config, step, versions and SHA-256. Encoders have timm's parameter names, which
-``tools/eval_net.py --weights FILE --config RECIPE`` and ``timm.create_model(..., checkpoint_path=FILE)`` read.
+``safetensors`` (default): ``encoder.safetensors``, ``target_encoder.safetensors`` and ``predictor.safetensors``, those
+that the method has, with timm's parameter names; ``ssl_zoo.load`` reads the folder. ``timm``, ``huggingface``, ``onnx``
+and ``torch-export``: one encoder for these libraries. Each folder has a model card and ``manifest.json`` (origin,
+preprocessing, SHA-256), and is written only if the exported features equal those of the run.
 """
 
 import argparse
@@ -13,9 +14,8 @@ from pathlib import Path
 if __package__ in (None, ""):  # run as a file: the checkout's packages are one folder up
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from ssl_zoo.config import compose
-from ssl_zoo.engine.trained import open_run
-from ssl_zoo.interop.weights import export_weights
+from ssl_zoo.api.exporting import export_run
+from ssl_zoo.interop.export import Format
 from ssl_zoo.plugins import discover
 
 
@@ -23,17 +23,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", required=True, type=Path, metavar="DIR", help="run directory")
     parser.add_argument("--checkpoint", default="last", help="last (default), best or a step")
+    formats = [format.value for format in Format]
+    parser.add_argument("--format", choices=formats, default=Format.safetensors.value, help="default: safetensors")
+    parser.add_argument(
+        "--network",
+        choices=["evaluated", "encoder", "target_encoder"],
+        default="evaluated",
+        help="default: the encoder that the method evaluates, e.g. the target encoder of I-JEPA",
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help="a new folder; default: the run's export/<checkpoint>")
     parser.add_argument("--plugin", action="append", default=[], help="module or file that registers parts; repeatable")
     arguments = parser.parse_args(argv)
     try:
         discover(arguments.plugin)
-        composed = compose(arguments.run / "config.yaml")
-        trained = open_run(arguments.run, composed.config, arguments.checkpoint)
-        out = arguments.out or arguments.run / "export" / trained.checkpoint.name
-        config = {"choices": dict(composed.choices), **composed.plain()}
-        for path in export_weights(trained, out, name=composed.choices["method"], config=config):
+        exported = export_run(
+            arguments.run,
+            arguments.out,
+            format=Format(arguments.format),
+            checkpoint=arguments.checkpoint,
+            network=arguments.network,
+        )
+        for path in sorted(exported.folder.iterdir()):
             print(path)
+        print(exported.verification)
     except (ValueError, LookupError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -1,4 +1,8 @@
-"""List the registered parts: ``python tools/list.py [kind] [--plugin MODULE_OR_FILE]``."""
+"""List the registered parts: ``python tools/list.py [kind] [--plugin MODULE_OR_FILE]``.
+
+``--zoo RUNS`` prints a Markdown table of trained runs instead: recipe, data, cost, scores with the hashes of their
+protocols, seed, commit and the SHA-256 of the weights, all from the records of the runs.
+"""
 
 import argparse
 import sys
@@ -9,19 +13,26 @@ if __package__ in (None, ""):  # run as a file: the checkout's packages are one 
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from ssl_zoo.config.document import presets
+from ssl_zoo.io import write_atomic
 from ssl_zoo.plugins import discover
 from ssl_zoo.registry import BROKEN_PLUGINS, REGISTRIES, Registry, UnknownName, nearest
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kind", nargs="?", help="e.g. method, masks, data; without it, the kinds")
     parser.add_argument("--plugin", action="append", default=[], help="module or file that registers parts; repeatable")
+    parser.add_argument("--zoo", nargs="+", type=Path, metavar="RUNS", help="run directories, or folders of them")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the table of --zoo to a file")
     arguments = parser.parse_args(argv)
+    if arguments.out and not arguments.zoo:
+        parser.error("--out FILE is for the table of --zoo RUNS")
     try:
         discover(arguments.plugin)
+        if arguments.zoo:
+            return _zoo(arguments.zoo, arguments.out)
         rows = _kinds() if arguments.kind is None else _names(_registry(arguments.kind))
-    except (ValueError, LookupError) as error:
+    except (ValueError, LookupError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     width = max((len(name) for name, _ in rows), default=0)
@@ -29,6 +40,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{name.ljust(width)}  {summary}")
     for plugin, error in BROKEN_PLUGINS.items():
         print(f"plug-in {plugin} can't be imported: {error}", file=sys.stderr)
+    return 0
+
+
+def _zoo(paths: Sequence[Path], out: Path | None) -> int:
+    from ssl_zoo.study.zoo import ZooEntry, find_runs, zoo_page  # imports torch and the planner
+
+    page = zoo_page([ZooEntry.read(run) for run in find_runs(paths)])
+    if out is None:
+        print(page)
+    else:
+        write_atomic(out, page)
     return 0
 
 

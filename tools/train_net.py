@@ -14,65 +14,16 @@ if __package__ in (None, ""):  # run as a file of a checkout: its packages are o
 from rich.console import Console
 from rich.logging import RichHandler
 
-from ssl_zoo.config import Composed, compose, describe, recipe_text
-from ssl_zoo.data.sources import SOURCES, Split
+from ssl_zoo.api.training import train_composed
+from ssl_zoo.config import Composed, compose, describe
 from ssl_zoo.data.workers import LoaderError
-from ssl_zoo.engine import hooks
-from ssl_zoo.engine.alarm import Collapse, CollapseAlarm
-from ssl_zoo.engine.build import build_data, build_run_method
+from ssl_zoo.engine.alarm import Collapse
 from ssl_zoo.engine.cluster import LOST_RANK_STATUS
-from ssl_zoo.engine.device import autocast, resolve_precision
-from ssl_zoo.engine.distributed import LostRank, Processes, processes
-from ssl_zoo.engine.metrics import JsonLines, Metrics, TensorBoard
-from ssl_zoo.engine.progress import ProgressBar
-from ssl_zoo.engine.report import report
-from ssl_zoo.engine.run_directory import RunDirectory, environment
-from ssl_zoo.engine.trainer import NonFiniteLoss, Trainer
-from ssl_zoo.eval.probe import Probe
+from ssl_zoo.engine.distributed import LostRank, processes
+from ssl_zoo.engine.trainer import NonFiniteLoss
 from ssl_zoo.planning.plan import Plan
 from ssl_zoo.planning.scale import Machine, ScalePlan
 from ssl_zoo.plugins import discover
-
-
-def train(composed: Composed, resume: str, console: Console, ranks: Processes) -> None:
-    config = composed.config
-    chosen = {"choices": dict(composed.choices), **composed.plain()}
-    run = RunDirectory(Path(config.output_dir), chosen, composed.plain_defaults())
-    checkpoint = run.find_checkpoint(resume)
-    method = build_run_method(config)
-    data = build_data(config, ranks)
-    precision = autocast(resolve_precision(config.trainer.precision, ranks.device), ranks.device)
-    test = SOURCES.build(config.data, Split.test)
-    probe = Probe(config, data.source, test, data.views[0].config, device=ranks.device, autocast=precision)
-    tensorboard = TensorBoard(run.tensorboard, recipe_text(composed)) if config.monitor.tensorboard else None
-    writers = [JsonLines(run.metrics), ProgressBar(console, live=config.monitor.progress_bar)]
-    writers += [tensorboard] if tensorboard else []
-    alarm = CollapseAlarm(config.monitor.alarm)
-    metrics = Metrics(config.monitor.log_every, writers if ranks.is_main else [], alarm)
-    evaluation = hooks.Evaluation(probe, metrics, config.probe)
-    manifest = {"method": composed.choices["method"], "config": run.config}
-    checkpointer = hooks.Checkpointer(run.path, config.trainer, manifest)
-    observers = [
-        hooks.StopOnSignal(),
-        hooks.OffendingStep(run.path),
-        hooks.CorruptSamples(run.corrupt_samples, config.loader.max_corrupt_fraction),
-        metrics,
-        alarm,
-        evaluation,
-        hooks.Visualizations(run.figures, config.monitor.images_every, tensorboard),
-        checkpointer,
-    ]
-    trainer = Trainer(method, data, ranks, optim=config.optim, config=config.trainer, seed=config.seed, hooks=observers)
-    if checkpoint is not None:
-        checkpointer.resume(trainer, checkpoint)
-    if ranks.is_main:
-        if checkpoint is not None:
-            run.set_aside_after(checkpoint)
-        length = {"num_steps": trainer.num_steps, "batch_size": config.trainer.batch_size}
-        run.write_start(recipe_text(composed), {**environment(ranks, trainer.precision), **length})
-    trainer.train()
-    if ranks.is_main:
-        report(console, run, trainer, evaluation)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -122,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             trainer = composed.config.trainer
             with processes(trainer.device, trainer.parallel, trainer.timeout_minutes) as ranks:
-                train(composed, arguments.resume, console, ranks)
+                train_composed(composed, arguments.resume, console, ranks)
     except (ValueError, LookupError, OSError, LoaderError, LostRank, NonFiniteLoss, Collapse) as error:
         print(f"error: {error}", file=sys.stderr)
         return LOST_RANK_STATUS if isinstance(error, LostRank) else 1

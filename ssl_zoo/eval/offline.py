@@ -48,6 +48,7 @@ class EvaluatorResult:
                 "name": score.name,
                 "value": score.value,
                 "spread": score.spread,
+                "is_fraction": score.is_fraction,
                 "random_init": score.baseline,
                 "details": dict(score.details),
                 "protocol_hash": score.protocol_hash,

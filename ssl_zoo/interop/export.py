@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ssl_zoo.engine.trained import TrainedMethod, choose_network
 from ssl_zoo.interop import huggingface_folder, programs, timm_folder
-from ssl_zoo.interop.manifest import Manifest
+from ssl_zoo.interop.manifest import Manifest, Preprocessing
 from ssl_zoo.interop.model_card import model_card
 from ssl_zoo.interop.weights import write_networks
 from ssl_zoo.io import publish_directory
@@ -163,12 +163,19 @@ def _read_safetensors(draft: _Export, images: Tensor) -> Tensor:
 
 def _write_timm(draft: _Export) -> Mapping[str, Any]:
     manifest = draft.manifest
-    architecture = timm_folder.write(draft.folder, draft.encoder, manifest.transform, pooling=manifest.pooling)
+    architecture = timm_folder.write(draft.folder, draft.encoder, _transform(manifest), pooling=manifest.pooling)
     return {"load": timm_folder.call("FOLDER"), "create_model": architecture}
 
 
 def _read_timm(draft: _Export, images: Tensor) -> Tensor:
     return draft.encoder.patches(timm_folder.load(draft.folder).forward_features(images))
+
+
+def _transform(manifest: Manifest) -> Preprocessing:
+    """Return the one rule that other libraries apply to all images: a crop, or none where the run's images fit."""
+    trained_on, transform = manifest.details.get("training_image_size"), manifest.transform
+    fits = trained_on is not None and all(side <= own for side, own in zip(trained_on, transform.size, strict=True))
+    return replace(transform, crop_fraction=1.0) if fits else transform
 
 
 def _write_huggingface(draft: _Export) -> Mapping[str, Any]:
@@ -179,7 +186,7 @@ def _write_huggingface(draft: _Export) -> Mapping[str, Any]:
     huggingface_folder.write(
         draft.folder,
         draft.encoder,
-        manifest.transform,
+        _transform(manifest),
         choice,
         decoder,
         mask_ratio=masks.get("mask_ratio", 0.75),

@@ -9,7 +9,7 @@ _LIBRARIES = {"timm": "timm", "huggingface": "transformers", "onnx": "onnx"}
 _USES = {
     "safetensors": "import ssl_zoo\n\nencoder = {load}\nfeatures = encoder.embed(['photo.jpg'])  # (1, D)",
     "timm": "import timm\n\nmodel = {load}.eval()\ntokens = model.forward_features(images)  # (B, L, D)",
-    "huggingface": "import transformers\n\nmodel = {load}.eval()\ntokens = model(images).last_hidden_state  # (B, L, D)",
+    "huggingface": "import transformers\n\nmodel = {load}.eval()\ntokens = model(images)[0]  # (B, L, D)",
     "onnx": (
         "import onnxruntime\n\nsession = {load}\n"
         'embedding, patches = session.run(None, {{"images": images}})  # (B, D), (B, N, D)'
@@ -34,6 +34,7 @@ def model_card(manifest: Manifest, facts: Mapping[str, str], scores: Sequence[Ma
     load = manifest.details["load"]
     use = _MAE_USE if "ForPreTraining" in load else _USES[format]
     transform, height_width = manifest.transform, "x".join(map(str, manifest.transform.size))
+    shorter = round(min(transform.size) / transform.crop_fraction)
     lines = [
         "---",
         f"library_name: {_LIBRARIES.get(format, 'ssl_zoo')}",
@@ -50,10 +51,10 @@ def model_card(manifest: Manifest, facts: Mapping[str, str], scores: Sequence[Ma
         use.format(load=load),
         "```",
         "",
-        f"Images: {transform.channels} channels, {height_width} pixels. Resize the shorter side to "
-        f"{round(min(transform.size) / transform.crop_fraction)} pixels ({transform.interpolation}, antialiased), crop the "
-        f"centre, and show an image that is no larger than {height_width} whole. Pixels in 0..1 are normalised by mean "
-        f"{_numbers(transform.mean)} and standard deviation {_numbers(transform.std)}. Features: {_pooling(manifest)}.",
+        f"Images: {transform.channels} channels, {height_width} pixels. Resize the shorter side of a larger image to "
+        f"{shorter} pixels ({transform.interpolation}, antialiased) and crop the centre; resize others. Normalise "
+        f"pixels in 0..1 by mean {_numbers(transform.mean)} and standard deviation {_numbers(transform.std)}. Features: "
+        f"{_pooling(manifest)}.",
         "",
         "| | |",
         "|---|---|",

@@ -1,6 +1,6 @@
 """Export to folders that timm loads by ``timm.create_model("local-dir:FOLDER", pretrained=True)``.
 
-A relative position bias needs timm's ``Beit``, everything else its ``VisionTransformer``, whose parameter names ours are.
+A relative position bias needs timm's ``Beit``. Everything else is a ``VisionTransformer`` with our parameter names.
 """
 
 import json

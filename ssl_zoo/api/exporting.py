@@ -1,0 +1,67 @@
+"""Export of a run: what ``tools/export_weights.py`` does."""
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ssl_zoo.api.loading import manifest_of
+from ssl_zoo.config import compose
+from ssl_zoo.engine.trained import choose_network, open_run
+from ssl_zoo.interop.export import Format, export
+from ssl_zoo.interop.manifest import Manifest
+from ssl_zoo.study.zoo import ZooEntry
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A written folder and its manifest."""
+
+    folder: Path
+    manifest: Manifest
+
+    @property
+    def verification(self) -> str:
+        """Say in one line how the export was verified, and how it is loaded."""
+        verified = self.manifest.details["verified"]
+        load = self.manifest.details["load"].replace("FOLDER", str(self.folder))
+        if verified["by"] is None:
+            return f"not verified, since {verified['reason']}; load: {load}"
+        return (
+            f"verified with {verified['by']}: features differ by at most {verified['largest_difference']:.1e} of the "
+            f"largest one (tolerance {verified['tolerance']:g}); load: {load}"
+        )
+
+
+def export_run(
+    run: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
+    *,
+    format: Format = Format.safetensors,
+    checkpoint: str = "last",
+    network: str = "evaluated",
+) -> Exported:
+    """Export the weights of a run with manifest and model card.
+
+    Args:
+        out: a folder that does not exist; by default ``export/<checkpoint>`` of the run, followed by the format where
+            that is not safetensors.
+        checkpoint, network: as for ``ssl_zoo.load``.
+
+    Raises:
+        ValueError: no such run or checkpoint, ``out`` exists, or the format can't hold the encoder.
+    """
+    run = Path(run)
+    composed = compose(run / "config.yaml")
+    trained = open_run(run, composed.config, checkpoint)
+    manifest = manifest_of(composed, run, trained.method, trained.checkpoint, trained.step, network)
+    entry = ZooEntry.read(run, str(trained.step))
+    environment = entry.record.environment
+    marks = {name: environment[name] for name in ("commit", "dirty") if name in environment}
+    manifest = replace(manifest, source={**manifest.source, "recipe": entry.recipe, **marks})
+    suffix = "" if format is Format.safetensors else f"_{format.value}"
+    folder = Path(out) if out else run / "export" / f"{trained.checkpoint.name}{suffix}"
+    facts = {name: text for name, text in entry.facts().items() if name != "weights"}
+    is_evaluated = choose_network(trained.method, network) is trained.method.eval_encoder()
+    scores = [score.row() for score in entry.scores] if is_evaluated else []
+    written = export(trained, folder, manifest, format=format, network=network, facts=facts, scores=scores)
+    return Exported(folder, written)

@@ -1,0 +1,127 @@
+"""Training of a recipe: what ``tools/train_net.py`` and ``ssl_zoo.train`` do."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from ssl_zoo.api.encoder import Encoder
+from ssl_zoo.api.loading import load
+from ssl_zoo.api.overrides import Overrides, as_words
+from ssl_zoo.config import Composed, compose, recipe_text
+from ssl_zoo.data.sources import SOURCES, Split
+from ssl_zoo.engine import hooks
+from ssl_zoo.engine.alarm import CollapseAlarm
+from ssl_zoo.engine.build import build_data, build_run_method
+from ssl_zoo.engine.device import autocast, resolve_precision
+from ssl_zoo.engine.distributed import Processes, processes
+from ssl_zoo.engine.metrics import JsonLines, Metrics, TensorBoard
+from ssl_zoo.engine.progress import ProgressBar
+from ssl_zoo.engine.report import report
+from ssl_zoo.engine.run_directory import RunDirectory, environment
+from ssl_zoo.engine.trainer import Trainer
+from ssl_zoo.eval.probe import Probe
+from ssl_zoo.scores import Score
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run after a call of ``ssl_zoo.train``.
+
+    Attributes:
+        path: the run directory.
+        step: optimizer steps that were trained.
+        num_steps: steps of the complete run.
+        scores: the latest scores of the probe, by name.
+    """
+
+    path: Path
+    step: int
+    num_steps: int
+    scores: Mapping[str, Score]
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the last step was trained. A signal or the collapse alarm can stop a run before."""
+        return self.step >= self.num_steps
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The records of ``metrics.jsonl``: losses, learning rate, speed and scores by step."""
+        return [json.loads(line) for line in (self.path / "metrics.jsonl").read_text().splitlines()]
+
+    def encoder(self, **options: Any) -> Encoder:
+        """Load the run's encoder; options as for ``ssl_zoo.load``."""
+        return load(self.path, **options)
+
+
+def train(
+    recipe: str | os.PathLike[str], overrides: Overrides = (), *, resume: str = "auto", verbose: bool = True
+) -> Run:
+    """Train a recipe, or resume it, as ``tools/train_net.py`` does.
+
+    Ctrl-C, or an interrupt of a notebook's kernel, saves after the current step and returns. The same call resumes.
+
+    Args:
+        recipe: path of a YAML file.
+        overrides: ``["trainer.epochs=10", "method=mae"]``, or ``{"trainer.epochs": 10, "method": "mae"}``.
+        resume: ``auto`` resumes from the newest checkpoint in ``output_dir``, ``never`` refuses one, anything else is
+            the path of a checkpoint.
+        verbose: show progress and the summary on the terminal.
+
+    Raises:
+        ValueError: the recipe, an override, the data or a checkpoint is wrong.
+        NonFiniteLoss: the loss is not finite; the batch is saved.
+        Collapse: the collapse alarm stopped the run; its policy is ``monitor.alarm.policy``.
+    """
+    composed = compose(recipe, as_words(overrides))
+    trainer = composed.config.trainer
+    with processes(trainer.device, trainer.parallel, trainer.timeout_minutes) as ranks:
+        return train_composed(composed, resume, Console(soft_wrap=True, quiet=not verbose), ranks)
+
+
+def train_composed(composed: Composed, resume: str, console: Console, ranks: Processes) -> Run:
+    """Train a composed recipe in the given processes; the errors are those of ``train``."""
+    config = composed.config
+    chosen = {"choices": dict(composed.choices), **composed.plain()}
+    run = RunDirectory(Path(config.output_dir), chosen, composed.plain_defaults())
+    checkpoint = run.find_checkpoint(resume)
+    method = build_run_method(config)
+    data = build_data(config, ranks)
+    precision = autocast(resolve_precision(config.trainer.precision, ranks.device), ranks.device)
+    test = SOURCES.build(config.data, Split.test)
+    probe = Probe(config, data.source, test, data.views[0].config, device=ranks.device, autocast=precision)
+    tensorboard = TensorBoard(run.tensorboard, recipe_text(composed)) if config.monitor.tensorboard else None
+    writers = [JsonLines(run.metrics), ProgressBar(console, live=config.monitor.progress_bar)]
+    writers += [tensorboard] if tensorboard else []
+    alarm = CollapseAlarm(config.monitor.alarm)
+    metrics = Metrics(config.monitor.log_every, writers if ranks.is_main else [], alarm)
+    evaluation = hooks.Evaluation(probe, metrics, config.probe)
+    manifest = {"method": composed.choices["method"], "config": run.config}
+    checkpointer = hooks.Checkpointer(run.path, config.trainer, manifest)
+    observers = [
+        hooks.StopOnSignal(),
+        hooks.OffendingStep(run.path),
+        hooks.CorruptSamples(run.corrupt_samples, config.loader.max_corrupt_fraction),
+        metrics,
+        alarm,
+        evaluation,
+        hooks.Visualizations(run.figures, config.monitor.images_every, tensorboard),
+        checkpointer,
+    ]
+    trainer = Trainer(method, data, ranks, optim=config.optim, config=config.trainer, seed=config.seed, hooks=observers)
+    if checkpoint is not None:
+        checkpointer.resume(trainer, checkpoint)
+    if ranks.is_main:
+        if checkpoint is not None:
+            run.set_aside_after(checkpoint)
+        length = {"num_steps": trainer.num_steps, "batch_size": config.trainer.batch_size}
+        run.write_start(recipe_text(composed), {**environment(ranks, trainer.precision), **length})
+    trainer.train()
+    if ranks.is_main:
+        report(console, run, trainer, evaluation)
+    return Run(run.path, trainer.step, trainer.num_steps, {score.name: score for score in evaluation.scores})
