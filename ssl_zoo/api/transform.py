@@ -49,7 +49,7 @@ class Transform:
         """
         if isinstance(images, Tensor) and images.ndim == 4:
             return self._normalize(evaluation_view(_checked(images), self.size))
-        if isinstance(images, (str, Path, Image.Image, numpy.ndarray, Tensor)):
+        if not isinstance(images, Sequence) or isinstance(images, str):
             return self._normalize(evaluation_view(self.pixels(images), self.size))
         if not len(images):
             raise ValueError("no images were given; pass at least one path, image or tensor")

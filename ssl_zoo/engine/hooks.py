@@ -2,6 +2,7 @@
 
 import logging
 import signal
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -26,7 +27,10 @@ log = logging.getLogger(__name__)
 
 
 class StopOnSignal(Hook):
-    """Ends the run after the current step, on all ranks at the same one, when any rank gets a signal to stop."""
+    """Ends the run after the current step, on all ranks at the same one, when any rank gets a signal to stop.
+
+    Python handles signals in its main thread only; a run in another thread leaves them to the program.
+    """
 
     name = "stop_on_signal"
     signals = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -35,7 +39,9 @@ class StopOnSignal(Hook):
         self.received: signal.Signals | None = None
 
     def before_train(self, trainer: Trainer) -> None:
-        self._previous = {number: signal.signal(number, self._remember) for number in self.signals}
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        signals = self.signals if in_main_thread else ()
+        self._previous = {number: signal.signal(number, self._remember) for number in signals}
 
     def after_step(self, trainer: Trainer, result: StepResult) -> None:
         if trainer.processes.any(self.received is not None):

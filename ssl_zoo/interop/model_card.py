@@ -53,8 +53,8 @@ def model_card(manifest: Manifest, facts: Mapping[str, str], scores: Sequence[Ma
         "",
         f"Images: {transform.channels} channels, {height_width} pixels. Resize the shorter side of a larger image to "
         f"{shorter} pixels ({transform.interpolation}, antialiased) and crop the centre; resize others. Normalise "
-        f"pixels in 0..1 by mean {_numbers(transform.mean)} and standard deviation {_numbers(transform.std)}. Features: "
-        f"{_pooling(manifest)}.",
+        f"pixels in 0..1 by mean {_numbers(transform.mean)} and standard deviation {_numbers(transform.std)}. "
+        f"Features: {_pooling(manifest)}.",
         "",
         "| | |",
         "|---|---|",

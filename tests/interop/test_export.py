@@ -173,6 +173,7 @@ def test_onnx_holds_every_backbone_for_every_number_of_images(option: str, tmp_p
         torch.testing.assert_close(torch.from_numpy(embedding), tokens[:, 0], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_torch_program_computes_the_features_for_every_number_of_images(tmp_path: Path):
     config = ViTConfig(**{**SIZES, **BEIT})
     method, _ = exported("dino", config, Format.torch_export, tmp_path / "out")

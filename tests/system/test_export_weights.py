@@ -1,6 +1,7 @@
 """Weights to share, as somebody uses them who has nothing but the exported folder."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from ssl_zoo.config import compose
 from ssl_zoo.engine.checkpoint.storage import fingerprint
 from ssl_zoo.engine.trained import open_run
 from ssl_zoo.tools import eval_net, export_weights, train_net
+from ssl_zoo.tools import list as list_parts
 
 ROOT = Path(train_net.__file__).resolve().parents[1]
 TINY = [
@@ -39,10 +41,11 @@ def exported(run: Path) -> Path:
 
 def test_the_folder_says_what_is_in_it(exported: Path) -> None:
     manifest = json.loads((exported / "manifest.json").read_text())
-    assert {path.name for path in exported.iterdir()} == {*manifest["files"], "manifest.json"}
+    assert {path.name for path in exported.iterdir()} == {*manifest["files"], "manifest.json", "README.md"}
     assert manifest["files"].keys() == {"encoder.safetensors", "target_encoder.safetensors", "predictor.safetensors"}
     assert (manifest["method"], manifest["step"], manifest["evaluated"]) == ("ijepa", 4, "target_encoder")
-    assert manifest["config"]["backbone"]["embed_dim"] == 48
+    assert manifest["config"]["backbone"]["embed_dim"] == manifest["backbone"]["embed_dim"] == 48
+    assert manifest["details"]["verified"]["largest_difference"] == 0
     for name, expected in manifest["files"].items():
         assert fingerprint(exported / name) == {key: expected[key] for key in ("bytes", "sha256")}
 
@@ -73,6 +76,54 @@ def test_a_folder_that_exists_is_not_overwritten(run: Path, exported: Path, caps
     assert export_weights.main(["--run", str(run), "--checkpoint", "2", "--out", str(exported)]) == 1
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("error: --out") and "exists" in line
+
+
+def test_the_model_card_has_origin_scores_and_licence(run: Path, tmp_path: Path) -> None:
+    evaluated = tmp_path / "run"
+    shutil.copytree(run, evaluated)
+    arguments = ["--run", str(evaluated), "--protocol", "knn", "--no-cache", "probe.knn.k=[5]"]
+    assert eval_net.main(arguments) == 0
+    assert export_weights.main(["--run", str(evaluated), "--out", str(tmp_path / "out")]) == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    [score] = json.loads(next((evaluated / "eval").glob("*/knn*.json")).read_text())["scores"]
+    for part in (
+        "`ijepa/demo.yaml`",
+        "| data | scenes |",
+        "| seed | 0 |",
+        "GFLOP",
+        score["protocol_hash"],
+        "## Licence",
+    ):
+        assert part in card
+    assert f"| knn5 | {100 * score['value']:.1f} % | {100 * score['random_init']:.1f} % |" in card
+
+
+def test_a_format_that_cannot_hold_the_encoder_is_refused_with_the_option(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    recipe = str(ROOT / "configs" / "ijepa" / "demo.yaml")
+    post = ["backbone.norm_position=post", f"output_dir={tmp_path / 'post'}"]
+    assert train_net.main(["--config", recipe, *TINY, *post]) == 0
+    capsys.readouterr()
+    for format in ("timm", "huggingface"):
+        assert export_weights.main(["--run", str(tmp_path / "post"), "--format", format]) == 1
+        message = capsys.readouterr().err
+        assert f"--format {format} can't hold this encoder:\n  backbone.norm_position=post: " in message
+    assert not (tmp_path / "post" / "export").exists()
+
+
+def test_the_model_zoo_is_a_table_of_run_records(run: Path, exported: Path, tmp_path: Path) -> None:
+    page = tmp_path / "zoo.md"
+    assert list_parts.main(["--zoo", str(run), "--out", str(page)]) == 0
+    [row] = [line for line in page.read_text().splitlines() if "ijepa/demo.yaml" in line]
+    sha = json.loads((exported / "manifest.json").read_text())["files"]["target_encoder.safetensors"]["sha256"]
+    for part in ("scenes", "4 steps, 64 images", "FLOP", f"target_encoder.safetensors, SHA-256 `{sha}`"):
+        assert part in row
+
+
+def test_a_folder_without_runs_is_no_zoo(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert list_parts.main(["--zoo", str(tmp_path)]) == 1
+    assert "holds no run with a checkpoint" in capsys.readouterr().err
 
 
 def test_heads_are_exported_beside_the_encoders(tmp_path: Path) -> None:
