@@ -62,8 +62,14 @@ setup(
     ],
     extras_require={
         "slurm": ["submitit>=1.5"],
+        "hf": ["transformers>=5.0"],  # folders of Hugging Face: verification of exports, tests of both directions
+        "onnx": ["onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.20"],  # export, and its verification
         "test": [
             "submitit>=1.5",
+            "transformers>=5.0",
+            "onnx>=1.18",
+            "onnxscript>=0.5",
+            "onnxruntime>=1.20",
             "pytest>=8.0",
             "pytest-timeout>=2.3",
             "hypothesis>=6.100",

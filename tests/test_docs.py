@@ -12,7 +12,7 @@ DESIGN = (ROOT / "docs" / "design.md").read_text()
 
 
 def test_the_method_in_the_readme_is_an_excerpt_of_its_file():
-    [excerpt] = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    [_, excerpt] = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
     source = iter((ROOT / "methods" / "ijepa.py").read_text().splitlines())
     missing = [line for line in excerpt.splitlines() if line and line not in source]  # consumes the source, in order
     assert missing == []

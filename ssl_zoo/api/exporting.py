@@ -9,6 +9,7 @@ from ssl_zoo.config import compose
 from ssl_zoo.engine.trained import choose_network, open_run
 from ssl_zoo.interop.export import Format, export
 from ssl_zoo.interop.manifest import Manifest
+from ssl_zoo.interop.model_card import model_card
 from ssl_zoo.study.zoo import ZooEntry
 
 
@@ -60,8 +61,11 @@ def export_run(
     manifest = replace(manifest, source={**manifest.source, "recipe": entry.recipe, **marks})
     suffix = "" if format is Format.safetensors else f"_{format.value}"
     folder = Path(out) if out else run / "export" / f"{trained.checkpoint.name}{suffix}"
-    facts = {name: text for name, text in entry.facts().items() if name != "weights"}
     is_evaluated = choose_network(trained.method, network) is trained.method.eval_encoder()
     scores = [score.row() for score in entry.scores] if is_evaluated else []
-    written = export(trained, folder, manifest, format=format, network=network, facts=facts, scores=scores)
-    return Exported(folder, written)
+
+    def card(written: Manifest) -> str:
+        facts = {name: text for name, text in entry.facts().items() if name != "weights"}
+        return model_card(written, facts, scores)
+
+    return Exported(folder, export(trained, folder, manifest, format=format, network=network, card=card))

@@ -75,8 +75,7 @@ def export(
     *,
     format: Format = Format.safetensors,
     network: str = "evaluated",
-    facts: Mapping[str, str] | None = None,
-    scores: Sequence[Mapping[str, Any]] = (),
+    card: Callable[[Manifest], str] = model_card,
 ) -> Manifest:
     """Write a folder of weights with ``manifest.json`` and a model card, atomically.
 
@@ -85,7 +84,7 @@ def export(
         manifest: of the run, without files.
         network: ``evaluated``, ``encoder`` or ``target_encoder``; safetensors get all networks and read this one by
             default.
-        facts, scores: of the run, for the model card.
+        card: makes the model card from the manifest as written.
 
     Returns:
         The manifest as written; ``details["verified"]`` has the library, the largest difference and the tolerance, or
@@ -114,7 +113,7 @@ def export(
         details["verified"] = _verified(format, draft)
         manifest = replace(manifest, details={**manifest.details, **details})
         manifest = manifest.write(temporary)
-        (temporary / "README.md").write_text(model_card(manifest, facts or {}, scores))
+        (temporary / "README.md").write_text(card(manifest))
         publish_directory(temporary, out)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)

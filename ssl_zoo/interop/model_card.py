@@ -1,6 +1,7 @@
 """The model card of an export: ``README.md`` with origin, use, scores and licence."""
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from ssl_zoo.interop.manifest import Manifest
@@ -23,7 +24,9 @@ _LICENCE = (
 )
 
 
-def model_card(manifest: Manifest, facts: Mapping[str, str], scores: Sequence[Mapping[str, Any]]) -> str:
+def model_card(
+    manifest: Manifest, facts: Mapping[str, str] = MappingProxyType({}), scores: Sequence[Mapping[str, Any]] = ()
+) -> str:
     """Return the text of the card.
 
     Args:

@@ -98,20 +98,6 @@ def test_the_model_card_has_origin_scores_and_licence(run: Path, tmp_path: Path)
     assert f"| knn5 | {100 * score['value']:.1f} % | {100 * score['random_init']:.1f} % |" in card
 
 
-def test_a_format_that_cannot_hold_the_encoder_is_refused_with_the_option(
-    tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    recipe = str(ROOT / "configs" / "ijepa" / "demo.yaml")
-    post = ["backbone.norm_position=post", f"output_dir={tmp_path / 'post'}"]
-    assert train_net.main(["--config", recipe, *TINY, *post]) == 0
-    capsys.readouterr()
-    for format in ("timm", "huggingface"):
-        assert export_weights.main(["--run", str(tmp_path / "post"), "--format", format]) == 1
-        message = capsys.readouterr().err
-        assert f"--format {format} can't hold this encoder:\n  backbone.norm_position=post: " in message
-    assert not (tmp_path / "post" / "export").exists()
-
-
 def test_the_model_zoo_is_a_table_of_run_records(run: Path, exported: Path, tmp_path: Path) -> None:
     page = tmp_path / "zoo.md"
     assert list_parts.main(["--zoo", str(run), "--out", str(page)]) == 0
