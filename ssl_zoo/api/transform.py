@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ssl_zoo.data.batch import Normalize
-from ssl_zoo.data.decode import DecodeLimits, decode
+from ssl_zoo.data.decode import CorruptImage, decode
 from ssl_zoo.data.sources.imagefolder import LimitedConfig
 from ssl_zoo.data.transforms import evaluation_view
 from ssl_zoo.interop.manifest import Preprocessing
@@ -93,15 +93,9 @@ def _of_pillow(image: Image.Image) -> UInt8[Tensor, "3 H W"]:
 
 def _decoded(data: bytes, name: str) -> UInt8[Tensor, "3 H W"]:
     try:
-        return decode(data, name, _limits())
-    except Exception as error:
-        if isinstance(error, ValueError):
-            raise
+        return decode(data, name, LimitedConfig().limits)
+    except CorruptImage as error:
         raise ValueError(str(error)) from error
-
-
-def _limits() -> DecodeLimits:
-    return LimitedConfig().limits
 
 
 def _checked(pixels: Tensor) -> UInt8[Tensor, "*B 3 H W"]:

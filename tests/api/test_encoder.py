@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy
@@ -184,6 +185,12 @@ def test_training_returns_a_run_with_its_records(run: ssl_zoo.Run):
     assert (run.step, run.num_steps, run.is_finished) == (4, 4, True)
     assert [line["step"] for line in run.metrics if "knn5" in line][-1] == 4
     assert run.scores["knn5"].value == run.metrics[-1]["knn5"]
+
+
+def test_a_run_trains_outside_of_the_main_thread(tmp_path: Path):
+    settings = {**TINY, "trainer.num_steps": 1, "probe.evaluators": [], "output_dir": tmp_path}
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(ssl_zoo.train, DEMO, settings, verbose=False).result().is_finished
 
 
 def test_scores_of_a_run_its_export_and_its_encoder_are_equal(run: ssl_zoo.Run, folder: Path, tmp_path: Path):
