@@ -67,8 +67,9 @@ def preprocessing_of(config: Config) -> Preprocessing:
 
 
 def pooling_of(config: Config) -> Pooling:
-    """Return the pooling of the run's k-NN evaluator, which recipes set where a method needs the class token."""
-    return config.probe.evaluator_config("knn").pooling
+    """Return the class token where the run's k-NN evaluator takes it, as recipes of DINO set, else the average."""
+    pooling = config.probe.evaluator_config("knn").pooling
+    return pooling if pooling is Pooling.class_token else Pooling.average
 
 
 def manifest_of(composed: Composed, run: Path, method: Method, checkpoint: Path, step: int, network: str) -> Manifest:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ssl_zoo.engine.trained import TrainedMethod, choose_network
-from ssl_zoo.interop import huggingface_folder, programs, timm_folder
+from ssl_zoo.interop import huggingface_folder, huggingface_reading, programs, timm_folder
 from ssl_zoo.interop.manifest import Manifest, Preprocessing
 from ssl_zoo.interop.model_card import model_card
 from ssl_zoo.interop.weights import write_networks
@@ -123,27 +123,38 @@ def export(
 
 def _verified(format: Format, draft: _Export) -> Mapping[str, Any]:
     """Compare features of random images; raises where they differ."""
-    writer = _WRITERS[format]
+    writer, config, differences = _WRITERS[format], draft.encoder.config, []
     if importlib.util.find_spec(writer.needs) is None:
         return {"by": None, "reason": f"{writer.needs} is not installed"}
-    config, worst = draft.encoder.config, 0.0
     for number in _NUM_IMAGES:
         shape = (number, config.in_channels, *config.image_shape)
         images = torch.randn(shape, generator=torch.Generator().manual_seed(number))
         with torch.no_grad():
-            expected = draft.encoder.patches(draft.encoder(images))
+            expected = _features(draft, draft.encoder(images))
             found = writer.features(draft, images)
+        if not expected.isfinite().all():
+            raise ValueError(
+                "the encoder's features are not finite: its weights have diverged; take another --checkpoint"
+            )
         if found.shape != expected.shape:
             raise ValueError(
                 f"--format {format.value}: features of shape {list(found.shape)}, not {list(expected.shape)}"
             )
-        worst = max(worst, ((found - expected).abs().max() / expected.abs().max()).item())
-    if not worst <= TOLERANCE:  # also NaN
+        differences.append((found - expected).abs().max() / expected.abs().max())
+    worst = torch.stack(differences).max().item()  # NaN if any is
+    if not worst <= TOLERANCE:
         raise ValueError(
             f"--format {format.value}: {writer.needs} {version(writer.needs)} computes features that differ by "
             f"{worst:.1e} of the largest one, more than {TOLERANCE:g}; nothing is written. Use --format safetensors"
         )
     return {"by": f"{writer.needs} {version(writer.needs)}", "largest_difference": worst, "tolerance": TOLERANCE}
+
+
+def _features(draft: _Export, tokens: Float[Tensor, "B L D"]) -> Float[Tensor, "B F D"]:
+    """Return what ``embedding`` and ``patches`` of a program are, in this order."""
+    patches = draft.encoder.patches(tokens)
+    feature = programs.pooled(tokens, patches, draft.manifest.pooling)
+    return torch.cat([feature[:, None], patches], dim=1)
 
 
 # --- formats ----------------------------------------------------------------------------------------------------------
@@ -157,7 +168,7 @@ def _write_safetensors(draft: _Export) -> Mapping[str, Any]:
 def _read_safetensors(draft: _Export, images: Tensor) -> Tensor:
     encoder = BACKBONES.build(draft.manifest.backbone_config()).eval()
     encoder.load_state_dict(load_file(draft.folder / f"{draft.manifest.evaluated}.safetensors"))
-    return encoder.patches(encoder(images))
+    return _features(draft, encoder(images))
 
 
 def _write_timm(draft: _Export) -> Mapping[str, Any]:
@@ -167,7 +178,7 @@ def _write_timm(draft: _Export) -> Mapping[str, Any]:
 
 
 def _read_timm(draft: _Export, images: Tensor) -> Tensor:
-    return draft.encoder.patches(timm_folder.load(draft.folder).forward_features(images))
+    return _features(draft, timm_folder.load(draft.folder).forward_features(images))
 
 
 def _transform(manifest: Manifest) -> Preprocessing:
@@ -197,11 +208,11 @@ def _write_huggingface(draft: _Export) -> Mapping[str, Any]:
 
 def _read_huggingface(draft: _Export, images: Tensor) -> Tensor:
     choice = huggingface_folder.choose(draft.encoder.config, draft.manifest.method, _decoder(draft))
-    model = huggingface_folder.load(draft.folder, choice)
+    model = huggingface_reading.load(draft.folder, choice)
     if choice is not huggingface_folder.MAE:
-        return draft.encoder.patches(model(images).last_hidden_state)
-    huggingface_folder.check_reconstruction(model, draft.encoder, _decoder(draft), images, TOLERANCE)
-    return huggingface_folder.mae_patches(model, images)
+        return _features(draft, model(images).last_hidden_state)
+    huggingface_reading.check_reconstruction(model, draft.encoder, _decoder(draft), images, TOLERANCE)
+    return _features(draft, huggingface_reading.mae_tokens(model, images))
 
 
 def _decoder(draft: _Export) -> NarrowViT | None:
@@ -218,14 +229,22 @@ def _write_program(draft: _Export) -> Mapping[str, Any]:
     return {"load": f'torch.export.load("FOLDER/{programs.PROGRAM_FILE}").module()', "outputs": list(programs.OUTPUTS)}
 
 
+def _read_onnx(draft: _Export, images: Tensor) -> Tensor:
+    return _of_outputs(draft, programs.run_onnx(draft.folder, images))
+
+
+def _read_program(draft: _Export, images: Tensor) -> Tensor:
+    return _of_outputs(draft, programs.run_program(draft.folder, images))
+
+
+def _of_outputs(draft: _Export, outputs: Mapping[str, Tensor]) -> Tensor:
+    return torch.cat([outputs["embedding"][:, None], outputs["patches"]], dim=1)
+
+
 _WRITERS = {
     Format.safetensors: _Writer(_write_safetensors, _read_safetensors, "safetensors"),
     Format.timm: _Writer(_write_timm, _read_timm, "timm", timm_folder.refusals),
     Format.huggingface: _Writer(_write_huggingface, _read_huggingface, "transformers", huggingface_folder.refusals),
-    Format.onnx: _Writer(
-        _write_onnx, lambda draft, images: programs.run_onnx(draft.folder, images)["patches"], "onnxruntime"
-    ),
-    Format.torch_export: _Writer(
-        _write_program, lambda draft, images: programs.run_program(draft.folder, images)["patches"], "torch"
-    ),
+    Format.onnx: _Writer(_write_onnx, _read_onnx, "onnxruntime"),
+    Format.torch_export: _Writer(_write_program, _read_program, "torch"),
 }

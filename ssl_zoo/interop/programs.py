@@ -32,7 +32,12 @@ class FeatureProgram(nn.Module):
     def forward(self, images: Float[Tensor, "B C H W"]) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B N D"]]:
         tokens = self.encoder(images)
         patches = self.encoder.patches(tokens)
-        return tokens[:, 0] if self.pooling == "class_token" else patches.mean(dim=1), patches
+        return pooled(tokens, patches, self.pooling), patches
+
+
+def pooled(tokens: Float[Tensor, "B L D"], patches: Float[Tensor, "B N D"], pooling: str) -> Float[Tensor, "B D"]:
+    """Return the class token, or the mean over the patch tokens."""
+    return tokens[:, 0] if pooling == "class_token" else patches.mean(dim=1)
 
 
 def write_program(folder: Path, encoder: ViT, pooling: str) -> None:

@@ -12,7 +12,7 @@ from ssl_zoo.api import Transform
 from ssl_zoo.data.batch import Batch
 from ssl_zoo.engine.trained import TrainedMethod
 from ssl_zoo.interop import export as export_module
-from ssl_zoo.interop import huggingface_folder, timm_folder
+from ssl_zoo.interop import huggingface_folder, huggingface_reading, timm_folder
 from ssl_zoo.interop.export import TOLERANCE, Format, export
 from ssl_zoo.interop.manifest import Manifest, Preprocessing, backbone_values
 from ssl_zoo.masks.base import Masks
@@ -121,13 +121,10 @@ def test_another_library_computes_the_features_of_each_method(name: str, format:
             theirs = timm_folder.load(tmp_path / "out").forward_features(images)
         else:
             choice = huggingface_folder.choose(config, name, getattr(method, "decoder", None))
-            model = huggingface_folder.load(tmp_path / "out", choice)
-            theirs = None if name == "mae" else model(images).last_hidden_state
-            patches = huggingface_folder.mae_patches(model, images) if name == "mae" else None
-    ours = features(method, images)
-    if theirs is None:
-        ours, theirs = method.encoder.patches(ours), patches
-    torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-5)
+            model = huggingface_reading.load(tmp_path / "out", choice)
+            is_mae = name == "mae"
+            theirs = huggingface_reading.mae_tokens(model, images) if is_mae else model(images).last_hidden_state
+    torch.testing.assert_close(theirs, features(method, images), rtol=0, atol=1e-5)
     expected = {"ijepa": "IJepaModel", "mae": "ViTMAEForPreTraining", "data2vec": "Data2VecVisionModel"}
     if format is Format.huggingface:
         architecture = {**expected, "simmim": "BeitModel"}.get(name, "ViTModel")
@@ -191,6 +188,16 @@ def test_an_export_with_other_features_is_not_written(tmp_path: Path, monkeypatc
     monkeypatch.setattr(timm_folder, "model_tensors", lambda encoder: {**tensors(encoder), "norm.bias": torch.ones(48)})
     with pytest.raises(ValueError, match=r"differ by .* more than 1e-05; nothing is written"):
         exported("ijepa", ViTConfig(**SIZES), Format.timm, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_that_are_not_finite_are_not_exported(tmp_path: Path):
+    method = method_of("ijepa", ViTConfig(**SIZES))
+    with torch.no_grad():
+        method.eval_encoder().norm.bias[0] = torch.nan
+    manifest = manifest_of("ijepa", ViTConfig(**SIZES), method)
+    with pytest.raises(ValueError, match="features are not finite: the encoder's weights have diverged"):
+        export(TrainedMethod(method, tmp_path, 1), tmp_path / "out", manifest)
     assert not list(tmp_path.iterdir())
 
 
