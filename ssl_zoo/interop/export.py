@@ -133,9 +133,7 @@ def _verified(format: Format, draft: _Export) -> Mapping[str, Any]:
             expected = _features(draft, draft.encoder(images))
             found = writer.features(draft, images)
         if not expected.isfinite().all():
-            raise ValueError(
-                "the encoder's features are not finite: its weights have diverged; take another --checkpoint"
-            )
+            raise ValueError("features are not finite: the encoder's weights have diverged; take another --checkpoint")
         if found.shape != expected.shape:
             raise ValueError(
                 f"--format {format.value}: features of shape {list(found.shape)}, not {list(expected.shape)}"
