@@ -205,6 +205,17 @@ def test_scores_of_a_run_its_export_and_its_encoder_are_equal(run: ssl_zoo.Run, 
         assert again.protocol_hash == scores["knn5"].protocol_hash
 
 
+def test_weights_without_a_run_are_scored_on_data_that_is_named(run: ssl_zoo.Run, folder: Path, tmp_path: Path):
+    imported = shutil.copytree(folder, tmp_path / "imported")
+    manifest = json.loads((imported / "manifest.json").read_text())
+    (imported / "manifest.json").write_text(json.dumps({**manifest, "kind": "import", "config": None}))
+    with pytest.raises(ValueError, match=r"names no data; pass data='imagefolder'"):
+        ssl_zoo.evaluate(imported, "knn", verbose=False)
+    data = {key: value for key, value in TINY.items() if key.startswith(("data.", "probe.knn"))}
+    [score] = ssl_zoo.evaluate(imported, "knn", data="scenes", overrides=data, verbose=False).values()
+    assert (score.value, score.protocol_hash) == (run.scores["knn5"].value, run.scores["knn5"].protocol_hash)
+
+
 def test_errors_are_exceptions_with_the_message_of_the_tools(run: ssl_zoo.Run):
     with pytest.raises(ValueError, match=r"optim\.learning_rate.*optim\.lr"):
         ssl_zoo.train(DEMO, {"optim.learning_rate": 0.1})
