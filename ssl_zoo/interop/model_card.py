@@ -86,7 +86,7 @@ def _verification(manifest: Manifest) -> str:
         return f"**not verified**: {verified['reason']}"
     return (
         f"features of {verified['by']} equal ssl_zoo's within {verified['largest_difference']:.1e} of the largest one "
-        f"(tolerance {verified['tolerance']:g}, float32)"
+        f"(tolerance {verified['tolerance']:g}, {verified['dtype']})"
     )
 
 
