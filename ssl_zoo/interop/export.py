@@ -21,10 +21,11 @@ from ssl_zoo.interop.manifest import Manifest, Preprocessing
 from ssl_zoo.interop.model_card import model_card
 from ssl_zoo.interop.weights import write_networks
 from ssl_zoo.io import publish_directory
-from ssl_zoo.nn import BACKBONES, NarrowViT, ViT, ViTConfig
+from ssl_zoo.nn import BACKBONES, NarrowViT, ViT
 
 # Largest difference of a feature over the largest one. Weights are compared in float64, where equal networks agree to
-# 1e-13. In float32 the order of sums alone changes the features of a ViT-B by up to 3e-5; programs are float32.
+# 1e-13. In float32 the order of sums alone changed pixels predicted by a ViT-B with random weights by 3e-5; programs are
+# float32.
 TOLERANCE = 1e-5
 FLOAT32_TOLERANCE = 1e-4
 _NUM_IMAGES = (1, 3)  # batches of the verification; programs have a dynamic batch
@@ -58,20 +59,15 @@ class _Writer:
         write: writes the files and returns entries for ``Manifest.details``.
         features: reads the folder back and returns patch tokens.
         needs: distribution that reads it; without it the export is written and reported as not verified.
-        refusals: reasons why the format can't hold a backbone.
+        refusals: reasons why the format can't hold an encoder, one per option.
         dtype: of the comparison.
     """
 
     write: Callable[[_Export], Mapping[str, Any]]
     features: Callable[[_Export, Float[Tensor, "B C H W"]], Float[Tensor, "B N D"]]
     needs: str
-    refusals: Callable[[ViTConfig], Sequence[str]] = lambda config: ()
+    refusals: Callable[[ViT], Sequence[str]] = lambda encoder: ()
     dtype: torch.dtype = torch.float64
-
-
-def refusals(format: Format, config: ViTConfig) -> Sequence[str]:
-    """Return why a format can't hold a backbone, one reason per option; empty where it can."""
-    return _WRITERS[format].refusals(config)
 
 
 def export(
@@ -102,8 +98,7 @@ def export(
     if out.exists():
         raise ValueError(f"--out {out} exists; name a folder that does not")
     encoder = choose_network(trained.method, network).eval()
-    reasons = refusals(format, encoder.config)
-    if reasons:
+    if reasons := _WRITERS[format].refusals(encoder):
         listing = "\n  ".join(reasons)
         raise ValueError(
             f"--format {format.value} can't hold this encoder:\n  {listing}\n"

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssl_zoo.interop.manifest import Preprocessing
 from ssl_zoo.method import Method
@@ -52,12 +52,19 @@ BEIT = Choice("BeitModel", "beit")
 DINOV2 = Choice("Dinov2WithRegistersModel", "dinov2_with_registers")
 
 
-def refusals(config: ViTConfig) -> Sequence[str]:
-    """Return why no class of ``transformers`` holds a backbone, one reason per option; empty where one does."""
+def has_final_norm(encoder: ViT) -> bool:
+    """Return whether a norm follows the last block."""
+    return not isinstance(encoder.norm, nn.Identity)
+
+
+def refusals(encoder: ViT) -> Sequence[str]:
+    """Return why no class of ``transformers`` holds an encoder, one reason per option; empty where one does."""
+    config, reasons = encoder.config, []
     is_square = config.grid[0] == config.grid[1]
-    reasons = []
     if config.norm_position is not NormPosition.pre:
         reasons.append(f"backbone.norm_position={config.norm_position.value}: its vision transformers are pre-norm")
+    elif not has_final_norm(encoder):
+        reasons.append("an encoder without final norm: its vision transformers have one")
     if config.relative_position_bias and not (config.class_token and is_square):
         reasons.append("backbone.relative_position_bias=true: BeitModel needs a class token and square images")
     if config.num_registers and not config.class_token:
@@ -210,7 +217,7 @@ def encoder_tensors(encoder: ViT, choice: Choice) -> dict[str, Tensor]:
 
 
 def block_tensors(
-    block: torch.nn.Module, names: Mapping[str, str], *, has_key_bias: bool = True, has_bias: bool = True
+    block: nn.Module, names: Mapping[str, str], *, has_key_bias: bool = True, has_bias: bool = True
 ) -> dict[str, Tensor]:
     """Return a block's tensors with queries, keys and values apart.
 
@@ -231,7 +238,7 @@ def block_tensors(
     return tensors
 
 
-def packed_bias(block: torch.nn.Module) -> Float[Tensor, "three_D"]:
+def packed_bias(block: nn.Module) -> Float[Tensor, "three_D"]:
     """Return the biases of queries, keys and values; zeros for those that the block lacks."""
     qkv = block.attn.qkv
     if hasattr(qkv, "packed_bias"):

@@ -12,22 +12,24 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ssl_zoo.interop.huggingface_folder import packed_bias
+from ssl_zoo.interop.huggingface_folder import has_final_norm, packed_bias
 from ssl_zoo.interop.manifest import Preprocessing
-from ssl_zoo.nn import NormPosition, Positions, ViT, ViTConfig
+from ssl_zoo.nn import NormPosition, Positions, ViT
 
 _NORM_EPS = 1e-6  # of timm's layer norm, whose value no argument in a file can change
 _NAMED_BY_WIDTH = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1280: "huge"}  # arguments set all sizes
 _BEIT_NAMES = {"ls1.gamma": "gamma_1", "ls2.gamma": "gamma_2"}
 
 
-def refusals(config: ViTConfig) -> Sequence[str]:
-    """Return why timm can't hold a backbone, one reason per option; empty where it can."""
-    reasons = []
+def refusals(encoder: ViT) -> Sequence[str]:
+    """Return why timm can't hold an encoder, one reason per option; empty where it can."""
+    config, reasons = encoder.config, []
     if config.norm_position is not NormPosition.pre:
         reasons.append(f"backbone.norm_position={config.norm_position.value}: timm's vision transformers are pre-norm")
     if config.relative_position_bias and not config.class_token:
         reasons.append("backbone.relative_position_bias=true: timm's Beit always has a class token")
+    if config.relative_position_bias and not has_final_norm(encoder):
+        reasons.append("an encoder with relative position biases and without final norm: timm's Beit always has one")
     if config.norm_eps != _NORM_EPS:
         reasons.append(f"backbone.norm_eps={config.norm_eps:g}: timm's models are created with {_NORM_EPS:g}")
     return reasons
@@ -98,6 +100,7 @@ def model_arguments(encoder: ViT, pooling: str) -> tuple[str, dict[str, Any]]:
         "no_embed_class": config.num_registers > 0,  # timm's table would have rows for registers
         "pos_embed": "none" if config.positions is Positions.none else "learn",
         "fc_norm": False,
+        "final_norm": has_final_norm(encoder),
     }
     name = {"tiny": "vit_tiny_patch16_224", "small": "vit_small_patch16_224", "large": "vit_large_patch16_224"}
     return name.get(size, "vit_huge_patch14_224" if size == "huge" else "vit_base_patch16_224"), arguments

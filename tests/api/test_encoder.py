@@ -187,6 +187,7 @@ def test_training_returns_a_run_with_its_records(run: ssl_zoo.Run):
     assert run.scores["knn5"].value == run.metrics[-1]["knn5"]
 
 
+@pytest.mark.slow
 def test_a_run_trains_outside_of_the_main_thread(tmp_path: Path):
     settings = {**TINY, "trainer.num_steps": 1, "probe.evaluators": [], "output_dir": tmp_path}
     with ThreadPoolExecutor(1) as pool:
@@ -205,6 +206,7 @@ def test_scores_of_a_run_its_export_and_its_encoder_are_equal(run: ssl_zoo.Run, 
         assert again.protocol_hash == scores["knn5"].protocol_hash
 
 
+@pytest.mark.slow
 def test_weights_without_a_run_are_scored_on_data_that_is_named(run: ssl_zoo.Run, folder: Path, tmp_path: Path):
     imported = shutil.copytree(folder, tmp_path / "imported")
     manifest = json.loads((imported / "manifest.json").read_text())

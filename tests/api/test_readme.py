@@ -11,6 +11,7 @@ import ssl_zoo
 README = (ROOT / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_snippet_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     snippet, _ = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
     tiny = [*TINY, "probe.evaluators=[]", "trainer.num_steps=2", "monitor.images_every=0"]

@@ -109,6 +109,16 @@ def test_every_backbone_option_is_held_with_equal_features_or_refused(option: st
         assert manifest.details["verified"]["largest_difference"] <= TOLERANCE
 
 
+def test_an_encoder_without_final_norm_is_held_by_timm_and_refused_for_transformers(tmp_path: Path):
+    config = ViTConfig(**SIZES)
+    method = method_of("ijepa", config)
+    method.eval_encoder().norm = torch.nn.Identity()
+    manifest, trained = manifest_of("ijepa", config, method), TrainedMethod(method, tmp_path, 1)
+    export(trained, tmp_path / "timm", manifest, format=Format.timm)
+    with pytest.raises(ValueError, match="an encoder without final norm"):
+        export(trained, tmp_path / "transformers", manifest, format=Format.huggingface)
+
+
 @pytest.mark.parametrize("name", ["ijepa", "mae", "data2vec", "dino", "ibot", "simmim"])
 @pytest.mark.parametrize("format", [Format.timm, Format.huggingface], ids=lambda format: format.value)
 def test_another_library_computes_the_features_of_each_method(name: str, format: Format, tmp_path: Path):
