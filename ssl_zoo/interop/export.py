@@ -24,8 +24,8 @@ from ssl_zoo.io import publish_directory
 from ssl_zoo.nn import BACKBONES, NarrowViT, ViT
 
 # Largest difference of a feature over the largest one. Weights are compared in float64, where equal networks agree to
-# 1e-13. In float32 the order of sums alone changed pixels predicted by a ViT-B with random weights by 3e-5; programs are
-# float32.
+# 1e-13. In float32 the order of sums alone changed pixels predicted by a ViT-B with random weights by 3e-5. Programs
+# are float32.
 TOLERANCE = 1e-5
 FLOAT32_TOLERANCE = 1e-4
 _NUM_IMAGES = (1, 3)  # batches of the verification; programs have a dynamic batch
