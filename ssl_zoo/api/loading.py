@@ -21,6 +21,8 @@ from ssl_zoo.method import Method
 from ssl_zoo.nn import BACKBONES, BackboneConfig, ViT
 from ssl_zoo.plugins import discover
 
+_NETWORKS = ("evaluated", "encoder", "target_encoder")
+
 
 def load(
     source: str | os.PathLike[str],
@@ -47,7 +49,8 @@ def load(
         ValueError: nothing that can be loaded; the message has the path and the remedy.
     """
     discover()
-    path, options = Path(source), {"device": _device(device), "precision": _precision(precision)}
+    path, network = Path(source), _network(network)
+    options = {"device": _device(device), "precision": _precision(precision)}
     if (path / "config.yaml").is_file():
         return _of_run(path, str(checkpoint), network, image_size, options)
     if (path / "state.json").is_file() and (path.parent.parent / "config.yaml").is_file():
@@ -55,7 +58,7 @@ def load(
     if (path / MANIFEST).is_file():
         return _of_folder(path, network, image_size, options)
     if path.suffix == ".safetensors" and (path.parent / MANIFEST).is_file():
-        return _of_folder(path.parent, path.stem, image_size, options)
+        return _of_folder(path.parent, _network(path.stem), image_size, options)
     raise ManifestError(_explanation(path))
 
 
@@ -142,10 +145,19 @@ def _resized(
     return replace(preprocessing, size=list(size))
 
 
+def _network(network: str) -> str:
+    if network not in _NETWORKS:
+        raise ValueError(f"network={network!r} must be one of {', '.join(_NETWORKS)}")
+    return network
+
+
 def _device(device: torch.device | str) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(device)
+    device = torch.device(device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device={str(device)!r}, but torch finds no CUDA device; use 'auto' or 'cpu'")
+    return device
 
 
 def _precision(precision: str) -> Precision:

@@ -160,6 +160,8 @@ def test_nothing_to_load_is_one_sentence_with_the_remedy(run: ssl_zoo.Run, folde
     for path, message in cases.items():
         with pytest.raises(ValueError, match=message):
             ssl_zoo.load(path)
+    with pytest.raises(ValueError, match="network='predictor' must be one of evaluated, encoder, target_encoder"):
+        ssl_zoo.load(folder / "predictor.safetensors")
     with pytest.raises(ValueError, match=r"--checkpoint 3: .* the steps 2, 4"):
         ssl_zoo.load(run.path, checkpoint=3)
 
