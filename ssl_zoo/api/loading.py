@@ -12,7 +12,8 @@ from ssl_zoo.api.transform import Transform
 from ssl_zoo.config import Composed, Config, compose
 from ssl_zoo.data.sources import SOURCES, SourceConfig
 from ssl_zoo.engine.build import build_views
-from ssl_zoo.engine.checkpoint.state import load_tensors, step_of
+from ssl_zoo.engine.checkpoint.folders import step_of
+from ssl_zoo.engine.checkpoint.state import load_tensors
 from ssl_zoo.engine.settings import Precision
 from ssl_zoo.engine.trained import choose_network, encoders, open_run
 from ssl_zoo.eval.features import Pooling

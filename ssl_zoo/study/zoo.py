@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ssl_zoo.config import ConfigError
-from ssl_zoo.engine.checkpoint.state import list_checkpoints
+from ssl_zoo.engine.checkpoint.folders import list_checkpoints
 from ssl_zoo.engine.trained import find_checkpoint
 from ssl_zoo.planning.plan import Plan
 from ssl_zoo.scores import Score
