@@ -1,4 +1,4 @@
-"""Visualize what a trained method predicts: ``python tools/visualize.py --run DIR [--images PATH...]``.
+"""Visualize what a trained method predicts: ``python tools/visualize.py --run DIR [--images PATH...] [key=value ...]``.
 
 Writes PNG files with one row per image. ``masks``: context and target blocks. ``reconstructions`` (pixel targets):
 image, context, predicted patches. ``features`` (teacher targets): image, context, the teacher's features coloured by
@@ -35,12 +35,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="seed of the masks (default: 0)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: figures/visualize in the run directory")
     parser.add_argument("--plugin", action="append", default=[], help="module or file that registers parts; repeatable")
-    arguments = parser.parse_args(argv)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. backbone.image_size=48 masks=random")
+    arguments = parser.parse_intermixed_args(argv)
+    given = arguments.images or []
+    arguments.overrides += [word for word in given if "=" in word and not Path(word).exists()]
+    arguments.images = [word for word in given if word not in arguments.overrides]
     if arguments.num_images < 1:
         parser.error(f"--num-images {arguments.num_images}: needs at least 1")
     try:
         discover(arguments.plugin)
-        config = compose(arguments.run / "config.yaml").config
+        config = compose(arguments.run / "config.yaml", arguments.overrides).config
         trained = open_run(arguments.run, config, arguments.checkpoint)
         images = _images(arguments.images, arguments.num_images, config)
         shown = visualize(trained, config, images, seed=arguments.seed)

@@ -178,6 +178,7 @@ def evaluate_trained(
     encoder = prepare(trained.method)
     initial = prepare(build_run_method(config)) if request.has_baseline else None
     metadata = {"weights": str(trained.checkpoint), "network": request.network, "step": trained.step}
+    metadata |= {"trained_grid": trained.grid}
     view = build_views(config.views, config.backbone)[0].config
     task = Task(config.seed, config.backbone, config.probe, config.data, view)
     return _evaluate(encoder, initial, task, out, request, session, precision, metadata)

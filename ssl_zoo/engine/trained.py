@@ -1,8 +1,9 @@
 """A run opened again: its method with the weights of one of its checkpoints."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -17,7 +18,9 @@ from ssl_zoo.engine.checkpoint.state import (
     restore,
 )
 from ssl_zoo.method import Method
-from ssl_zoo.nn import ViT
+from ssl_zoo.nn import BackboneConfig, NarrowViT, Positions, ViT, resize_vit, source_grid
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -27,18 +30,24 @@ class TrainedMethod:
     Attributes:
         checkpoint: the checkpoint's folder, or the file of weights.
         step: steps that it was trained for, None where that is unknown.
+        grid: rows and columns of patches of the images that its encoder was trained on, None where that is unknown.
+        not_resized: tensors outside of the encoders that depend on the size of the images in a way that is not known.
+            Where the config has another size than the run, they are as initialised.
     """
 
     method: Method
     checkpoint: Path
     step: int | None
+    grid: tuple[int, int] | None = None
+    not_resized: Sequence[str] = ()
 
 
 def open_run(run: Path, config: RunConfig, wanted: str = "last") -> TrainedMethod:
     """The method of a run directory at a checkpoint.
 
     Args:
-        config: of the run, from its ``config.yaml``.
+        config: of the run, from its ``config.yaml``. Where the size of its images is another, positions are recomputed
+            or interpolated by ``resize_vit``.
         wanted: as for ``find_checkpoint``.
 
     Raises:
@@ -46,16 +55,69 @@ def open_run(run: Path, config: RunConfig, wanted: str = "last") -> TrainedMetho
     """
     path = find_checkpoint(run, wanted)
     checkpoint = read_checkpoint(path, optimizer=False)
-    method = build_run_method(config)
+    recorded = checkpoint.manifest["config"].get("backbone", {})
+    sizes = {key: recorded[key] for key in ("image_size", "image_width") if key in recorded}
+    patch_size = recorded.get("patch_size", config.backbone.patch_size)
+    if patch_size != config.backbone.patch_size:
+        raise CheckpointError(
+            f"backbone.patch_size={config.backbone.patch_size}: {run} was trained with {patch_size}, which is fixed; "
+            "to use images of another size, set backbone.image_size alone"
+        )
+    trained = replace(config, backbone=replace(config.backbone, **sizes))
+    method = build_run_method(trained)
     restore(checkpoint, method)
-    return TrainedMethod(method, path, checkpoint.step)
+    grid, not_resized = trained.backbone.grid, ()
+    if grid != config.backbone.grid:
+        _log.info(
+            "%s was trained on images of %dx%d px and is used at %dx%d px: positions are %s",
+            *(run, *trained.backbone.image_shape, *config.backbone.image_shape, _how(config.backbone)),
+        )
+        original, method = method, build_run_method(config)
+        not_resized = load_resized(original, method)
+    return TrainedMethod(method, path, checkpoint.step, grid, not_resized)
+
+
+def _how(backbone: BackboneConfig) -> str:
+    is_sincos = getattr(backbone, "positions", None) is Positions.sincos
+    return "recomputed (sin-cos)" if is_sincos else "interpolated (bicubic)"
+
+
+def load_resized(trained: Method, method: Method) -> Sequence[str]:
+    """Load the weights of a method into one for another size of images.
+
+    Returns:
+        Names of tensors of ``method`` that keep their values, since they depend on the size in a way that is not known.
+
+    Raises:
+        CheckpointError: such a tensor belongs to an encoder.
+    """
+    state, initial = trained.state_dict(), method.state_dict()
+    for name, module in method.named_modules():
+        prefix = f"{name}."
+        if isinstance(module, ViT):
+            own = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
+            resized = resize_vit(own, trained.get_submodule(name).grid, module.config)
+            state |= {f"{prefix}{key}": tensor for key, tensor in resized.items()}
+        elif isinstance(module, NarrowViT):
+            state[f"{prefix}pos_embed"] = initial[f"{prefix}pos_embed"]  # fixed, and computed for its own grid
+    left = [name for name, tensor in initial.items() if name not in state or state[name].shape != tensor.shape]
+    networks = {*encoders(method).values(), method.eval_encoder()}
+    of_encoders = tuple(f"{name}." for name, module in method.named_modules() if module in networks)
+    if lost := [name for name in left if name.startswith(of_encoders)]:
+        raise CheckpointError(
+            f"{type(method.encoder).__name__} can't be used at another size of images than it was trained on: "
+            f"{', '.join(lost[:3])} would have other shapes; leave out backbone.image_size and backbone.image_width"
+        )
+    method.load_state_dict({**state, **{name: initial[name] for name in left}})
+    return left
 
 
 def open_weights(file: Path, config: RunConfig, prefix: str = "") -> TrainedMethod:
     """A method whose evaluated encoder has the weights of a safetensors file; its other networks are as initialised.
 
     Args:
-        config: of the method and its backbone.
+        config: of the method and its backbone. Where the weights are of a square grid for another size of images,
+            positions are recomputed or interpolated by ``resize_vit``.
         prefix: beginning of the names that are taken, and removed from them; names are those of timm.
 
     Raises:
@@ -71,8 +133,15 @@ def open_weights(file: Path, config: RunConfig, prefix: str = "") -> TrainedMeth
         ) from error
     method = build_run_method(config)
     chosen = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-    load_tensors(method.eval_encoder(), chosen, str(file))
-    return TrainedMethod(method, file, None)
+    encoder, grid = method.eval_encoder(), None
+    if isinstance(encoder, ViT):
+        try:
+            grid = source_grid(chosen, encoder.config)
+            chosen = resize_vit(chosen, grid or encoder.grid, encoder.config)
+        except ValueError as error:
+            raise CheckpointError(f"{file}: {error}") from error
+    load_tensors(encoder, chosen, str(file))
+    return TrainedMethod(method, file, None, grid)
 
 
 def encoders(method: Method) -> Mapping[str, ViT]:

@@ -35,8 +35,13 @@ def visualize(
     A single view is rendered as for evaluation; several, which would then be equal, as in training.
 
     Raises:
-        ValueError: the method has no visualizations.
+        ValueError: the method has no visualizations, or can't predict at another size of images.
     """
+    if trained.not_resized:
+        raise ValueError(
+            f"{type(trained.method).__name__} can't be visualized at another size of images than it was trained on: "
+            f"{', '.join(trained.not_resized[:3])} depend on it; leave out backbone.image_size and backbone.image_width"
+        )
     specs = build_views(config.views, config.backbone)
     normalize = {spec.name: Normalize(spec.config.mean, spec.config.std) for spec in specs}
     views = {

@@ -65,6 +65,7 @@ def interpolate_positions(
     *,
     num_prefix: int = 0,
     offset: float = 0.0,
+    antialias: bool = False,
 ) -> Float[Tensor, "1 M D"]:
     """Interpolate a learned table to another grid, bicubic; the rows of prefix tokens stay the same.
 
@@ -72,6 +73,7 @@ def interpolate_positions(
         source: the rows and columns of ``table``.
         grid: the rows and columns of the result; where they equal ``source``, the table itself is returned.
         offset: added to the sides of ``grid`` to compute the scale, which shifts the sampling points.
+        antialias: timm's kernel (a = -0.5 instead of -0.75), which also filters where the new grid is smaller.
     """
     if source == grid:
         return table
@@ -81,5 +83,5 @@ def interpolate_positions(
         target = {"scale_factor": tuple((side + offset) / old for side, old in zip(grid, source, strict=True))}
     else:
         target = {"size": grid}
-    resized = F.interpolate(image.float(), **target, mode="bicubic", align_corners=False)
+    resized = F.interpolate(image.float(), **target, mode="bicubic", antialias=antialias)
     return torch.cat([prefix, resized.flatten(2).transpose(1, 2).to(table.dtype)], dim=1)

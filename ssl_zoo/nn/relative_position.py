@@ -18,7 +18,7 @@ class RelativePositionBias(nn.Module):
         self.num_prefix_tokens = int(class_token)
         num_rows = (2 * grid[0] - 1) * (2 * grid[1] - 1) + 3 * int(class_token)
         self.relative_position_bias_table = nn.Parameter(torch.zeros(num_rows, num_heads))
-        self.register_buffer("relative_position_index", _index(grid, class_token))
+        self.register_buffer("relative_position_index", relative_position_index(grid, class_token))
 
     def forward(self, keep: Int[Tensor, "S K"] | None = None) -> Float[Tensor, "#S heads L L"]:
         """Return the biases [query, key] between all tokens, or between the prefix token and the visible patches."""
@@ -33,7 +33,7 @@ class RelativePositionBias(nn.Module):
         return F.embedding(index, self.relative_position_bias_table).movedim(-1, -3).contiguous()
 
 
-def _index(grid: tuple[int, int], class_token: bool) -> Int[Tensor, "L L"]:
+def relative_position_index(grid: tuple[int, int], class_token: bool) -> Int[Tensor, "L L"]:
     """Return the table's row for every query and key token."""
     rows, columns = (axis.flatten() for axis in torch.meshgrid(*(torch.arange(n) for n in grid), indexing="ij"))
     down = rows[:, None] - rows[None] + grid[0] - 1

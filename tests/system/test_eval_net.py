@@ -158,6 +158,31 @@ def test_a_file_of_weights_has_the_scores_of_its_run(run, tmp_path) -> None:
     assert found[0]["scores"][0]["random_init"] is None and found[0]["step"] is None
 
 
+def test_a_run_is_evaluated_at_another_size_of_images(run, tmp_path, capsys) -> None:
+    arguments = ["--run", str(run), "--protocol", "knn", "finetune", *QUICK, "--no-baseline", "--out", str(tmp_path)]
+    assert eval_net.main([*arguments, "backbone.image_size=48"]) == 0
+    written = records(tmp_path)
+    for name in ("knn None", "finetune None"):
+        assert written[name]["scores"][0]["protocol"]["image_size"] == [48, 48]
+        assert written[name]["trained_grid"] == [8, 8]
+    assert eval_net.main([*arguments, "backbone.image_size=24", "backbone.image_width=40"]) == 0
+    assert len(list(tmp_path.glob("knn_*.json"))) == 2
+    assert eval_net.main([*arguments, "backbone.patch_size=8"]) == 1
+    assert "backbone.patch_size=8: " in capsys.readouterr().err
+
+
+def test_a_file_of_weights_has_the_scores_of_its_run_at_another_size(run, tmp_path) -> None:
+    method = load_file(run / "checkpoints" / "step_00000004" / "method.safetensors")
+    save_file(method, tmp_path / "all.safetensors")
+    prefix = next(name for name in method if name.endswith("pos_embed") and "target" in name).removesuffix("pos_embed")
+    shared = ["--protocol", "knn", "--no-cache", "--no-baseline", "backbone.image_size=48"]
+    full = ["--weights", str(tmp_path / "all.safetensors"), "--prefix", prefix, "--config", str(run / "config.yaml")]
+    assert eval_net.main([*full, *shared, "--out", str(tmp_path / "full")]) == 0
+    assert eval_net.main(["--run", str(run), *shared, "--out", str(tmp_path / "run")]) == 0
+    found = [records(tmp_path / folder)["knn None"]["scores"] for folder in ("full", "run")]
+    assert found[0] == found[1]
+
+
 def test_either_encoder_of_a_method_can_be_evaluated(run, tmp_path, capsys) -> None:
     found = {}
     for name in ("evaluated", "target_encoder", "encoder"):

@@ -38,6 +38,17 @@ def test_a_run_draws_its_test_images_at_any_of_its_checkpoints(run, tmp_path, ca
             assert image.size == (5 * 98 + 2, 3 * 98 + 2)
 
 
+def test_a_run_is_visualized_at_another_size_of_images(run, tmp_path, capsys) -> None:
+    own = tmp_path / "own.png"
+    Image.new("RGB", (60, 40), "red").save(own)
+    arguments = ["--run", str(run), "--out", str(tmp_path / "out"), "--images", str(own)]
+    assert visualize.main([*arguments, "backbone.image_size=48", "backbone.image_width=32"]) == 0
+    with Image.open(tmp_path / "out" / "features_step_00000004.png") as image:
+        assert image.size[1] > image.size[0] / 5
+    assert visualize.main([*arguments, "backbone.image_size=45"]) == 1
+    assert "backbone.image_size=45 is no multiple" in capsys.readouterr().err
+
+
 def test_the_best_checkpoint_is_the_one_with_the_highest_probe(run, tmp_path, capsys) -> None:
     assert visualize.main(["--run", str(run), "--checkpoint", "best", "--out", str(tmp_path)]) == 0
     assert capsys.readouterr().out
