@@ -1,15 +1,20 @@
-"""Files: the path manager, and atomic writes."""
+"""Files: the path manager, atomic writes, locks."""
 
+import errno
+import logging
 import os
 import re
+import sys
 import urllib.request
 import uuid
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from iopath.common.file_io import PathHandler, PathManager
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
+_log = logging.getLogger(__name__)
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)  # of a file system without locks
 _TIMEOUT_S = 60.0  # a connection that receives nothing for this long is closed
 
 
@@ -67,11 +72,43 @@ PATHS = Paths()
 PATHS.register_handler(_Web())
 
 
+def try_lock(file: IO[Any]) -> bool:
+    """Lock an open file until all processes that inherit it close it; False if another process holds the lock.
+
+    On a file system without locks a warning is logged and True returned.
+    """
+    import fcntl  # not on every system
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        _log.warning("%s can't be locked (%s); let no other process write there", file.name, error.strerror)
+    return True
+
+
+def flush_to_disk(handle: int) -> None:
+    """Flush an open file or directory to the disk."""
+    if sys.platform == "darwin":  # where fsync leaves the data in the disk's own cache
+        import fcntl
+
+        try:
+            fcntl.fcntl(handle, fcntl.F_FULLFSYNC)
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTSUP, errno.EINVAL, errno.ENOTTY):  # network file systems
+                raise
+    os.fsync(handle)
+
+
 def fsync_path(path: Path) -> None:
     """Flush a file or directory to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        flush_to_disk(handle)
     finally:
         os.close(handle)
 
@@ -85,7 +122,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         with open(temporary, "wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
-            os.fsync(file.fileno())
+            flush_to_disk(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

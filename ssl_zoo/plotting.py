@@ -65,7 +65,7 @@ class PrincipalColours:
     @classmethod
     def of(cls, features: Float[Tensor, "*S D"]) -> "PrincipalColours":
         """Fit the components to ``features``, exactly and deterministically."""
-        flat = features.flatten(0, -2).double()
+        flat = _float64(features.flatten(0, -2))
         mean = flat.mean(dim=0)
         _, vectors = torch.linalg.eigh((flat - mean).T @ (flat - mean))  # ascending
         components = vectors[:, -3:].flip(1)
@@ -77,8 +77,13 @@ class PrincipalColours:
 
     def __call__(self, features: Float[Tensor, "*S D"]) -> Float[Tensor, "*S 3"]:
         """Return colours in 0..1."""
-        projected = (features.double() - self.mean) @ self.components
-        return ((projected - self.low) / (self.high - self.low).clamp_min(1e-12)).clamp(0, 1).float()
+        projected = (_float64(features) - self.mean) @ self.components
+        scaled = ((projected - self.low) / (self.high - self.low).clamp_min(1e-12)).clamp(0, 1)
+        return scaled.float().to(features.device)
+
+
+def _float64(features: Tensor) -> Tensor:
+    return features.cpu().double()  # MPS has no float64
 
 
 def _enlarged(cells: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:

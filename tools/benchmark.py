@@ -17,6 +17,7 @@ from rich.console import Console
 from ssl_zoo.config import compose
 from ssl_zoo.engine.settings import Precision
 from ssl_zoo.io import write_atomic
+from ssl_zoo.machine import refuse_windows
 from ssl_zoo.plugins import discover
 from ssl_zoo.testing.benchmark.case import Case
 from ssl_zoo.testing.benchmark.comparison import compare
@@ -87,6 +88,7 @@ def cases(arguments: argparse.Namespace) -> list[Case]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    refuse_windows()
     arguments, console = parse(argv), Console(soft_wrap=True)
     try:
         discover(arguments.plugin)

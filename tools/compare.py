@@ -16,6 +16,7 @@ if __package__ in (None, ""):  # run as a file of a checkout, whose packages are
 
 from rich.console import Console
 
+from ssl_zoo.machine import refuse_windows
 from ssl_zoo.plugins import discover
 from ssl_zoo.study.comparison import Comparison, compare_runs
 from ssl_zoo.study.report import report
@@ -76,6 +77,7 @@ def study(arguments: argparse.Namespace, command: str) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    refuse_windows()
     arguments = parse(argv)
     command = shlex.join(["python", "tools/compare.py", *(sys.argv[1:] if argv is None else argv)])
     logging.getLogger("ssl_zoo.config").setLevel(logging.ERROR)  # dropped values are intended here

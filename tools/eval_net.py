@@ -22,6 +22,7 @@ from ssl_zoo.data.workers import LoaderError
 from ssl_zoo.engine.distributed import processes
 from ssl_zoo.engine.trained import TrainedMethod, open_run, open_weights
 from ssl_zoo.eval.offline import EvaluatorResult, table
+from ssl_zoo.machine import refuse_windows
 from ssl_zoo.plugins import discover
 
 
@@ -104,6 +105,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    refuse_windows()
     arguments = parse(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[RichHandler(show_path=False)])
     try:

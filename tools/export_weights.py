@@ -16,10 +16,12 @@ if __package__ in (None, ""):  # run as a file: the checkout's packages are one 
 
 from ssl_zoo.api.exporting import export_run
 from ssl_zoo.interop.export import Format
+from ssl_zoo.machine import refuse_windows
 from ssl_zoo.plugins import discover
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    refuse_windows()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", required=True, type=Path, metavar="DIR", help="run directory")
     parser.add_argument("--checkpoint", default="last", help="last (default), best or a step")

@@ -16,6 +16,7 @@ if __package__ in (None, ""):  # run as a file of a checkout: its packages are o
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from ssl_zoo.io import write_atomic
+from ssl_zoo.machine import refuse_windows
 from ssl_zoo.testing.faults.catalogue import SCENARIOS, line, table
 from ssl_zoo.testing.faults.processes import NotSurvived
 from ssl_zoo.testing.faults.scenario import Bench, choose
@@ -38,6 +39,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    refuse_windows()
     arguments = parse(argv)
     command = shlex.join(["python", "tools/inject_faults.py", *(sys.argv[1:] if argv is None else argv)])
     try:

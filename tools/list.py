@@ -14,12 +14,14 @@ if __package__ in (None, ""):  # run as a file: the checkout's packages are one 
 
 from ssl_zoo.config.document import presets
 from ssl_zoo.io import write_atomic
+from ssl_zoo.machine import refuse_windows
 from ssl_zoo.plugins import discover
 from ssl_zoo.registry import BROKEN_PLUGINS, REGISTRIES, Registry, UnknownName, nearest
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+from ssl_zoo.machine import refuse_windows
     parser.add_argument("kind", nargs="?", help="e.g. method, masks, data; without it, the kinds")
     parser.add_argument("--plugin", action="append", default=[], help="module or file that registers parts; repeatable")
     parser.add_argument("--zoo", nargs="+", type=Path, metavar="RUNS", help="run directories, or folders of them")

@@ -7,7 +7,6 @@ python tools/make_shards.py --check OUT                          verify shards a
 """
 
 import argparse
-import os
 import re
 import sys
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from ssl_zoo.data.shards.check import check_shards
 from ssl_zoo.data.shards.inputs import AllImages
 from ssl_zoo.data.shards.write import make_shards
 from ssl_zoo.data.sources import SOURCES, Split
+from ssl_zoo.machine import available_cpus, refuse_windows
 from ssl_zoo.plugins import discover
 
 
@@ -33,7 +33,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--resize-short", metavar="PIXELS", type=_pixels, help="limit of the shorter side, or none")
     parser.add_argument("--split", choices=[split.value for split in Split], help="with data=NAME: only this split")
     parser.add_argument(
-        "--workers", metavar="N", type=int, default=len(os.sched_getaffinity(0)), help="processes; default: all cores"
+        "--workers", metavar="N", type=int, default=available_cpus(), help="processes; default: all cores"
     )
     parser.add_argument("--index", action="store_true", help="write a manifest for existing shards")
     parser.add_argument("--label", action="append", default=[], metavar="KEY", help="with --index: a label in .json")
@@ -50,6 +50,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    refuse_windows()
     arguments = parse(argv)
     try:
         discover(arguments.plugin)

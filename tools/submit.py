@@ -13,6 +13,7 @@ from ssl_zoo.config import compose
 from ssl_zoo.engine.cluster import TIMEOUT_MINUTES, TrainingJob, job_submitter, parameters_of
 from ssl_zoo.engine.slurm import OptionNames, pending_forever, wait_for_reason
 from ssl_zoo.engine.trainer import BatchPlan
+from ssl_zoo.machine import refuse_windows
 from ssl_zoo.plugins import discover, plugin_words
 
 OPTIONS = OptionNames(
@@ -125,6 +126,7 @@ def submit(arguments: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    refuse_windows()
     arguments = parse(argv)
     try:
         discover(arguments.plugin)

@@ -21,6 +21,7 @@ from ssl_zoo.engine.alarm import Collapse
 from ssl_zoo.engine.cluster import LOST_RANK_STATUS
 from ssl_zoo.engine.distributed import LostRank, processes
 from ssl_zoo.engine.trainer import NonFiniteLoss
+from ssl_zoo.machine import refuse_windows
 from ssl_zoo.planning.plan import Plan
 from ssl_zoo.planning.scale import Machine, ScalePlan
 from ssl_zoo.plugins import discover
@@ -56,6 +57,7 @@ def plan(composed: Composed, given: Mapping[str, Any], console: Console) -> None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    refuse_windows()
     arguments = parse(argv)
     console = Console(soft_wrap=True)
     logging.basicConfig(

@@ -12,10 +12,12 @@ from pathlib import Path
 if __package__ in (None, ""):  # run as a file of a checkout, whose packages are one folder up
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from ssl_zoo.machine import refuse_windows
 from ssl_zoo.testing.golden import FixtureError, table, verify_file
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    refuse_windows()
     parser = argparse.ArgumentParser(
         prog="verify_golden",
         description="Recompute golden fixtures of published implementations and compare the results.",

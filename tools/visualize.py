@@ -23,10 +23,12 @@ from ssl_zoo.data.sources import SOURCES, Split
 from ssl_zoo.data.sources.imagefolder import FilesConfig
 from ssl_zoo.engine.trained import open_run
 from ssl_zoo.engine.visualize import save_images, visualize
+from ssl_zoo.machine import refuse_windows
 from ssl_zoo.plugins import discover
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    refuse_windows()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", required=True, type=Path, metavar="DIR", help="run directory")
     parser.add_argument("--checkpoint", default="last", help="last (default), best, or a step number")

@@ -20,10 +20,11 @@ from ssl_zoo.config.recipe import ROOT_RECIPE
 from ssl_zoo.data.batch import ViewConfig
 from ssl_zoo.data.sources import SOURCES, SourceConfig, Split
 from ssl_zoo.engine.build import build_run_method, build_views
-from ssl_zoo.engine.device import autocast, prepare_method, resolve_precision
+from ssl_zoo.engine.device import autocast, prepare_method
 from ssl_zoo.engine.distributed import Processes, processes
+from ssl_zoo.engine.precision import PrecisionChoice, run_precision
 from ssl_zoo.engine.run_directory import environment
-from ssl_zoo.engine.settings import Device, Precision
+from ssl_zoo.engine.settings import Device
 from ssl_zoo.engine.trained import TrainedMethod, choose_network, open_run
 from ssl_zoo.eval.cache import FeatureCache
 from ssl_zoo.eval.offline import Baselines, EvaluatorResult, ExtractionProgress, table
@@ -170,7 +171,7 @@ def evaluate_trained(
         out: folder of the JSON files and the cached features.
     """
     ranks = session.ranks
-    precision = resolve_precision(config.trainer.precision, ranks.device)
+    choice = run_precision(trained.method, config.trainer, ranks, trained.precision)
 
     def prepare(method: Method) -> ViT:
         return choose_network(prepare_method(method, config.trainer, ranks.device), request.network)
@@ -181,7 +182,7 @@ def evaluate_trained(
     metadata |= {"trained_grid": trained.grid}
     view = build_views(config.views, config.backbone)[0].config
     task = Task(config.seed, config.backbone, config.probe, config.data, view)
-    return _evaluate(encoder, initial, task, out, request, session, precision, metadata)
+    return _evaluate(encoder, initial, task, out, request, session, choice, metadata)
 
 
 def _evaluate_encoder(
@@ -194,7 +195,8 @@ def _evaluate_encoder(
     origin = encoder.origin
     metadata = {"weights": str(origin.path), "network": origin.network, "step": origin.step}
     network = encoder.network.to(session.ranks.device)
-    return _evaluate(network, initial, task, out, request, session, encoder.precision, metadata)
+    choice = PrecisionChoice(encoder.precision, "set by ssl_zoo.load")
+    return _evaluate(network, initial, task, out, request, session, choice, metadata)
 
 
 def _sections(encoder: Encoder, words: Sequence[str]) -> tuple[SourceConfig, ProbeConfig, int]:
@@ -227,14 +229,14 @@ def _evaluate(
     out: Path | None,
     request: Request,
     session: Session,
-    precision: Precision,
+    choice: PrecisionChoice,
     metadata: Mapping[str, Any],
 ) -> Evaluation:
     ranks, view = session.ranks, task.view
-    identity = {"data": repr(task.data), "size": task.backbone.image_shape, "precision": precision.value}
+    identity = {"data": repr(task.data), "size": task.backbone.image_shape, "precision": choice.precision.value}
     identity |= {"mean": list(view.mean), "std": list(view.std), "seed": task.seed}
     cache = FeatureCache(out / "features", identity) if request.is_cached and out is not None else None
-    metadata = {**metadata, "environment": environment(ranks, precision)}
+    metadata = {**metadata, "environment": environment(ranks, choice)}
     sources = [SOURCES.build(task.data, split) for split in (Split.train, Split.test)]
     results, files = [], []
     with ExtractionProgress(session.console) as progress:
@@ -245,7 +247,7 @@ def _evaluate(
                 *sources,
                 view,
                 device=ranks.device,
-                autocast=autocast(precision, ranks.device),
+                autocast=autocast(choice.precision, ranks.device),
                 cache=cache,
                 progress=progress,
             )

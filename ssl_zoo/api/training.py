@@ -17,9 +17,10 @@ from ssl_zoo.data.sources import SOURCES, Split
 from ssl_zoo.engine import hooks
 from ssl_zoo.engine.alarm import CollapseAlarm
 from ssl_zoo.engine.build import build_data, build_run_method
-from ssl_zoo.engine.device import autocast, resolve_precision
+from ssl_zoo.engine.device import autocast
 from ssl_zoo.engine.distributed import Processes, processes
 from ssl_zoo.engine.metrics import JsonLines, Metrics, TensorBoard
+from ssl_zoo.engine.precision import recorded_precision, run_precision
 from ssl_zoo.engine.progress import ProgressBar
 from ssl_zoo.engine.report import report
 from ssl_zoo.engine.run_directory import RunDirectory, environment
@@ -92,7 +93,9 @@ def train_composed(composed: Composed, resume: str, console: Console, ranks: Pro
     checkpoint = run.find_checkpoint(resume)
     method = build_run_method(config)
     data = build_data(config, ranks)
-    precision = autocast(resolve_precision(config.trainer.precision, ranks.device), ranks.device)
+    recorded = None if checkpoint is None else recorded_precision(checkpoint)
+    choice = run_precision(method, config.trainer, ranks, recorded)
+    precision = autocast(choice.precision, ranks.device)
     test = SOURCES.build(config.data, Split.test)
     probe = Probe(config, data.source, test, data.views[0].config, device=ranks.device, autocast=precision)
     tensorboard = TensorBoard(run.tensorboard, recipe_text(composed)) if config.monitor.tensorboard else None
@@ -101,7 +104,7 @@ def train_composed(composed: Composed, resume: str, console: Console, ranks: Pro
     alarm = CollapseAlarm(config.monitor.alarm)
     metrics = Metrics(config.monitor.log_every, writers if ranks.is_main else [], alarm)
     evaluation = hooks.Evaluation(probe, metrics, config.probe)
-    manifest = {"method": composed.choices["method"], "config": run.config}
+    manifest = {"method": composed.choices["method"], "config": run.config, "precision": choice.precision.value}
     checkpointer = hooks.Checkpointer(run.path, config.trainer, manifest)
     observers = [
         hooks.StopOnSignal(),
@@ -113,14 +116,15 @@ def train_composed(composed: Composed, resume: str, console: Console, ranks: Pro
         hooks.Visualizations(run.figures, config.monitor.images_every, tensorboard),
         checkpointer,
     ]
-    trainer = Trainer(method, data, ranks, optim=config.optim, config=config.trainer, seed=config.seed, hooks=observers)
+    settings = {"optim": config.optim, "config": config.trainer, "seed": config.seed, "precision": choice.precision}
+    trainer = Trainer(method, data, ranks, hooks=observers, **settings)
     if checkpoint is not None:
         checkpointer.resume(trainer, checkpoint)
     if ranks.is_main:
         if checkpoint is not None:
             run.set_aside_after(checkpoint)
         length = {"num_steps": trainer.num_steps, "batch_size": config.trainer.batch_size}
-        run.write_start(recipe_text(composed), {**environment(ranks, trainer.precision), **length})
+        run.write_start(recipe_text(composed), {**environment(ranks, choice), **length})
     trainer.train()
     if ranks.is_main:
         report(console, run, trainer, evaluation)

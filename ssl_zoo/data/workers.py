@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ssl_zoo.data.batch import Batch
+from ssl_zoo.machine import available_cpus
 
 _MAX_AUTO_WORKERS = 8
 _GRACE_S = 5.0  # beyond the timeout of torch's loader, which comes first where it can
@@ -24,13 +25,13 @@ class LoaderError(RuntimeError):
 def resolve_workers(num_workers: int | None) -> int:
     """Return the number of worker processes per rank; None chooses it.
 
-    Without an accelerator training itself uses every core, and workers would compete with it.
+    Without a CUDA device training itself uses every core, and workers would compete with it.
     """
     if num_workers is not None:
         return num_workers
     if not torch.cuda.is_available():
         return 0
-    cpus = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun sets it
+    cpus = available_cpus() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun sets it
     return max(1, min(_MAX_AUTO_WORKERS, cpus - 1))
 
 

@@ -17,22 +17,6 @@ _RECOMPILE_LIMIT = 64  # forms of a block: shapes, with a gradient and without, 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc malloc.h
 
 
-def resolve_precision(precision: Precision, device: torch.device) -> Precision:
-    """Return the precision that ``auto`` means on this device; explicit ones are returned unchanged."""
-    if precision is not Precision.auto:
-        return precision
-    return Precision.bf16 if multiplies_bf16(device) else Precision.fp32
-
-
-def multiplies_bf16(device: torch.device) -> bool:
-    """Whether the device has instructions for bf16 matmuls."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    # Without these instructions a bf16 matmul on a CPU is several times slower than in fp32.
-    capabilities = cpu_capabilities()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-
-
 @cache
 def cpu_capabilities() -> Mapping[str, object]:
     """Return the instruction sets and the name of the CPU."""
@@ -66,6 +50,11 @@ def _keep_freed_memory() -> None:
 def prepare_method(method: nn.Module, config: TrainerConfig, device: torch.device) -> nn.Module:
     """Move a method to the device, choose its attention kernel and compile its blocks if asked for."""
     set_fused_attention(method, config.fused_attention)
+    if config.activation_checkpointing and device.type == "mps" and _samples_in_forward(method):
+        raise ValueError(
+            "trainer.activation_checkpointing=true: on MPS torch can't repeat the random numbers of drop path and "
+            "dropout; set it to false, or backbone.drop_path and backbone.attention_dropout to 0"
+        )
     if config.compile:
         # Blocks of one class share the limit; beyond it, 8 by default, torch silently runs all others uncompiled.
         torch._dynamo.config.recompile_limit = _RECOMPILE_LIMIT
@@ -76,6 +65,11 @@ def prepare_method(method: nn.Module, config: TrainerConfig, device: torch.devic
         if config.compile:
             block.compile()
     return method.to(device)
+
+
+def _samples_in_forward(method: nn.Module) -> bool:
+    rates = (getattr(module, name, 0) for module in method.modules() for name in ("drop_prob", "p"))
+    return any(isinstance(rate, float) and rate > 0 for rate in rates)
 
 
 def _blocks(method: nn.Module) -> list[nn.Module]:

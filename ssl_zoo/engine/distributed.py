@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 from ssl_zoo.engine.settings import Device, Parallel
+from ssl_zoo.machine import limit_threads
 from ssl_zoo.world import World
 
 
@@ -52,6 +53,14 @@ class Processes:
         votes = torch.tensor([int(flag)])
         dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=self.control)
         return bool(votes.item())
+
+    def first(self, value: int) -> int:
+        """Return the value of rank 0 on every rank."""
+        if self.world_size == 1:
+            return value
+        shared = torch.tensor([value])
+        dist.broadcast(shared, 0, group=self.control)
+        return int(shared.item())
 
     def mean(self, values: Tensor) -> Tensor:
         """Average a tensor over all ranks, in place."""
@@ -117,14 +126,23 @@ def processes(device: Device, parallel: Parallel = Parallel.ddp, timeout_minutes
 
     A process alone with ``parallel=fsdp2`` opens a process group of one rank, since FSDP2 needs one.
 
+    ``auto`` never takes MPS. No Mac was at hand to test it on, and an operation that torch lacks there would end a run
+    that works on the CPU.
+
     Args:
         timeout_minutes: how long ranks wait for each other.
 
     Raises:
-        ValueError: ``trainer.device=cuda`` without a CUDA device, or more ranks on a machine than devices.
+        ValueError: a device that is not there, more ranks on a machine than devices, or several ranks on MPS.
         LostRank: the block waited for a rank that has ended or did not answer in time.
     """
     world_size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    if device is Device.mps and (world_size > 1 or parallel is Parallel.fsdp2):
+        raise ValueError(
+            f"trainer.device=mps: torch has no collectives for MPS, so that {world_size} processes with "
+            f"trainer.parallel={parallel.value} can't train on it; use one process with trainer.parallel=ddp"
+        )
+    limit_threads()
     local = _local_device(device, int(os.environ.get("LOCAL_RANK", 0)))
     if local.type == "cuda":
         torch.cuda.set_device(local)
@@ -187,6 +205,10 @@ def _lost_rank(error: BaseException, rank: int, timeout_minutes: float) -> LostR
 
 
 def _local_device(device: Device, local_rank: int) -> torch.device:
+    if device is Device.mps:
+        if not torch.backends.mps.is_available():
+            raise ValueError("trainer.device=mps, but torch finds no MPS device; use trainer.device=auto or cpu")
+        return torch.device("mps")
     available = torch.cuda.device_count() if device is not Device.cpu else 0
     if device is Device.cuda and available == 0:
         raise ValueError("trainer.device=cuda, but torch finds no CUDA device; use trainer.device=auto or cpu")

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import resource
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -162,8 +161,12 @@ class Metrics(Hook):
 
 
 def peak_memory(device: torch.device) -> int:
-    """Peak bytes so far: allocated on a GPU, resident in a CPU process."""
+    """Peak bytes so far: allocated on a GPU, resident in a CPU process. MPS has no peak: allocated now."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory()
+    import resource  # not on every system
+
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from ssl_zoo.engine.device import multiplies_bf16
 from ssl_zoo.engine.sharding import gathered, local, own_rows
+from ssl_zoo.nn.kernels import matmul_dtype
 
 # Quintic Newton-Schulz iteration of github.com/KellerJordan/Muon: singular values end in about 0.7..1.2.
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -20,9 +20,10 @@ _ITERATIONS = 5
 class Muon(torch.optim.AdamW):
     """Applies Muon to parameters of two dimensions, fused AdamW to all others.
 
-    torch.optim.Muon (2.14) takes matrices only, has no foreach form, always multiplies in bf16, also where the device
-    emulates it, and ignores ``found_inf``; here matrices of one shape form a batch. Updates have the size of AdamW's
-    (Moonlight, arXiv 2502.16982, eq. 4), so that learning rate and weight decay mean the same for both.
+    torch.optim.Muon (2.14) takes matrices only, has no foreach form, always multiplies in bf16, also where float32 is
+    faster, and ignores ``found_inf``; here matrices of one shape form a batch. Updates have the size of AdamW's
+    (Moonlight, arXiv 2502.16982, eq. 4), so that learning rate and weight decay mean the same for both. Matmuls have
+    the dtype of autocast.
 
     Args:
         groups: as for AdamW; each is split into its matrices and the rest, which keep its other entries.
@@ -94,8 +95,7 @@ def orthogonalize(matrices: Sequence[Float[Tensor, "_ _"]]) -> list[Float[Tensor
 def _newton_schulz(x: Float[Tensor, "S short long"]) -> Float[Tensor, "S short long"]:
     a, b, c = _COEFFICIENTS
     x = x / x.flatten(1).norm(dim=1)[:, None, None].clamp(min=1e-7)  # the largest singular value is at most one
-    if multiplies_bf16(x.device):
-        x = x.bfloat16()
+    x = x.to(matmul_dtype(x))
     for _ in range(_ITERATIONS):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)

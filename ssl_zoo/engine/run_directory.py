@@ -19,7 +19,7 @@ from ssl_zoo.engine.checkpoint.folders import list_checkpoints, step_of
 from ssl_zoo.engine.checkpoint.state import Checkpoint, CheckpointError, read_checkpoint
 from ssl_zoo.engine.device import cpu_capabilities
 from ssl_zoo.engine.distributed import Processes
-from ssl_zoo.engine.settings import Precision
+from ssl_zoo.engine.precision import PrecisionChoice
 from ssl_zoo.io import write_atomic
 
 log = logging.getLogger(__name__)
@@ -165,20 +165,26 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def environment(ranks: Processes, precision: Precision) -> dict[str, Any]:
+def environment(ranks: Processes, precision: PrecisionChoice) -> dict[str, Any]:
     """Return versions, commit and machine, which reproducing a number requires."""
-    on_gpu = ranks.device.type == "cuda"
     return {
         "ssl_zoo": ssl_zoo.__version__,
         **_git_state(),
         "python": platform.python_version(),
         "packages": {name: version(name) for name in _PACKAGES},
         "platform": platform.platform(),
-        "device": torch.cuda.get_device_name(ranks.device) if on_gpu else cpu_capabilities().get("cpu_name"),
-        "precision": precision.value,
+        "device": _device_name(ranks.device),
+        **precision.plain(),
         "num_threads": torch.get_num_threads(),
         "world_size": ranks.world_size,
     }
+
+
+def _device_name(device: torch.device) -> object:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    name = cpu_capabilities().get("cpu_name") or platform.processor() or platform.machine()
+    return f"MPS of {name}" if device.type == "mps" else name
 
 
 def _git_state() -> dict[str, Any]:

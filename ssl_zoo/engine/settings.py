@@ -12,6 +12,7 @@ class Device(Enum):
     auto = "auto"
     cpu = "cpu"
     cuda = "cuda"
+    mps = "mps"  # the GPU of a Mac
 
 
 class Precision(Enum):
@@ -39,8 +40,10 @@ class TrainerConfig(Settings):
     gradient_accumulation_steps: int = setting(1, "micro-batches per rank and optimizer step", at_least=1)
     epochs: float = setting(300.0, "epochs of the run", above=0)
     num_steps: int | None = setting(None, "optimizer steps of the run; overrides epochs", at_least=1)
-    device: Device = setting(Device.auto, "auto takes a CUDA device when there is one")
-    precision: Precision = setting(Precision.auto, "auto is bf16 where the device has bf16 matmuls, else fp32")
+    device: Device = setting(Device.auto, "auto: cuda where there is one, else cpu; mps has to be asked for")
+    precision: Precision = setting(
+        Precision.auto, "of matmuls; auto: the faster one, measured on a CPU, and kept when the run resumes"
+    )
     parallel: Parallel = setting(Parallel.ddp, "ddp: all weights on every rank; fsdp2: shards, gathered per block")
     reshard_after_forward: bool = setting(True, "fsdp2: false keeps gathered weights for backward: less communication")
     compile: bool = setting(False, "compile every transformer block with torch.compile")

@@ -17,6 +17,8 @@ from ssl_zoo.engine.checkpoint.state import (
     read_checkpoint,
     restore,
 )
+from ssl_zoo.engine.precision import recorded_precision
+from ssl_zoo.engine.settings import Precision
 from ssl_zoo.method import Method
 from ssl_zoo.nn import BackboneConfig, NarrowViT, Positions, ViT, resize_vit, source_grid
 
@@ -31,6 +33,7 @@ class TrainedMethod:
         checkpoint: the checkpoint's folder, or the file of weights.
         step: steps that it was trained for, None where that is unknown.
         grid: rows and columns of patches of the images that its encoder was trained on, None where that is unknown.
+        precision: that the run was started with, None where that is unknown.
         not_resized: tensors outside of the encoders that depend on the size of the images in a way that is not known.
             Where the config has another size than the run, they are as initialised.
     """
@@ -39,6 +42,7 @@ class TrainedMethod:
     checkpoint: Path
     step: int | None
     grid: tuple[int, int] | None = None
+    precision: Precision | None = None
     not_resized: Sequence[str] = ()
 
 
@@ -74,7 +78,7 @@ def open_run(run: Path, config: RunConfig, wanted: str = "last") -> TrainedMetho
         )
         original, method = method, build_run_method(config)
         not_resized = load_resized(original, method)
-    return TrainedMethod(method, path, checkpoint.step, grid, not_resized)
+    return TrainedMethod(method, path, checkpoint.step, grid, recorded_precision(checkpoint), not_resized)
 
 
 def _how(backbone: BackboneConfig) -> str:

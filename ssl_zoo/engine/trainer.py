@@ -15,12 +15,13 @@ from torch.profiler import record_function
 from ssl_zoo.data.batch import Batch
 from ssl_zoo.data.loader import TrainingData
 from ssl_zoo.data.workers import explained
-from ssl_zoo.engine.device import autocast, prepare_device, prepare_method, resolve_precision
+from ssl_zoo.engine.device import autocast, prepare_device, prepare_method
 from ssl_zoo.engine.distributed import Processes
 from ssl_zoo.engine.graphs import StepGraphs, check_capturable
 from ssl_zoo.engine.optim import OptimConfig, Optimization, Rates, RateSchedules, check_groups
+from ssl_zoo.engine.precision import run_precision
 from ssl_zoo.engine.prefetch import on_device
-from ssl_zoo.engine.settings import Parallel, TrainerConfig
+from ssl_zoo.engine.settings import Parallel, Precision, TrainerConfig
 from ssl_zoo.engine.sharding import all_ranks, shard
 from ssl_zoo.method import Method, Output, Progress, Step
 from ssl_zoo.seeding import seed_for
@@ -131,6 +132,7 @@ class Trainer:
     Args:
         method: on the CPU; moved to the device of ``processes``.
         hooks: called in this order at every point.
+        precision: of matmuls; None resolves ``config.precision`` on this machine.
         phase: opens a named phase of a step: forward, backward (together where a CUDA graph is replayed), clip,
             optimizer, ema. By default phases are named in the traces of torch's profiler.
 
@@ -152,6 +154,7 @@ class Trainer:
         config: TrainerConfig,
         seed: int,
         hooks: Sequence[Hook] = (),
+        precision: Precision | None = None,
         phase: Callable[[str], AbstractContextManager[object]] = record_function,
     ) -> None:
         check_order(hooks)
@@ -160,7 +163,7 @@ class Trainer:
         self.device = processes.device
         self.plan = BatchPlan(config.batch_size, processes.world_size, config.gradient_accumulation_steps)
         self.num_steps, self.steps_per_epoch = run_length(config, len(data.source))
-        self.precision = resolve_precision(config.precision, self.device)
+        self.precision = precision or run_precision(method, config, processes).precision
         check_capturable(config, self.device, processes.world_size)
         check_accumulation(method, config)
         prepare_device(self.device)
@@ -229,7 +232,7 @@ class Trainer:
         with self.phase("clip"):
             grad_norm = self.optimization.clip()
             self._check_finite(output.loss, grad_norm)
-        with self.phase("optimizer"):
+        with self.phase("optimizer"), autocast(self.precision, self.device):  # Muon has matmuls
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         with self.phase("ema"):
@@ -294,7 +297,7 @@ class Trainer:
         # met the bad batch, and on a GPU the host may look later without stopping the stream at every step.
         bad = ~(loss + grad_norm).isfinite() & (self._first_bad_step < 0)
         self._first_bad_step = torch.where(bad, self.step, self._first_bad_step)
-        if self.device.type == "cpu":
+        if self.device.type != "cuda":  # also on MPS, whose fused optimizer knows no found_inf
             self.raise_if_not_finite()
         else:
             self.optimization.optimizer.found_inf = (self._first_bad_step >= 0).float()

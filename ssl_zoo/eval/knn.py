@@ -11,6 +11,7 @@ from torch.nn.functional import normalize
 from ssl_zoo.eval.base import EVALUATORS, EvaluatedModel, Evaluator, EvaluatorConfig, accuracy, check_classification
 from ssl_zoo.eval.features import Features
 from ssl_zoo.eval.logistic import Preprocessing, preprocessed
+from ssl_zoo.machine import float64_device
 from ssl_zoo.scores import Score
 from ssl_zoo.settings import setting
 
@@ -63,6 +64,7 @@ def knn_predictions(
         raise ValueError(
             f"{key}={config.k} on {len(train.values)} train images: lower {key} or raise probe.train_samples"
         )
+    device = float64_device(device)
     bank, queries = train.values.to(device), test.values.to(device)
     if config.standardize:
         bank, queries = preprocessed(bank, queries, Preprocessing.standardize)

@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy, normalize
 
 from ssl_zoo.eval.base import EVALUATORS, EvaluatedModel, Evaluator, EvaluatorConfig, accuracy, check_classification
 from ssl_zoo.eval.features import Features
+from ssl_zoo.machine import float64_device
 from ssl_zoo.scores import Score
 from ssl_zoo.settings import setting
 
@@ -55,6 +56,7 @@ def logistic_predictions(
 ) -> Int[Tensor, "n"]:
     """Predict the class of every test image."""
     check_classification("logistic", train, test)
+    device = float64_device(device)
     values = [features.values.to(device).double() for features in (train, test)]
     train_values, test_values = preprocessed(*values, config.preprocessing)
     weights, intercept = fit(train_values, train.labels.to(device), config)

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from ssl_zoo.machine import float64_device
+
 _BASE = 10_000.0  # longest wavelength over 2 pi, in patches (arXiv 1706.03762, sec. 3.5)
 
 
@@ -31,7 +33,7 @@ def sincos_positions(
     """Return the fixed 2-D sin-cos table: per axis dim/4 sines, then dim/4 cosines of the integer patch coordinate.
 
     Coordinates are not scaled by the size of the grid, so the table of another grid is recomputed, never interpolated.
-    It is computed in float64, as the published tables were, and returned in float32.
+    It is computed in float64, as the published tables were (for MPS on the CPU), and returned in float32.
 
     Args:
         grid: patch rows and columns.
@@ -43,13 +45,13 @@ def sincos_positions(
     if dim % 4:
         low = dim // 4 * 4
         raise ValueError(f"sin-cos positions need a width that is a multiple of 4, got {dim}; try {low} or {low + 4}")
-    float64 = {"dtype": torch.float64, "device": device}
+    float64 = {"dtype": torch.float64, "device": float64_device(device)}
     frequencies = _BASE ** -(torch.arange(dim // 4, **float64) / (dim // 4))
     rows, cols = (_axis(torch.arange(size, **float64), frequencies) for size in grid)
     rows = rows[:, None].expand(*grid, -1)
     cols = cols[None, :].expand(*grid, -1)
     halves = (cols, rows) if layout is SincosLayout.col_first else (rows, cols)
-    table = torch.cat(halves, dim=-1).flatten(0, 1).float()
+    table = torch.cat(halves, dim=-1).flatten(0, 1).float().to(device)
     return torch.cat([table.new_zeros(num_prefix, dim), table])[None]
 
 

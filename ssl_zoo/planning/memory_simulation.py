@@ -1,6 +1,7 @@
 """Simulation of one step's memory on fake tensors of a GPU: what one rank holds, and its peak."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -8,8 +9,9 @@ from torch import Tensor, nn
 
 from ssl_zoo.data.batch import Batch
 from ssl_zoo.engine.build import RunConfig, build_generators, build_run_method, build_views
-from ssl_zoo.engine.device import autocast, prepare_method, resolve_precision
+from ssl_zoo.engine.device import autocast, prepare_method
 from ssl_zoo.engine.optim import Optimization, RateSchedules
+from ssl_zoo.engine.precision import choose_precision
 from ssl_zoo.masks import MaskGenerator
 from ssl_zoo.method import Method
 from ssl_zoo.planning.allocation_tracker import GRADIENTS, AllocationTracker
@@ -83,7 +85,7 @@ def num_bytes(tensors: Sequence[Tensor]) -> int:
 def _forward_backward(method: Method, batch: Batch, config: RunConfig) -> None:
     [device] = {view.device for view in batch.views.values()}
     with WithoutDriver(trainable(method)) as autograd:
-        with autocast(resolve_precision(config.trainer.precision, device), device):
+        with _autocast(config, device):
             loss = method(batch, plan_step(method, device)).loss
         autograd.backward(loss)
 
@@ -93,19 +95,24 @@ def _update(method: Method, tracker: AllocationTracker, config: RunConfig) -> tu
     schedules = RateSchedules(config.optim, num_steps=1, steps_per_epoch=1)
     optimization = Optimization(config.optim, method.param_groups(), schedules)
     gradients = [(parameter, parameter.grad) for parameter in trainable(method)]
-    state = 0
+    state, device = 0, gradients[0][0].device
     for _ in range(2):
         for parameter, gradient in gradients:
             parameter.grad = gradient
         optimization.set_rates(0)
         tracker.reset_peak()
         optimization.clip()
-        optimization.optimizer.step()
+        with _autocast(config, device):
+            optimization.optimizer.step()
         for ema in method.emas():
             ema.update(0.0)
         update = sum(tracker.peak.values()) - state
         state = num_bytes([t for s in optimization.optimizer.state.values() for t in s.values()])
     return state, update
+
+
+def _autocast(config: RunConfig, device: torch.device) -> AbstractContextManager[None]:
+    return autocast(choose_precision(config.trainer.precision, device).precision, device)
 
 
 def _largest_batch(config: RunConfig, num_images: int) -> Batch:

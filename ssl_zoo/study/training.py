@@ -1,6 +1,5 @@
 """Trainings and evaluations as processes: at most N at once, no run twice, and resumable after a stop."""
 
-import fcntl
 import os
 import signal
 import subprocess
@@ -13,6 +12,8 @@ from pathlib import Path
 from typing import IO, Protocol
 
 from ssl_zoo.engine.cluster import import_path
+from ssl_zoo.io import try_lock
+from ssl_zoo.machine import available_cpus
 from ssl_zoo.plugins import plugin_words
 from ssl_zoo.study.evaluation import PlannedEvaluation
 from ssl_zoo.study.plan import PlannedRun
@@ -62,7 +63,7 @@ def threads_per_job(jobs: int) -> int | None:
     """Return the CPU threads per training; None, torch's default, for a single job."""
     if jobs == 1:
         return None
-    return max(1, int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1) // jobs)
+    return max(1, int(os.environ.get("OMP_NUM_THREADS") or available_cpus()) // jobs)
 
 
 def training_command(run: PlannedRun, directory: Path, plugins: Sequence[str] = ()) -> list[str]:
@@ -228,12 +229,10 @@ def _lock(path: Path) -> IO[bytes] | None:
     """Lock a file until this process and all that inherit it close it; None if another process holds it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     file = open(path, "wb")  # noqa: SIM115 (the caller closes it)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        return None
-    return file
+    if try_lock(file):
+        return file
+    file.close()
+    return None
 
 
 def _last_error(log: Path, start: int, status: int) -> str:

@@ -4,30 +4,12 @@ import pytest
 import torch
 from tiny_methods import PROGRESS, tiny_batch, tiny_method
 
-from ssl_zoo.engine import device as engine_device
-from ssl_zoo.engine.device import prepare_method, resolve_precision
+from ssl_zoo.engine.device import prepare_method
 from ssl_zoo.engine.distributed import processes
-from ssl_zoo.engine.settings import Device, Precision, TrainerConfig
+from ssl_zoo.engine.settings import Device, TrainerConfig
 from ssl_zoo.method import Output
 
 CPU = torch.device("cpu")
-
-
-@pytest.mark.parametrize(
-    ("capabilities", "expected"),
-    [
-        ({"amx_bf16": True}, Precision.bf16),
-        ({"avx512_bf16": True}, Precision.bf16),
-        ({"avx2": True}, Precision.fp32),
-        ({}, Precision.fp32),
-    ],
-)
-def test_auto_precision_on_a_cpu_follows_its_instructions(
-    monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], expected: Precision
-) -> None:
-    monkeypatch.setattr(engine_device, "cpu_capabilities", lambda: capabilities)
-    assert resolve_precision(Precision.auto, CPU) is expected
-    assert resolve_precision(Precision.bf16, CPU) is Precision.bf16
 
 
 @pytest.mark.parametrize("setting", [None, True, False])

@@ -16,7 +16,7 @@ from braceexpand import UnbalancedBracesError, braceexpand
 from iopath.common.file_io import file_lock
 
 from ssl_zoo.data.shards.manifest import MANIFEST_NAME, FileInfo, Manifest, file_info, read_manifest
-from ssl_zoo.io import PATHS, fsync_path
+from ssl_zoo.io import PATHS, flush_to_disk, fsync_path
 
 _RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)")
 _MAX_SHARDS = 1_000_000
@@ -197,7 +197,7 @@ def _receive(place: str, target: Path, min_bytes: int, max_bytes: int) -> FileIn
             digest.update(chunk)
             local.write(chunk)
         local.flush()
-        os.fsync(local.fileno())
+        flush_to_disk(local.fileno())
         missing = max(min_bytes - received, getattr(remote, "length", None) or 0)  # http counts the remaining bytes
         if missing > 0 and received <= max_bytes:
             raise OSError(f"the connection ended {missing} bytes early")

@@ -1,6 +1,5 @@
 """Parallel and restartable writing of shards, with the same bytes for any number of processes."""
 
-import fcntl
 import hashlib
 import json
 import os
@@ -34,7 +33,7 @@ from ssl_zoo.data.shards.manifest import (
 )
 from ssl_zoo.data.shards.tar import BLOCK
 from ssl_zoo.data.sources.base import Source
-from ssl_zoo.io import fsync_path, write_atomic
+from ssl_zoo.io import flush_to_disk, fsync_path, try_lock, write_atomic
 from ssl_zoo.seeding import generator_for
 
 _PROBED = 64  # samples whose sizes estimate how many fit into a shard
@@ -131,10 +130,8 @@ def make_shards(
 @contextmanager
 def _only_writer(folder: Path) -> Iterator[None]:
     with open(folder / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ValueError(f"another process writes shards to {folder}") from error
+        if not try_lock(file):
+            raise ValueError(f"another process writes shards to {folder}")
         yield
 
 
@@ -217,7 +214,7 @@ def _write(job: Job, number: int) -> ShardInfo:
                     continue
                 tar.write({"__key__": job.keys[sample], **members})
         file.flush()
-        os.fsync(file.fileno())
+        flush_to_disk(file.fileno())
     os.replace(temporary, final)
     fsync_path(job.folder)
     info = FileInfo(final.name, final.stat().st_size, hashing.digest.hexdigest())

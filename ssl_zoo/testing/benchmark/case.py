@@ -19,9 +19,9 @@ from torch.distributed.elastic.utils.distributed import get_free_port
 from ssl_zoo.data.batch import Batch
 from ssl_zoo.data.loader import TrainingData
 from ssl_zoo.engine.build import RunConfig, build_data, build_generators, build_run_method, build_views
-from ssl_zoo.engine.device import resolve_precision
 from ssl_zoo.engine.distributed import Processes, processes
 from ssl_zoo.engine.metrics import peak_memory
+from ssl_zoo.engine.precision import PrecisionChoice, run_precision
 from ssl_zoo.engine.run_directory import environment
 from ssl_zoo.engine.settings import Precision
 from ssl_zoo.engine.trainer import Hook, StepResult, Trainer
@@ -236,7 +236,9 @@ def _trainer(config: RunConfig, ranks: Processes, data: TrainingData, **settings
 
 def _train(pipe: Connection, case: Case, ranks: Processes) -> None:
     config = replace(case.config, trainer=replace(case.config.trainer, num_steps=_ENDLESS))
-    facts = _facts(config, ranks)
+    choice = run_precision(build_run_method(config, device="meta"), config.trainer, ranks)
+    config = replace(config, trainer=replace(config.trainer, precision=choice.precision))
+    facts = _facts(config, ranks, choice)
     clock = Clock(ranks.device)
     data = _data(config, ranks, case.with_data)
     trainer = _trainer(config, ranks, data, hooks=[_OnDemand(pipe, facts, clock)], phase=clock)
@@ -244,7 +246,7 @@ def _train(pipe: Connection, case: Case, ranks: Processes) -> None:
     trainer.train()
 
 
-def _facts(config: RunConfig, ranks: Processes) -> Facts:
+def _facts(config: RunConfig, ranks: Processes, choice: PrecisionChoice) -> Facts:
     views = build_views(config.views, config.backbone)
     generators = build_generators(views, config.masks, config.backbone)
     meta = build_run_method(config, device="meta")
@@ -253,11 +255,10 @@ def _facts(config: RunConfig, ranks: Processes) -> Facts:
     seconds = timeit.repeat(
         lambda: [g(batch_size, generator_for("benchmark", next(trials))) for g in generators.values()], number=1
     )
-    precision = resolve_precision(config.trainer.precision, ranks.device)
     return Facts(
         batch_size,
-        precision.value,
-        environment(ranks, precision),
+        choice.precision.value,
+        environment(ranks, choice),
         count_flops(meta, views, generators),
         statistics.median(seconds),
         _fixed_cost(config, ranks),
@@ -275,10 +276,11 @@ def _fixed_cost(config: RunConfig, ranks: Processes) -> float:
 
 
 def _train_plain(pipe: Connection, case: Case, ranks: Processes) -> None:
-    precision = resolve_precision(case.config.trainer.precision, ranks.device)
+    choice = run_precision(build_run_method(case.config, device="meta"), case.config.trainer, ranks)
+    precision = choice.precision
     plain = PlainIJEPA(case.config, ranks.device, _DTYPES[precision])
     batch_size = case.config.trainer.batch_size
-    pipe.send(Facts(batch_size, precision.value, environment(ranks, precision), {}, None, None))
+    pipe.send(Facts(batch_size, precision.value, environment(ranks, choice), {}, None, None))
     clock = Clock(ranks.device)
     for count in _requested_steps(pipe, ranks.device, precision):
         for _ in range(count):
