@@ -8,11 +8,12 @@ import importlib.metadata
 import importlib.util
 import pkgutil
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ssl_zoo.registry import BROKEN_PLUGINS
 
+_FILE_MODULE = "ssl_zoo_plugin_"  # start of the names of modules that are files
 ENTRY_POINT_GROUP = "ssl_zoo.plugins"
 # Packages in which each module may register parts, and modules that do. Those that a version lacks are skipped.
 _PARTS = ("nn", "masks", "targets", "views", "regularizers", "losses", "data.sources", "engine.optim", "eval")
@@ -43,6 +44,24 @@ def discover(plugins: Iterable[str] = ()) -> None:
             raise ValueError(f"--plugin {plugin}: {type(error).__name__}: {error}") from error
 
 
+class PluginFiles:
+    """Imports the plug-in files of this process where it is unpickled.
+
+    Processes that are not forked (macOS, and Linux from Python 3.14 on) find classes by the names of their modules, but
+    no module path leads to a plug-in that is a file. An object that holds such classes pickles this one first.
+    """
+
+    def __reduce__(self) -> tuple[Callable[[Sequence[str]], "PluginFiles"], tuple[Sequence[str]]]:
+        files = [module.__file__ for name, module in sys.modules.items() if name.startswith(_FILE_MODULE)]
+        return _import_files, (files,)
+
+
+def _import_files(files: Sequence[str]) -> PluginFiles:
+    for file in files:
+        _import_plugin(file)
+    return PluginFiles()
+
+
 def plugin_words(plugins: Iterable[str]) -> list[str]:
     """Return the command-line words that pass plug-ins to another tool."""
     return [word for plugin in plugins for word in ("--plugin", plugin)]
@@ -68,7 +87,7 @@ def _import_plugin(plugin: str) -> None:
     path = Path(plugin).resolve()
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
-    name = f"ssl_zoo_plugin_{path.stem}"
+    name = f"{_FILE_MODULE}{path.stem}"
     if name in sys.modules and sys.modules[name].__file__ == str(path):
         return
     spec = importlib.util.spec_from_file_location(name, path)

@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "regularizers": ("world",),
     "collapse": ("nn", "masks.base"),
     "targets": ("collapse", "data.batch", "ema", "nn", "masks"),
-    "data": ("masks",),
+    "data": ("masks", "plugins"),
     "views": ("data.batch",),
     "method": ("collapse", "data.batch", "ema", "masks", "nn", "regularizers", "targets", "world"),
     "refusals": ("data.batch", "masks", "method", "nn", "targets"),

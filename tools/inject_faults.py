@@ -43,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
     command = shlex.join(["python", "tools/inject_faults.py", *(sys.argv[1:] if argv is None else argv)])
     try:
+        if sys.platform != "linux":
+            raise ValueError("faults are injected through /proc, which only Linux has; run this tool there")
         scenarios = choose(SCENARIOS, arguments.only)
         if arguments.folder:
             arguments.folder.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ssl_zoo.data.batch import Batch
 from ssl_zoo.machine import available_cpus
+from ssl_zoo.plugins import PluginFiles
 
 _MAX_AUTO_WORKERS = 8
 _GRACE_S = 5.0  # beyond the timeout of torch's loader, which comes first where it can
@@ -45,6 +46,9 @@ class Items(Dataset):
     def __init__(self, function: Callable[[int], Batch], arguments: range) -> None:
         self.function, self.arguments = function, arguments
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return _items, (PluginFiles(), self.function, self.arguments)
+
     def __len__(self) -> int:
         return len(self.arguments)
 
@@ -53,6 +57,10 @@ class Items(Dataset):
             return self.function(self.arguments[position])
         except ValueError as error:
             return error
+
+
+def _items(plugins: PluginFiles, function: Callable[[int], Batch], arguments: range) -> Items:
+    return Items(function, arguments)
 
 
 def in_workers(

@@ -5,6 +5,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -135,6 +136,7 @@ class Metrics(Hook):
         local = [output.loss, result.grad_norm, *(values[name] for name in names)]
         loss, grad_norm, *metrics = trainer.processes.mean(torch.stack([v.float() for v in local])).tolist()
         seconds = time.perf_counter() - self._started
+        memory = peak_memory(trainer.device)
         images = (trainer.step - self._started_step) * trainer.plan.batch_size
         record = {
             "step": trainer.step,
@@ -147,7 +149,7 @@ class Metrics(Hook):
             **dict(zip(names, metrics, strict=True)),
             "images_per_second": round(images / seconds, 2),
             "data_wait": round(self._data_seconds / seconds, 4),
-            "memory_bytes": peak_memory(trainer.device),
+            **({} if memory is None else {"memory_bytes": memory}),
             "samples": self._samples,
         }
         return record | self.alarm.examine(record) if self.alarm else record
@@ -160,13 +162,18 @@ class Metrics(Hook):
             self._open.pop().close()
 
 
-def peak_memory(device: torch.device) -> int:
-    """Peak bytes so far: allocated on a GPU, resident in a CPU process. MPS has no peak: allocated now."""
+def peak_memory(device: torch.device) -> int | None:
+    """Return the peak bytes so far: allocated on a GPU, resident in a CPU process; of MPS those allocated now.
+
+    None where the system reports none.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if device.type == "mps":
         return torch.mps.driver_allocated_memory()
-    import resource  # not on every system
+    if find_spec("resource") is None:  # a module of Unix
+        return None
+    import resource
 
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -92,8 +92,8 @@ class CaseRunner:
         """Measure the speed of this machine's fastest matmul now, in FLOP/s, summed over ranks."""
         return self._ask(("peak", 0)) * self.case.world_size
 
-    def memory(self) -> int:
-        """Return the peak memory of the first rank in bytes."""
+    def memory(self) -> int | None:
+        """Return the peak memory of the first rank in bytes, None where the system reports none."""
         return self._ask(("memory", 0))
 
     def close(self) -> None:

@@ -35,7 +35,7 @@ class Result:
     step: Timing
     phases: Mapping[str, float]  # median seconds per step
     peak_flops: float  # of this machine's fastest matmul, measured between the rounds
-    memory_bytes: int
+    memory_bytes: int | None
 
     @property
     def images_per_second(self) -> float:

@@ -35,7 +35,10 @@ def _rows(results: Sequence[Result]) -> list[tuple[str, list[str]]]:
         ("GFLOP/s", [_giga(r.flops_per_second) for r in results]),
         ("fastest matmul, GFLOP/s", [_giga(r.peak_flops) for r in results]),
         ("model FLOPs utilisation", ["" if r.utilisation is None else f"{r.utilisation:.0%}" for r in results]),
-        ("peak memory", [f"{r.memory_bytes / 2**30:.2f} GiB" for r in results]),
+        (
+            "peak memory",
+            ["unknown" if r.memory_bytes is None else f"{r.memory_bytes / 2**30:.2f} GiB" for r in results],
+        ),
         ("limited by", [r.limit for r in results]),
     ]
     return rows

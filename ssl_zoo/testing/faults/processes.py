@@ -7,7 +7,6 @@ times as long as the few steps of a tiny training. Several ranks are forked and 
 import importlib
 import multiprocessing
 import os
-import resource
 import signal
 import sys
 import traceback
@@ -127,6 +126,8 @@ def _start(
     os.chdir(log.parent)
     multiprocessing.set_start_method("fork", force=True)  # for data workers of a command, not by the fork server
     if more_bytes is not None:
+        import resource  # not on every system
+
         mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (mapped + more_bytes, mapped + more_bytes))
     if ranks == 1:
