@@ -21,7 +21,6 @@ from ssl_zoo.registry import BROKEN_PLUGINS, REGISTRIES, Registry, UnknownName, 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-from ssl_zoo.machine import refuse_windows
     parser.add_argument("kind", nargs="?", help="e.g. method, masks, data; without it, the kinds")
     parser.add_argument("--plugin", action="append", default=[], help="module or file that registers parts; repeatable")
     parser.add_argument("--zoo", nargs="+", type=Path, metavar="RUNS", help="run directories, or folders of them")

@@ -40,7 +40,8 @@ class Items(Dataset):
     """A dataset of ``function`` applied to each of ``arguments`` in a worker process.
 
     A ValueError, which a user can cause, is returned as a value: raised in the worker it would reach the user wrapped
-    in the worker's traceback.
+    in the worker's traceback. So is a lack of shared memory. Torch would move the tensors there in a thread that only
+    prints its error, and the batch would never arrive.
     """
 
     def __init__(self, function: Callable[[int], Batch], arguments: range) -> None:
@@ -52,11 +53,17 @@ class Items(Dataset):
     def __len__(self) -> int:
         return len(self.arguments)
 
-    def __getitem__(self, position: int) -> Batch | ValueError:
+    def __getitem__(self, position: int) -> Batch | ValueError | LoaderError:
         try:
-            return self.function(self.arguments[position])
+            batch = self.function(self.arguments[position])
         except ValueError as error:
             return error
+        try:
+            for tensor in batch.tensors():
+                tensor.share_memory_()
+        except (RuntimeError, OSError) as error:
+            return _not_shared(error)
+        return batch
 
 
 def _items(plugins: PluginFiles, function: Callable[[int], Batch], arguments: range) -> Items:
@@ -119,7 +126,7 @@ def in_workers(
             raise translated or error from error
         finally:
             alarm.cancel()
-        if isinstance(batch, ValueError):
+        if isinstance(batch, (ValueError, LoaderError)):
             raise batch
         yield batch
 
@@ -162,6 +169,17 @@ def _late(seconds: float) -> LoaderError:
         f"the worker processes returned no batch within loader.timeout_s={seconds:g}. For slow storage raise it; "
         "otherwise find the sample that hangs with loader.num_workers=0. The same command resumes from the last "
         "checkpoint"
+    )
+
+
+def _not_shared(error: Exception) -> LoaderError:
+    if "Too many open files" in str(error):
+        remedy = "raise the limit of open files (ulimit -n 4096)"
+    else:
+        remedy = "give the container more shared memory (docker run --shm-size=8g, or --ipc=host)"
+    return LoaderError(
+        f"a worker process can't pass on its batch ({error}): {remedy}, lower loader.num_workers or "
+        "loader.prefetch_per_worker, or set loader.num_workers=0. The same command resumes from the last checkpoint"
     )
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from ssl_zoo.engine import precision as engine_precision
 from ssl_zoo.eval.base import EVALUATORS
 from ssl_zoo.tools import eval_net, train_net
 from ssl_zoo.tools.train_net import main as train
@@ -139,6 +140,36 @@ def test_a_second_call_reads_the_features_of_the_first(run, tmp_path, monkeypatc
     monkeypatch.setattr("ssl_zoo.eval.base.extract", None)
     assert eval_net.main(arguments) == 0
     assert {path: path.read_bytes() for path in (tmp_path / "features").iterdir()}.items() <= before.items()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_run_resumes_and_is_evaluated_in_the_precision_that_was_chosen_at_its_start(
+    precision, tmp_path, monkeypatch
+) -> None:
+    """The speeds of the machine change in between."""
+
+    def speeds(faster: str) -> None:
+        monkeypatch.setattr(engine_precision, "cpu_capabilities", lambda: {"avx512_bf16": True})
+        monkeypatch.setattr(engine_precision, "_measured", lambda *_: {"bf16": 2.0, "fp32": 1.0, faster: 9.0})
+
+    other = {"fp32": "bf16", "bf16": "fp32"}[precision]
+    arguments = ["--config", DEMO, *TINY, "probe.evaluators=[]", "trainer.checkpoint_every=4"]
+    speeds(precision)
+    assert train([*arguments, f"output_dir={tmp_path}/whole"]) == 0
+    environment = json.loads((tmp_path / "whole" / "environment.json").read_text())
+    assert environment["precision"] == precision and environment["precision_gflops"][precision] == 9.0
+    assert "a transformer block reaches" in environment["precision_reason"]
+    # The same run, interrupted after two of four steps, goes on where the other precision is faster.
+    with monkeypatch.context() as interrupting:
+        interrupting.setattr("ssl_zoo.engine.trainer.Trainer.is_done", property(lambda self: self.step >= 2))
+        assert train([*arguments, f"output_dir={tmp_path}/resumed"]) == 0
+    speeds(other)
+    assert train([*arguments, f"output_dir={tmp_path}/resumed"]) == 0
+    weights = [tmp_path / n / "checkpoints" / "step_00000004" / "method.safetensors" for n in ("whole", "resumed")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    assert eval_net.main(["--run", f"{tmp_path}/whole", "--protocol", "knn", *SUBSET, "--out", f"{tmp_path}/out"]) == 0
+    evaluated = records(tmp_path / "out")["knn None"]["environment"]
+    assert evaluated["precision"] == precision and evaluated["precision_reason"] == "recorded when the run was started"
 
 
 def test_a_file_of_weights_has_the_scores_of_its_run(run, tmp_path) -> None:
