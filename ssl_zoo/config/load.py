@@ -9,6 +9,7 @@ import dataclasses
 import importlib.resources
 import inspect
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -34,6 +35,7 @@ from ssl_zoo.plugins import discover
 from ssl_zoo.registry import REGISTRIES, did_you_mean, import_errors
 
 _LOG = logging.getLogger(__name__)
+_PLAIN_VALUE = re.compile(r"[\w/.~:%@?|+\-\ud800-\udfff]+")  # surrogates: bytes of a path that are no UTF-8
 _RUN = "ssl_zoo_run"  # name of the composed defaults list in Hydra's store
 
 
@@ -254,6 +256,14 @@ def _explain(error: BaseException) -> str:
 # --- values -----------------------------------------------------------------------------------------------------------
 
 
+def _quoted(text: str) -> str:
+    """Quote a plain value with characters beyond ASCII, such as a path with an umlaut, which Hydra's grammar lacks."""
+    name, _, value = text.partition("=")
+    if value.isascii() or not _PLAIN_VALUE.fullmatch(value):
+        return text
+    return f"{name}='{value}'"
+
+
 def _parse(text: str) -> Override:
     if text.startswith(("+", "~")):
         raise ConfigError(f"{text}: keys can't be added or deleted, since the set of keys is fixed; write key=value")
@@ -261,7 +271,7 @@ def _parse(text: str) -> Override:
     if not equals:
         raise ConfigError(f"{text}: an override is written key=value or group=option")
     try:
-        override = OverridesParser.create().parse_override(text)
+        override = OverridesParser.create().parse_override(_quoted(text))
     except HydraException as error:
         remedy = f"""put the value in quotes of its own: '{name}="..."'"""
         raise ConfigError(f"{text}: the value can't be read; {remedy} if it holds a special character") from error

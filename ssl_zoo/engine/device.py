@@ -1,6 +1,8 @@
 """Setup of a device before the first step: precision, attention kernel, compilation, memory."""
 
 import ctypes
+import os
+import shutil
 import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -56,6 +58,7 @@ def prepare_method(method: nn.Module, config: TrainerConfig, device: torch.devic
             "dropout; set it to false, or backbone.drop_path and backbone.attention_dropout to 0"
         )
     if config.compile:
+        _require_compiler()
         # Blocks of one class share the limit; beyond it, 8 by default, torch silently runs all others uncompiled.
         torch._dynamo.config.recompile_limit = _RECOMPILE_LIMIT
     for block in _blocks(method):
@@ -65,6 +68,16 @@ def prepare_method(method: nn.Module, config: TrainerConfig, device: torch.devic
         if config.compile:
             block.compile()
     return method.to(device)
+
+
+def _require_compiler() -> None:
+    """Refuse ``trainer.compile`` where torch would find no compiler for the code that it generates."""
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    if shutil.which(compiler) is None:
+        raise ValueError(
+            f"trainer.compile=true: torch.compile needs a C++ compiler, and there is no {compiler}; install it, name "
+            "another in the environment variable CXX, or set trainer.compile=false"
+        )
 
 
 def _samples_in_forward(method: nn.Module) -> bool:

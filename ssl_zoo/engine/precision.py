@@ -20,8 +20,8 @@ from ssl_zoo.nn.blocks import transformer_blocks
 _log = logging.getLogger(__name__)
 _CPU_FLAGS = ("avx512_bf16", "bf16", "sve_bf16")  # x86-64; ARM's two; instructions that need not be faster than float32
 _MIN_GAIN = 1.05  # bf16 must be this much faster, so that ties give the exact one
-_FLOPS_PER_PASS = 10e9  # limits the images of a measured batch
-_SECONDS, _MIN_ROUNDS, _MAX_ROUNDS = 0.25, 3, 15
+_FLOPS_PER_PASS = 4e9  # limits the images of a measured batch
+_SECONDS, _MIN_ROUNDS, _MAX_ROUNDS = 0.25, 3, 40
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def choose_precision(
         return PrecisionChoice(Precision.bf16, "the CPU multiplies bf16 with AMX")
     if not any(capabilities.get(flag) for flag in _CPU_FLAGS):
         return PrecisionChoice(Precision.fp32, "the CPU has no bf16 instructions")
-    return _faster(_measured(workload, torch.get_num_threads()))
+    return _faster(_measured(workload))
 
 
 def run_precision(
@@ -141,15 +141,17 @@ def recorded_precision(checkpoint: Checkpoint) -> Precision | None:
 def _faster(gflops: Mapping[str, float]) -> PrecisionChoice:
     bf16, fp32 = gflops["bf16"], gflops["fp32"]
     faster = Precision.bf16 if bf16 > _MIN_GAIN * fp32 else Precision.fp32
-    reason = f"a transformer block reaches {bf16:.0f} GFLOP/s in bf16 and {fp32:.0f} in fp32 on this CPU"
+    reason = f"a transformer block reaches {bf16:.0f} GFLOP/s in bf16 and {fp32:.0f} in fp32 per core"
     return PrecisionChoice(faster, reason, {name: round(value, 1) for name, value in gflops.items()})
 
 
 @functools.cache
-def _measured(workload: Workload, num_threads: int) -> Mapping[str, float]:
+def _measured(workload: Workload) -> Mapping[str, float]:
     """Measure GFLOP/s by precision: forward and backward pass of a block, casts included.
 
-    Both precisions take turns and the fastest pass of each counts, since other processes only slow passes down.
+    Both precisions take turns and the fastest pass of each counts, since other processes only slow passes down. Passes
+    run on one thread and are timed by its CPU time, which leaves out the time that other processes had the CPU. On
+    several threads it would include the time in which they wait for one that is not running.
     """
     cpu, best = torch.device("cpu"), {"bf16": float("inf"), "fp32": float("inf")}
     prepare_device(cpu)
@@ -158,16 +160,19 @@ def _measured(workload: Workload, num_threads: int) -> Mapping[str, float]:
         dim = workload.embed_dim
         [block] = transformer_blocks(dim, 1, workload.num_heads, mlp_ratio=4, norm_eps=1e-6)
         tokens = torch.randn(workload.num_images, workload.num_tokens, dim, requires_grad=True)
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     for name in best:  # the first pass chooses kernels and allocates
         _pass(block, tokens, autocast(Precision(name), cpu))
     end = time.perf_counter() + _SECONDS
     for number in range(_MAX_ROUNDS):
         for name in best:
-            start = time.perf_counter()
+            start = time.thread_time()
             _pass(block, tokens, autocast(Precision(name), cpu))
-            best[name] = min(best[name], time.perf_counter() - start)
+            best[name] = min(best[name], time.thread_time() - start)
         if number + 1 >= _MIN_ROUNDS and time.perf_counter() > end:
             break
+    torch.set_num_threads(num_threads)
     return {name: workload.flops / seconds / 1e9 for name, seconds in best.items()}
 
 

@@ -62,6 +62,14 @@ class RunDirectory:
     config: Mapping[str, Any]
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        try:
+            str(self.path).encode()
+        except UnicodeEncodeError:
+            raise ValueError(
+                f"output_dir={ascii(str(self.path))} is no valid UTF-8, and safetensors writes no file there; choose another"
+            ) from None
+
     @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"

@@ -247,3 +247,8 @@ def test_a_configuration_can_be_sent_to_another_process(recipe):
     config = load_config(recipe, ["probe.knn.k=[7]"])
     copied = pickle.loads(pickle.dumps(config))
     assert copied == config and copied.probe.knn.k == [7]
+
+
+@pytest.mark.parametrize("path", ["/home/müller/写真/ä.1", "./caf\udce9", "data/ü~b+c@d"])
+def test_a_path_with_characters_beyond_ascii_needs_no_quotes(recipe, path):
+    assert load_config(recipe, [f"output_dir={path}"]).output_dir == path

@@ -189,6 +189,22 @@ def test_a_worker_that_hangs_is_an_error_and_does_not_outlive_it():
     assert set(multiprocessing.active_children()) <= before
 
 
+@pytest.mark.parametrize(
+    ("cause", "remedy"),
+    [
+        ("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)", "--shm-size"),
+        ("unable to open shared memory object </torch_1>: Too many open files (24)", "ulimit -n"),
+    ],
+)
+def test_a_worker_without_shared_memory_or_open_files_is_an_error_with_the_remedy(cause, remedy, monkeypatch):
+    def refuse(tensor):
+        raise RuntimeError(cause)
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", refuse)
+    with pytest.raises(LoaderError, match=f"can't pass on its batch .*{remedy}"):
+        next(iter(_data(num_workers=1).batches(0, 2)))
+
+
 def test_batches_arrive_normalised_on_the_device():
     data = _data()
     host = data.batch(0)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from timm.layers import DropPath
 from tiny_methods import PROGRESS, tiny_batch, tiny_method
 
 from ssl_zoo.engine.device import prepare_method
@@ -17,6 +18,35 @@ def test_the_attention_kernel_follows_the_setting(setting: bool | None) -> None:
     method = prepare_method(tiny_method("ijepa"), TrainerConfig(fused_attention=setting), CPU)
     networks = (method.encoder, method.target.encoder.module, method.predictor)
     assert {block.attn.fused_attn for network in networks for block in network.blocks} == {setting}
+
+
+def test_compilation_without_a_compiler_is_refused_before_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(ValueError, match=r"there is no no-such-compiler.*trainer\.compile=false"):
+        prepare_method(tiny_method("ijepa"), TrainerConfig(compile=True), CPU)
+
+
+def test_activation_checkpointing_on_mps_is_refused_only_where_blocks_are_random() -> None:
+    config = TrainerConfig(activation_checkpointing=True)
+    method = tiny_method("ijepa")
+    method.encoder.blocks[1].drop_path1 = DropPath(0.1)
+    with pytest.raises(ValueError, match=r"backbone\.drop_path"):
+        prepare_method(method, config, torch.device("mps"))
+    prepare_method(method, config, CPU)
+
+
+def test_mps_is_refused_where_it_is_not_there_and_with_several_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=r"trainer\.device=mps, but torch finds no MPS device"), processes(Device.mps):
+        pass
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    with processes(Device.mps) as ranks:
+        assert ranks.device == torch.device("mps")
+    with processes(Device.auto) as ranks:
+        assert ranks.device.type != "mps"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="no collectives for MPS"), processes(Device.mps):
+        pass
 
 
 def bytes_kept(activation_checkpointing: bool) -> tuple[int, Output, list[torch.Tensor]]:

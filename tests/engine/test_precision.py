@@ -18,7 +18,7 @@ TINY = Workload(48, 16, 2)
 def machine(monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], **gflops: float) -> None:
     """Pretend that the CPU has these instructions and speeds; without speeds a measurement is an error."""
 
-    def measured(workload: Workload, num_threads: int) -> dict[str, float]:
+    def measured(workload: Workload) -> dict[str, float]:
         assert gflops, "nothing should be measured"
         return gflops
 
@@ -55,7 +55,7 @@ def test_other_bf16_instructions_are_measured_and_a_tie_is_float32(
     assert choice.precision is expected
     assert choice.plain() == {
         "precision": expected.value,
-        "precision_reason": f"a transformer block reaches {bf16} GFLOP/s in bf16 and {fp32} in fp32 on this CPU",
+        "precision_reason": f"a transformer block reaches {bf16} GFLOP/s in bf16 and {fp32} in fp32 per core",
         "precision_gflops": {"bf16": bf16, "fp32": fp32},
     }
 
@@ -78,7 +78,9 @@ def test_mps_is_trained_in_float32() -> None:
 
 def test_a_measurement_is_quick_and_leaves_the_random_state_as_it_was() -> None:
     before = torch.get_rng_state()
-    gflops = engine_precision._measured.__wrapped__(TINY, 1)
+    threads = torch.get_num_threads()
+    gflops = engine_precision._measured.__wrapped__(TINY)
+    assert torch.get_num_threads() == threads
     assert gflops.keys() == {"bf16", "fp32"} and min(gflops.values()) > 0
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -87,7 +89,7 @@ def test_the_measured_batch_is_that_of_the_run_up_to_a_limit() -> None:
     encoder = tiny_method("ijepa").encoder
     assert [Workload.of(encoder, images) for images in (1, 16)] == [Workload(48, 16, 1), Workload(48, 16, 16)]
     largest = Workload.of(encoder, 100_000)
-    assert largest.num_images < 100_000 and 9e9 < largest.flops <= 10e9
+    assert largest.num_images < 100_000 and 3.9e9 < largest.flops <= 4e9
     wide = Workload(1408, 1, 1)
     assert wide.embed_dim % wide.num_heads == 0 and Workload(50, 1, 1).num_heads == 1
 
