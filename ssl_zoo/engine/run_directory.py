@@ -67,7 +67,7 @@ class RunDirectory:
             str(self.path).encode()
         except UnicodeEncodeError:
             raise ValueError(
-                f"output_dir={ascii(str(self.path))} is no valid UTF-8, and safetensors writes no file there; choose another"
+                f"output_dir={str(self.path)!a} is no valid UTF-8, which safetensors needs; choose another"
             ) from None
 
     @property
