@@ -20,6 +20,7 @@ from ssl_zoo.registry import BROKEN_PLUGINS, REGISTRIES, Registry, UnknownName, 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    refuse_windows()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kind", nargs="?", help="e.g. method, masks, data; without it, the kinds")
     parser.add_argument("--plugin", action="append", default=[], help="module or file that registers parts; repeatable")

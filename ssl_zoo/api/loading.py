@@ -19,7 +19,7 @@ from ssl_zoo.engine.trained import choose_network, encoders, open_run
 from ssl_zoo.eval.features import Pooling
 from ssl_zoo.interop.manifest import MANIFEST, Manifest, ManifestError, Preprocessing, backbone_values
 from ssl_zoo.method import Method
-from ssl_zoo.nn import BACKBONES, BackboneConfig, ViT
+from ssl_zoo.nn import BACKBONES, ViT, resize_vit
 from ssl_zoo.plugins import discover
 
 _NETWORKS = ("evaluated", "encoder", "target_encoder")
@@ -43,7 +43,7 @@ def load(
         network: ``evaluated``, the one that the method evaluates, ``encoder`` or ``target_encoder``.
         device: ``auto`` takes a GPU where there is one.
         image_size: height, or (height, width), of the images in pixels, where they are not those of the training.
-            Sin-cos positions are recomputed, learned ones interpolated.
+            Sin-cos positions are recomputed, learned and relative ones interpolated.
         precision: of matmuls, ``fp32`` or ``bf16``.
 
     Raises:
@@ -113,8 +113,8 @@ def _of_run(
     config = {"choices": dict(composed.choices), **composed.plain()}
     name = next((name for name, candidate in encoders(trained.method).items() if candidate is chosen), network)
     origin = Origin(trained.checkpoint, composed.choices["method"], name, trained.step, run, config)
-    transform = Transform(_resized(preprocessing_of(composed.config), chosen.config, image_size))
-    return Encoder(chosen, transform, origin, pooling=pooling_of(composed.config), **options)
+    encoder, preprocessing = _resized(chosen, preprocessing_of(composed.config), image_size)
+    return Encoder(encoder, Transform(preprocessing), origin, pooling=pooling_of(composed.config), **options)
 
 
 def _of_folder(folder: Path, network: str, image_size: int | tuple[int, int] | None, options: dict) -> Encoder:
@@ -128,22 +128,21 @@ def _of_folder(folder: Path, network: str, image_size: int | tuple[int, int] | N
     encoder: ViT = BACKBONES.build(config)
     load_tensors(encoder, load_file(file), str(file))
     origin = Origin(file, manifest.method, name, manifest.step, None, manifest.config)
-    transform = Transform(_resized(manifest.transform, config, image_size))
-    return Encoder(encoder, transform, origin, pooling=Pooling(manifest.pooling), **options)
+    encoder, preprocessing = _resized(encoder, manifest.transform, image_size)
+    return Encoder(encoder, Transform(preprocessing), origin, pooling=Pooling(manifest.pooling), **options)
 
 
 def _resized(
-    preprocessing: Preprocessing, config: BackboneConfig, image_size: int | tuple[int, int] | None
-) -> Preprocessing:
+    encoder: ViT, preprocessing: Preprocessing, image_size: int | tuple[int, int] | None
+) -> tuple[ViT, Preprocessing]:
+    """Return the encoder and its preprocessing for images of another size; positions change as in ``resize_vit``."""
     if image_size is None:
-        return preprocessing
-    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-    config.grid_of(size)  # raises where a side is no multiple of the patch size
-    if size != config.image_shape and getattr(config, "relative_position_bias", False):
-        raise ValueError(
-            f"image_size={image_size}: the relative position biases of this encoder fit one size of images"
-        )
-    return replace(preprocessing, size=list(size))
+        return encoder, preprocessing
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    config = replace(encoder.config, image_size=height, image_width=None if width == height else width)
+    resized: ViT = BACKBONES.build(config)
+    resized.load_state_dict(resize_vit(encoder.state_dict(), encoder.grid, config))
+    return resized, replace(preprocessing, size=[height, width])
 
 
 def _network(network: str) -> str:

@@ -139,7 +139,7 @@ def test_another_image_size_renders_larger_images_with_recomputed_positions(run:
     pixels = torch.randint(0, 256, (3, 96, 96), dtype=torch.uint8)
     assert encoder.transform(pixels).shape == (3, 48, 32)
     assert encoder.patches(pixels).shape == (1, 12 * 8, 48)
-    with pytest.raises(ValueError, match=r"image height=50 is no multiple of patch_size=4"):
+    with pytest.raises(ValueError, match=r"image_size=50 is no multiple of patch_size=4"):
         ssl_zoo.load(run.path, image_size=50)
 
 
@@ -233,3 +233,10 @@ def test_importing_the_package_imports_nothing_heavy():
     code = "import sys, ssl_zoo; dir(ssl_zoo); print([m for m in ('torch', 'timm', 'omegaconf') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_relative_position_biases_are_interpolated_for_another_image_size(tmp_path: Path):
+    settings = {**TINY, "backbone.relative_position_bias": True, "trainer.num_steps": 1, "output_dir": tmp_path}
+    run = ssl_zoo.train(DEMO, settings, verbose=False)
+    encoder = ssl_zoo.load(run.path, image_size=48)
+    assert encoder.patches(torch.randn(2, 3, 48, 48)).shape == (2, 144, 48)
