@@ -20,7 +20,7 @@ def require_target(method: str, target: Target | None) -> None:
 def refuse_target(method: str, target: Target | None) -> None:
     """Refuse a target for a method that brings its own teacher."""
     if target is not None:
-        raise ValueError(f"{method}'s targets are its own teacher's: leave the group targets out (targets=null)")
+        raise ValueError(f"{method} computes its targets itself: leave the group targets out (targets=null)")
 
 
 def refuse_masked_teacher(method: str, target: Target) -> None:
@@ -55,13 +55,17 @@ def require_one_mask(method: Method, masks: Masks) -> None:
         )
 
 
-def require_global_crops(method: Method, views: Mapping[str, ViewSpec], encoder: ViT) -> None:
-    """Refuse a run without two global crops, and crops of sizes that the encoder can't take."""
+def require_global_crops(method: Method, views: Mapping[str, ViewSpec], encoder: ViT, kind: str = "multi_crop") -> None:
+    """Refuse a run without two global crops, and crops of sizes that the encoder can't take.
+
+    Args:
+        kind: the view set to suggest.
+    """
     name = type(method).__name__
     if not {"global_0", "global_1"} <= set(views):
         raise ValueError(
             f"{name} compares crops of an image and needs two global ones, not {', '.join(views)}: choose "
-            f"views={method.default_views} or views=multi_crop"
+            f"views={method.default_views} or views={kind}"
         )
     for spec in views.values():
         try:

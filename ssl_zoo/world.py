@@ -11,6 +11,7 @@ class World:
     """
 
     size: int = 1
+    rank: int = 0  # whose rows stand at ``rank * len(rows)`` in what ``gather`` returns
 
     def mean(self, values: Tensor) -> Tensor:
         """Average a tensor over ranks, elementwise."""

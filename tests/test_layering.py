@@ -15,7 +15,7 @@ LEAVES = ("machine", "plotting", "registry", "settings", "seeding", "schedules",
 MAY_IMPORT = {
     **dict.fromkeys(LEAVES, ()),
     "plugins": (),  # finds the parts by the names of their packages and imports none of them here
-    "nn": (),
+    "nn": ("world",),
     "masks": (),
     "ema": (),
     "world": (),

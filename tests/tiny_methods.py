@@ -25,12 +25,14 @@ TINY_HEAD = {"num_prototypes": 32, "head_dim": 32, "bottleneck_dim": 16, "freeze
 TINY_METHOD = {
     "dino": TINY_HEAD,
     "ibot": TINY_HEAD,
+    "simclr": {"head_dim": 32, "projection_dim": 16},
+    "msn": {"head_dim": 32, "projection_dim": 16, "num_prototypes": 32, "head_batch_norm": True},
     "ijepa": {"predictor_dim": 32, "predictor_depth": 1, "predictor_heads": 4},
     "mae": {"decoder_dim": 32, "decoder_depth": 1, "decoder_heads": 4},
     "data2vec2": {"decoder_dim": 32, "decoder_depth": 2},
 }
 TINY_VIEWS = {"dino": ["views.num_local_crops=2", "views.local_size=8"]}
-TINY_VIEWS["ibot"] = TINY_VIEWS["dino"]
+TINY_VIEWS["ibot"] = TINY_VIEWS["msn"] = TINY_VIEWS["dino"]
 TINY_MASKS = {
     "multiblock": {"min_patches": 1, "target_scale": [0.2, 0.3]},
     "blockwise": {"min_block_area": 2, "shortfall": Shortfall.keep},

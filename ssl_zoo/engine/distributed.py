@@ -44,7 +44,7 @@ class Processes:
     @property
     def world(self) -> World:
         """The collectives that methods see."""
-        return World() if self.world_size == 1 else Ranks(self.world_size)
+        return World() if self.world_size == 1 else Ranks(self.world_size, self.rank)
 
     def any(self, flag: bool) -> bool:
         """Return on every rank whether the flag is set on any rank."""
@@ -73,8 +73,8 @@ class Processes:
 class Ranks(World):
     """Several processes; the backward passes suit an engine that averages gradients over ranks."""
 
-    def __init__(self, size: int) -> None:
-        self.size = size
+    def __init__(self, size: int, rank: int) -> None:
+        self.size, self.rank = size, rank
 
     def mean(self, values: Tensor) -> Tensor:
         return _Mean.apply(values, self.size)

@@ -1,9 +1,17 @@
-"""Self-distillation over prototypes (DINO, arXiv 2104.14294; iBOT, arXiv 2111.07832): a student matches a teacher."""
+"""Self-distillation over prototypes: a student matches a teacher.
+
+DINO (arXiv 2104.14294), iBOT (arXiv 2111.07832), MSN (arXiv 2204.07141); Sinkhorn-Knopp as in SwAV (arXiv 2006.09882)
+and DINOv2 (arXiv 2304.07193).
+"""
+
+import math
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
+
+from ssl_zoo.world import World
 
 
 @torch.no_grad()
@@ -12,6 +20,43 @@ def center_and_sharpen(
 ) -> Float[Tensor, "*S K"]:
     """Turn a teacher's head outputs into distributions: subtract the center, then apply a softmax at a temperature."""
     return ((outputs - center) / temperature).softmax(dim=-1)
+
+
+@torch.no_grad()
+def sinkhorn(
+    scores: Float[Tensor, "*S K"], world: World, iterations: int, counted: Bool[Tensor, "*S"] | None = None
+) -> Float[Tensor, "*S K"]:
+    """Turn scores into distributions that give all prototypes about the same mass (Sinkhorn-Knopp).
+
+    An iteration scales the prototypes to equal masses over the rows of all ranks, then each row to the sum 1. Both
+    happen to logarithms, so that cold scores of any size neither overflow nor leave a row empty.
+
+    Args:
+        scores: logits divided by the temperature; without iterations the result is ``exp(scores)``.
+        counted: True = the row takes part in the masses of prototypes; None = all rows do.
+    """
+    log_q = scores.flatten(0, -2)
+    for _ in range(iterations):
+        rows = log_q if counted is None else log_q.masked_fill(~counted.flatten()[:, None], -torch.inf)
+        masses = world.gather(rows.logsumexp(dim=0, keepdim=True)).logsumexp(dim=0)
+        log_q = (log_q - masses.nan_to_num(neginf=0.0)).log_softmax(dim=-1)  # -inf where no row is counted
+    return log_q.exp().view_as(scores)
+
+
+def mean_entropy_gap(probabilities: Float[Tensor, "S K"], world: World) -> Float[Tensor, ""]:
+    """Return by how much the entropy of the mean distribution of all ranks falls short of ln K.
+
+    This is MSN's me-max term (arXiv 2204.07141, sec. 3): 0 where all prototypes are used equally, ln K where one of them
+    has all the mass.
+    """
+    mean = world.mean(probabilities.mean(dim=0))
+    mean = mean.clamp_min(torch.finfo(torch.float32).tiny)  # the slope of the entropy at 0 is infinite
+    return math.log(len(mean)) - entropy(mean)
+
+
+def entropy(probabilities: Float[Tensor, "*S K"]) -> Float[Tensor, "*S"]:
+    """Return the entropy of distributions in nats."""
+    return torch.special.entr(probabilities).sum(dim=-1)
 
 
 def cross_entropy_across_views(

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,8 +10,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ssl_zoo.nn.batch_norm import BatchNorm
 from ssl_zoo.nn.initialization import TOKEN_STD
 from ssl_zoo.settings import Settings, setting
+from ssl_zoo.world import World
 
 
 class Prototypes(nn.Module):
@@ -60,3 +63,54 @@ class PrototypeHead(nn.Module):
 
     def forward(self, features: Float[Tensor, "*S D"]) -> Float[Tensor, "*S K"]:
         return self.last_layer(F.normalize(self.mlp(features).float(), dim=-1))
+
+
+class ProjectionHead(nn.Module):
+    """An MLP with batch normalization over all ranks: the projector of SimCLR and MoCo v3, the head of MSN.
+
+    Its layers are ``fc1``, ``bn1``, ``fc2`` and so on, as in MSN's reference code.
+
+    Args:
+        widths: of the input, of every hidden layer and of the output.
+        activation: between the layers, after batch normalization.
+        batch_norm: normalise the hidden layers.
+        batch_norm_output: normalise the output too, without scale and offset.
+        bias: of the linear layers.
+        std: standard deviation of initial weights, biases being zero; None = torch's default for both.
+    """
+
+    def __init__(
+        self,
+        widths: Sequence[int],
+        *,
+        activation: type[nn.Module],
+        batch_norm: bool = True,
+        batch_norm_output: bool = False,
+        bias: bool = True,
+        std: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.activation, self.num_layers = activation(), len(widths) - 1
+        for number, (width_in, width_out) in enumerate(itertools.pairwise(widths), start=1):
+            is_last = number == self.num_layers
+            layer = nn.Linear(width_in, width_out, bias=bias)
+            if std is not None:
+                nn.init.trunc_normal_(layer.weight, std=std)
+                nn.init.zeros_(layer.bias)
+            setattr(self, f"fc{number}", layer)
+            if batch_norm_output if is_last else batch_norm:
+                setattr(self, f"bn{number}", BatchNorm(width_out, affine=not is_last))
+
+    def forward(self, features: Float[Tensor, "S D"], world: World) -> Float[Tensor, "S O"]:
+        """Project features.
+
+        Args:
+            world: the ranks whose rows are normalised together.
+        """
+        x = features
+        for number in range(1, self.num_layers + 1):
+            x = getattr(self, f"fc{number}")(x)
+            norm = getattr(self, f"bn{number}", None)
+            x = x if norm is None else norm(x, world)
+            x = x if number == self.num_layers else self.activation(x)
+        return x

@@ -100,9 +100,8 @@ def test_methods_that_are_compared_see_the_same_samples_and_masks() -> None:
 
 @pytest.mark.parametrize("name", METHODS.names())
 def test_views_of_another_kind_are_refused_with_one_to_choose(name: str) -> None:
-    own, others = (
-        (tiny_views("dino"), "single_crop") if name not in ("dino", "ibot") else (tiny_views("mae"), "multi_crop")
-    )
+    kinds = {"dino": "multi_crop", "ibot": "multi_crop", "msn": "multi_crop", "simclr": "two_crops"}
+    own, others = tiny_views("mae" if name in kinds else "dino"), kinds.get(name, "single_crop")
     views = {spec.name: spec for spec in build_views(own, TINY_BACKBONE)}
     with pytest.raises(ValueError, match=f"views={others}"):
         tiny_method(name).check_inputs(views, {})

@@ -70,7 +70,7 @@ def gradients(job: Job) -> dict[str, Tensor]:
 
 def check_collectives(ranks: Processes) -> None:
     world, size, rank = ranks.world, ranks.world_size, ranks.rank
-    assert world.size == size
+    assert (world.size, world.rank) == (size, rank)
     values = [torch.randn(3, 2, generator=torch.Generator().manual_seed(other)) for other in range(size)]
     # The gradient that each rank's loss has with respect to the gathered rows.
     wanted = [torch.randn(3 * size, 2, generator=torch.Generator().manual_seed(9 + other)) for other in range(size)]
@@ -78,6 +78,7 @@ def check_collectives(ranks: Processes) -> None:
     rows = values[rank].clone().requires_grad_()
     gathered = world.gather(rows)
     assert torch.equal(gathered, torch.cat(values)), "not in the order of ranks"
+    assert torch.equal(gathered[3 * world.rank :][:3], rows), "not at the place of the rank"
     gathered.backward(wanted[rank])
     expected = torch.stack(wanted).sum(0).chunk(size)[rank]
     torch.testing.assert_close(rows.grad, expected)
