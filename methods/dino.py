@@ -15,7 +15,8 @@ from torch import Tensor
 from ssl_zoo.collapse import DISTRIBUTION_LIMITS, Limit, distribution_metrics
 from ssl_zoo.data.batch import Batch, ViewSpec
 from ssl_zoo.ema import Ema, EmaConfig, EmaCopy
-from ssl_zoo.losses.self_distillation import center_and_sharpen, cross_entropy_across_views
+from ssl_zoo.losses.koleo import koleo
+from ssl_zoo.losses.self_distillation import center_and_sharpen, cross_entropy_across_views, sinkhorn
 from ssl_zoo.method import METHODS, Clip, Masks, Method, MethodConfig, Output, ParamGroup, Schedule, Step
 from ssl_zoo.nn import ViT
 from ssl_zoo.nn.heads import PrototypeHead, PrototypeHeadConfig
@@ -36,6 +37,10 @@ class DINOConfig(PrototypeHeadConfig, MethodConfig):
     teacher_temp_warmup_epochs: float = setting(30.0, "epochs of the teacher temperature's linear warm-up", at_least=0)
     ema: EmaConfig = setting(EmaConfig(schedule=ScheduleShape.cosine), "EMA weights of the teacher, head included")
     center_momentum: float = setting(0.9, "momentum of the mean output that centers the teacher", at_least=0, at_most=1)
+    sinkhorn_iterations: int = setting(
+        0, "iterations of Sinkhorn-Knopp that balance the teacher instead of the center; DINOv2: 3", at_least=0
+    )
+    koleo_weight: float = setting(0.0, "weight of KoLeo on features of global crops; DINOv2: 0.1", at_least=0)
     freeze_last_layer_epochs: float = setting(1.0, "epochs in which the prototypes are not trained", at_least=0)
 
 
@@ -52,6 +57,7 @@ class DINO(Method):
     def __init__(self, config: DINOConfig, encoder: ViT, target: Target | None) -> None:
         refuse_target("DINO", target)
         super().__init__(config, encoder, None)
+        self.couples_images = config.sinkhorn_iterations > 0 or config.koleo_weight > 0
         self.head = PrototypeHead(config, encoder.embed_dim)
         self.teacher_encoder, self.teacher_head = EmaCopy(encoder), EmaCopy(self.head)
         self.register_buffer("center", torch.zeros(config.num_prototypes))
@@ -71,11 +77,18 @@ class DINO(Method):
         with torch.no_grad():
             teacher_features = self.encoder.pooled(self.teacher_encoder(torch.cat(global_crops)))
             teacher = self.teacher_head(teacher_features).unflatten(0, (len(global_crops), -1)).float()
-        probabilities = center_and_sharpen(teacher, self.center, step.values["teacher_temp"])
-        loss = cross_entropy_across_views(student / self.config.student_temp, probabilities)
-        regularization = self.regularize(step, tokens=student_features)
+        if self.config.sinkhorn_iterations:
+            scores = teacher / step.values["teacher_temp"]
+            probabilities = sinkhorn(scores, step.world, self.config.sinkhorn_iterations)
+        else:
+            probabilities = center_and_sharpen(teacher, self.center, step.values["teacher_temp"])
+        losses = {"self_distillation": cross_entropy_across_views(student / self.config.student_temp, probabilities)}
+        if self.config.koleo_weight:
+            spread = [koleo(crop, step.world) for crop in student_features.chunk(len(batch.views))[: len(global_crops)]]
+            losses["koleo"] = self.config.koleo_weight * sum(spread)
+        losses |= self.regularize(step, tokens=student_features)
         statistics = {"center": teacher.mean(dim=(0, 1))}
-        return Output({"self_distillation": loss, **regularization}, distribution_metrics(probabilities), statistics)
+        return Output(losses, distribution_metrics(probabilities), statistics)
 
     def emas(self) -> Sequence[Ema]:
         networks = ((self.encoder, self.teacher_encoder), (self.head, self.teacher_head))

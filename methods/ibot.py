@@ -14,7 +14,13 @@ from torch import Tensor, nn
 from ssl_zoo.collapse import DISTRIBUTION_LIMITS, Limit, distribution_metrics
 from ssl_zoo.data.batch import Batch, ViewSpec
 from ssl_zoo.ema import Ema, EmaConfig, EmaCopy
-from ssl_zoo.losses.self_distillation import center_and_sharpen, cross_entropy_across_views, cross_entropy_at_patches
+from ssl_zoo.losses.koleo import koleo
+from ssl_zoo.losses.self_distillation import (
+    center_and_sharpen,
+    cross_entropy_across_views,
+    cross_entropy_at_patches,
+    sinkhorn,
+)
 from ssl_zoo.method import METHODS, Clip, Masks, Method, MethodConfig, Output, ParamGroup, Schedule, Step
 from ssl_zoo.nn import ViT
 from ssl_zoo.nn.heads import PrototypeHead, PrototypeHeadConfig
@@ -44,6 +50,10 @@ class IBOTConfig(PrototypeHeadConfig, MethodConfig):
     )
     ema: EmaConfig = setting(EmaConfig(schedule=ScheduleShape.cosine), "EMA weights of the teacher, head included")
     center_momentum: float = setting(0.9, "momentum of the mean outputs that center the teacher", at_least=0, at_most=1)
+    sinkhorn_iterations: int = setting(
+        0, "iterations of Sinkhorn-Knopp that balance the teacher instead of the center; DINOv2: 3", at_least=0
+    )
+    koleo_weight: float = setting(0.0, "weight of KoLeo on features of global crops; DINOv2: 0.1", at_least=0)
     freeze_last_layer_epochs: float = setting(1.0, "epochs in which the prototypes are not trained", at_least=0)
 
 
@@ -62,6 +72,7 @@ class IBOT(Method):
     def __init__(self, config: IBOTConfig, encoder: ViT, target: Target | None) -> None:
         refuse_target("iBOT", target)
         super().__init__(config, encoder, None)
+        self.couples_images = config.sinkhorn_iterations > 0 or config.koleo_weight > 0
         self.head = PrototypeHead(config, encoder.embed_dim)
         self.teacher_encoder, self.teacher_head = EmaCopy(encoder), EmaCopy(self.head)
         self.mask_token = nn.Parameter(torch.zeros(1, encoder.embed_dim))
@@ -93,12 +104,21 @@ class IBOT(Method):
             tokens = self.teacher_encoder(torch.cat(global_crops))
             teacher = self.teacher_head(self.encoder.pooled(tokens)).float().unflatten(0, (len(global_crops), -1))
             teacher_patches = self.teacher_head(self.encoder.patches(tokens)).float()
-        probabilities = center_and_sharpen(teacher, self.center, step.values["teacher_temp"])
-        patch_probabilities = center_and_sharpen(teacher_patches, self.patch_center, step.values["teacher_patch_temp"])
+        temperature, patch_temperature = step.values["teacher_temp"], step.values["teacher_patch_temp"]
+        if iterations := self.config.sinkhorn_iterations:
+            probabilities = sinkhorn(teacher / temperature, step.world, iterations)
+            # DINOv2 balances the prototypes over the masked patches alone, whose targets are used.
+            patch_probabilities = sinkhorn(teacher_patches / patch_temperature, step.world, iterations, counted=masked)
+        else:
+            probabilities = center_and_sharpen(teacher, self.center, temperature)
+            patch_probabilities = center_and_sharpen(teacher_patches, self.patch_center, patch_temperature)
         temperature = self.config.student_temp
         image_loss = cross_entropy_across_views(student / temperature, probabilities)
         patch_loss = cross_entropy_at_patches(student_patches / temperature, patch_probabilities, masked)
         losses = {"image": self.config.image_weight * image_loss, "patch": self.config.patch_weight * patch_loss}
+        if self.config.koleo_weight:
+            spread = [koleo(crop, step.world) for crop in features.chunk(len(batch.views))[: len(global_crops)]]
+            losses["koleo"] = self.config.koleo_weight * sum(spread)
         losses |= self.regularize(step, tokens=features)
         metrics = {**distribution_metrics(probabilities), "target_patches": masked.sum(dim=1).float().mean()}
         statistics = {"center": teacher.mean(dim=(0, 1)), "patch_center": teacher_patches.mean(dim=(0, 1))}

@@ -18,7 +18,7 @@ from ssl_zoo.data.batch import Batch, ViewSpec
 from ssl_zoo.ema import Ema, EmaConfig, EmaCopy
 from ssl_zoo.losses.info_nce import cosine_logits
 from ssl_zoo.losses.self_distillation import entropy, mean_entropy_gap, sinkhorn
-from ssl_zoo.method import METHODS, Clip, Masks, Method, MethodConfig, Output, ParamGroup, Schedule, Step, without_decay
+from ssl_zoo.method import METHODS, Clip, Masks, Method, MethodConfig, Output, ParamGroup, Schedule, Step
 from ssl_zoo.nn import ViT
 from ssl_zoo.nn.heads import ProjectionHead
 from ssl_zoo.nn.initialization import TOKEN_STD
@@ -93,14 +93,15 @@ class MSN(Method):
             targets = sinkhorn(scores, step.world, config.sinkhorn_iterations)
         log_probabilities = cosine_logits(anchors, self.prototypes, config.anchor_temp).log_softmax(dim=-1)
         probabilities = log_probabilities.exp()
+        me_max_gap, anchor_entropy = mean_entropy_gap(probabilities, step.world), entropy(probabilities).mean()
         losses = {
             "prototypes": -(targets * log_probabilities.unflatten(0, (-1, len(targets)))).sum(dim=-1).mean(),
-            "me_max": config.me_max_weight * mean_entropy_gap(probabilities, step.world),
+            "me_max": config.me_max_weight * me_max_gap,
+            "entropy": config.entropy_weight * anchor_entropy,
+            **self.regularize(step, tokens=torch.cat(features)),
         }
-        if config.entropy_weight:
-            losses["entropy"] = config.entropy_weight * entropy(probabilities).mean()
-        losses |= self.regularize(step, tokens=torch.cat(features))
-        return Output(losses, distribution_metrics(targets[None]))
+        metrics = {"me_max_gap": me_max_gap.detach(), "anchor_entropy": anchor_entropy.detach()}
+        return Output(losses, {**metrics, **distribution_metrics(targets[None])})
 
     def emas(self) -> Sequence[Ema]:
         networks = ((self.encoder, self.target_encoder), (self.head, self.target_head))
@@ -108,9 +109,9 @@ class MSN(Method):
 
     def param_groups(self) -> Sequence[ParamGroup]:
         """Neither decay the prototypes nor clip their gradient, as in the reference."""
-        decay, no_decay = without_decay(super().param_groups(), self.prototypes)
-        others = replace(no_decay, params=[p for p in no_decay.params if p is not self.prototypes])
-        return decay, others, ParamGroup("prototypes", [self.prototypes], decay=False, clip=Clip.none)
+        decay, no_decay = super().param_groups()
+        decay = replace(decay, params=[p for p in decay.params if p is not self.prototypes])
+        return decay, no_decay, ParamGroup("prototypes", [self.prototypes], decay=False, clip=Clip.none)
 
     def eval_encoder(self) -> ViT:
         return self.target_encoder.module

@@ -46,8 +46,8 @@ def sinkhorn(
 def mean_entropy_gap(probabilities: Float[Tensor, "S K"], world: World) -> Float[Tensor, ""]:
     """Return by how much the entropy of the mean distribution of all ranks falls short of ln K.
 
-    This is MSN's me-max term (arXiv 2204.07141, sec. 3): 0 where all prototypes are used equally, ln K where one of them
-    has all the mass.
+    This is MSN's me-max term (arXiv 2204.07141, sec. 3): 0 where all prototypes are used equally, ln K where one
+    of them has all the mass.
     """
     mean = world.mean(probabilities.mean(dim=0))
     mean = mean.clamp_min(torch.finfo(torch.float32).tiny)  # the slope of the entropy at 0 is infinite

@@ -1,6 +1,6 @@
 """Golden files: tensors that reference implementations recorded, recomputed by ours."""
 
-from ssl_zoo.testing.golden import data2vec, dino, ijepa, mae, simmim
+from ssl_zoo.testing.golden import data2vec, dino, ijepa, mae, msn, simclr, simmim
 from ssl_zoo.testing.golden.fixture import VERIFIERS, Finding, Fixture, FixtureError, Verifier, table, verify_file
 
 VERIFIERS["ijepa"] = Verifier(ijepa.recognises, ijepa.verify)
@@ -9,5 +9,7 @@ VERIFIERS["mae"] = Verifier(mae.recognises, mae.verify)
 VERIFIERS["simmim"] = Verifier(simmim.recognises, simmim.verify)
 VERIFIERS["dino"] = Verifier(dino.recognises_dino, dino.verify)
 VERIFIERS["ibot"] = Verifier(dino.recognises_ibot, dino.verify)
+VERIFIERS["simclr"] = Verifier(simclr.recognises, simclr.verify)
+VERIFIERS["msn"] = Verifier(msn.recognises, msn.verify)
 
 __all__ = ["VERIFIERS", "Finding", "Fixture", "FixtureError", "Verifier", "table", "verify_file"]
