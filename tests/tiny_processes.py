@@ -36,6 +36,8 @@ class Job:
 
     Attributes:
         method: of the registry, or "coupled" for ``tiny_coupled.Coupled``.
+        options: keys of the method.
+        settings: keys of the trainer.
     """
 
     method: str
@@ -43,11 +45,12 @@ class Job:
     parallel: str = "ddp"
     stop: int | None = None
     muon: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
 
     def run(self, ranks: Processes) -> None:
         folder, parallel = Path(self.folder), Parallel(self.parallel)
-        method = coupled_method() if self.method == "coupled" else tiny_method(self.method)
+        method = coupled_method() if self.method == "coupled" else tiny_method(self.method, **self.options)
         trainer = tiny_trainer(
             folder,
             method=method,
