@@ -18,10 +18,12 @@ from ssl_zoo.engine.build import build_views
 from ssl_zoo.engine.checkpoint.state import list_checkpoints
 from ssl_zoo.engine.optim import AdamWConfig
 from ssl_zoo.engine.settings import Precision
-from ssl_zoo.losses.self_distillation import cross_entropy_across_views
-from ssl_zoo.method import METHODS, Clip, Method, Progress, build_method
+from ssl_zoo.losses.koleo import koleo
+from ssl_zoo.losses.self_distillation import cross_entropy_across_views, sinkhorn
+from ssl_zoo.method import METHODS, Clip, Method, Output, Progress, build_method
 from ssl_zoo.nn import Positions
 from ssl_zoo.targets import TeacherConfig
+from ssl_zoo.world import World
 
 
 @pytest.fixture
@@ -188,6 +190,41 @@ def test_parts_that_it_has_no_use_for_are_refused() -> None:
         method.check_inputs({"image": views["global_0"]}, {})
     with pytest.raises(ValueError, match=r"views\.local_size=6: .*4"):
         method.check_inputs({**views, "local_0": replace(views["local_0"], size=(6, 6))}, {})
+
+
+@pytest.mark.parametrize("name", ["dino", "ibot"])
+def test_options_of_dinov2_couple_images_and_change_nothing_by_default(tmp_path: Path, name: str) -> None:
+    assert not tiny_method(name).couples_images and "koleo" not in tiny_output(name).losses
+    for option in ({"sinkhorn_iterations": 3}, {"koleo_weight": 0.1}):
+        method = tiny_method(name, **option)
+        with pytest.raises(ValueError, match=r"gradient_accumulation_steps=2: the loss of \w+ couples all images"):
+            tiny_trainer(tmp_path, method=method, masks=method.default_masks, gradient_accumulation_steps=2)
+
+
+def tiny_output(name: str, **options: object) -> Output:
+    method = tiny_method(name, **options)
+    return method(tiny_batch(method, name), step_of(method))
+
+
+def test_sinkhorn_balances_both_global_crops_together_in_place_of_the_center(batch: Batch) -> None:
+    method = tiny_method("dino", sinkhorn_iterations=3)
+    method.center.copy_(torch.randn(32))
+    student = outputs(method.encoder, method.head, list(batch.views.values()))
+    teacher = outputs(method.teacher_encoder, method.teacher_head, batch.group("global"))
+    scores = teacher / step_of(method).values["teacher_temp"]
+    expected = cross_entropy_across_views(student / 0.1, sinkhorn(scores, World(), 3))
+    torch.testing.assert_close(method(batch, step_of(method)).loss, expected)
+
+
+@pytest.mark.parametrize("name", ["dino", "ibot"])
+def test_koleo_spreads_the_images_of_each_global_crop(name: str) -> None:
+    method = tiny_method(name, koleo_weight=0.1)
+    batch, masked = tiny_batch(method, name), {}
+    if name == "ibot":
+        masked = {"masked": method.masked_patches(batch), "mask_token": method.mask_token}
+    features = method.encoder(torch.cat(batch.group("global")), **masked).mean(dim=1)
+    expected = 0.1 * (koleo(features[:8], World()) + koleo(features[8:], World()))
+    torch.testing.assert_close(method(batch, step_of(method)).losses["koleo"], expected)
 
 
 def test_progress_decides_the_temperature(method: Method, batch: Batch) -> None:

@@ -10,10 +10,11 @@ from tiny_methods import TINY_BACKBONE, step_of, tiny_batch, tiny_method, tiny_v
 
 from ssl_zoo.data.batch import Batch
 from ssl_zoo.engine.build import build_views
-from ssl_zoo.losses.self_distillation import cross_entropy_across_views, cross_entropy_at_patches
+from ssl_zoo.losses.self_distillation import cross_entropy_across_views, cross_entropy_at_patches, sinkhorn
 from ssl_zoo.masks import MASKS
 from ssl_zoo.method import METHODS, Method, Progress, build_method
 from ssl_zoo.nn import Positions
+from ssl_zoo.world import World
 
 VIEWS = {spec.name: spec for spec in build_views(tiny_views("ibot"), TINY_BACKBONE)}
 
@@ -83,6 +84,21 @@ def test_without_any_hidden_patch_the_patch_loss_is_zero_and_finite(method: Meth
     assert output.losses["patch"] == 0 and output.loss.isfinite()
     output.loss.backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in method.parameters())
+
+
+def test_sinkhorn_balances_masked_patches_alone(batch: Batch, method: Method) -> None:
+    balanced = build_method(replace(method.config, sinkhorn_iterations=3), method.encoder.config, None, seed=0)
+    balanced.load_state_dict(method.state_dict())
+    step, masked = step_of(balanced), method.masked_patches(batch)
+    global_crops = torch.cat(batch.group("global"))
+    taught = method.teacher_head(method.teacher_encoder(global_crops)[:, 1:])
+    targets = torch.zeros_like(taught)
+    targets[masked] = sinkhorn(taught[masked] / step.values["teacher_patch_temp"], World(), 3)
+    student = method.head(method.encoder(global_crops, masked=masked, mask_token=method.mask_token)[:, 1:])
+    expected = cross_entropy_at_patches(student / 0.1, targets, masked)
+    torch.testing.assert_close(balanced(batch, step).losses["patch"], expected)
+    output = balanced(with_masked(batch, nothing(), nothing()), step)
+    assert output.losses["patch"] == 0 and output.loss.isfinite()
 
 
 def test_the_patch_center_is_of_all_patches_of_the_teacher(method: Method, batch: Batch) -> None:
