@@ -1,4 +1,4 @@
-"""Several crops of each image: two global ones for contrastive methods, local ones beside them for DINO and iBOT."""
+"""Several crops of each image: two global ones for SimCLR, local ones beside them for DINO, iBOT and MSN."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

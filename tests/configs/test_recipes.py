@@ -92,7 +92,7 @@ def test_mae_recipes_have_the_reference_values(name: str, dim: int, patch_size: 
     assert rates == pytest.approx([0, 1.2e-3, 2.4e-3, 1.2e-3, 0], abs=1e-12)
 
 
-@pytest.mark.parametrize("other", ["mae", "data2vec", "data2vec2", "simmim", "dino", "ibot"])
+@pytest.mark.parametrize("other", ["mae", "data2vec", "data2vec2", "simmim", "dino", "ibot", "simclr", "msn"])
 @pytest.mark.parametrize("name", ["cifar10_vitt4", "demo"])
 def test_methods_are_compared_on_one_backbone_view_optimizer_and_budget(name: str, other: str) -> None:
     ijepa, other = (load_config(ROOT / method / f"{name}.yaml") for method in ("ijepa", other))
@@ -173,6 +173,57 @@ def test_recipes_of_crops_have_the_reference_values(
     rates = [schedules(step) for step in (0, 50, 100, epochs * 10)]
     assert [rate.lr for rate in rates] == pytest.approx([0, 1e-3, 2e-3, 1e-6], abs=1e-12)
     assert (rates[0].weight_decay, rates[-1].weight_decay) == pytest.approx((0.04, 0.4))
+
+
+@pytest.mark.parametrize(("name", "dim"), [("vits16", 384), ("vitb16", 768)])
+def test_simclr_recipes_have_the_values_of_moco_v3(name: str, dim: int) -> None:
+    config = load_config(ROOT / "simclr" / f"{name}.yaml")
+    method, backbone, optim, views = config.method, config.backbone, config.optim, config.views
+    assert (backbone.embed_dim, backbone.num_heads, backbone.class_token) == (dim, 12, True)
+    assert (method.head_dim, method.head_layers, method.projection_dim) == (4096, 3, 256)
+    assert (method.temperature, method.freeze_patch_embed) == (0.2, True)
+    first, second = views.global_crop, views.second_global_crop
+    assert (first.blur, second.blur, first.solarize, second.solarize) == (1.0, 0.1, 0.0, 0.2)
+    assert first.crop_scale == second.crop_scale == [0.08, 1.0]
+    assert (config.trainer.batch_size, config.trainer.epochs, optim.clip_grad_norm) == (4096, 300, None)
+    schedules = RateSchedules(optim, num_steps=300 * 10, steps_per_epoch=10)
+    rates = [schedules(10 * epoch) for epoch in (0, 20, 40, 170, 300)]
+    assert [rate.lr for rate in rates] == pytest.approx([0, 1.2e-3, 2.4e-3, 1.2e-3, 0], abs=1e-12)
+    assert {rate.weight_decay for rate in rates} == {0.1}
+
+
+def test_the_released_recipe_of_msn_ends_with_the_values_of_the_reference() -> None:
+    config = load_config(ROOT / "msn" / "vits16_release.yaml")
+    method, optim, views = config.method, config.optim, config.views
+    assert (method.num_prototypes, method.head_dim, method.projection_dim, method.head_batch_norm) == (
+        1024,
+        2048,
+        256,
+        True,
+    )
+    assert (method.sinkhorn_iterations, method.me_max_weight, method.entropy_weight) == (3, 1.0, 0.0)
+    assert (method.anchor_temp, method.warmup_target_temp, method.target_temp) == (0.1, 0.025, 0.025)
+    assert (views.num_local_crops, views.local_size, config.masks.mask_ratio) == (10, 96, 0.15)
+    assert (config.trainer.batch_size, config.trainer.epochs, optim.clip_grad_norm) == (1024, 800, 3.0)
+    num_steps = 800 * 1251
+    schedules = RateSchedules(optim, num_steps=num_steps, steps_per_epoch=1251)
+    assert schedules(15 * 1251 - 1).lr == pytest.approx(1e-3)
+    last = schedules(num_steps)
+    assert (last.lr, last.weight_decay) == pytest.approx((9.92e-5, 0.366), rel=2e-3)
+    assert [method.ema.momentum_at(fraction) for fraction in (0.0, 0.5, 1.0)] == pytest.approx([0.996, 0.9976, 0.9992])
+
+
+def test_the_msn_recipe_that_reproduces_has_its_published_values() -> None:
+    config = load_config(ROOT / "msn" / "vits16.yaml")
+    method, optim, views = config.method, config.optim, config.views
+    assert (method.num_prototypes, method.head_dim, method.projection_dim, method.head_layers) == (4096, 1024, 256, 3)
+    assert (method.head_batch_norm, method.sinkhorn_iterations, method.me_max_weight) == (False, 0, 4.0)
+    temperatures = (method.warmup_target_temp, method.target_temp, method.target_temp_warmup_epochs)
+    assert temperatures == (0.05, 0.025, 30)
+    assert (config.masks.mask_ratio, views.local_crop.crop_scale, config.backbone.drop_path) == (0.2, [0.08, 0.25], 0.1)
+    assert (optim.lr, optim.warmup_epochs, optim.clip_grad_norm) == (2e-3, 20, 1.0)
+    assert (optim.weight_decay, optim.final_weight_decay) == (0.04, 0.4)
+    assert (method.ema.momentum, method.ema.final_momentum, method.ema.schedule.value) == (0.996, 1.0, "cosine")
 
 
 def test_data2vec_recipes_have_the_reference_values_and_sizes() -> None:
