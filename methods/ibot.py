@@ -104,14 +104,14 @@ class IBOT(Method):
             tokens = self.teacher_encoder(torch.cat(global_crops))
             teacher = self.teacher_head(self.encoder.pooled(tokens)).float().unflatten(0, (len(global_crops), -1))
             teacher_patches = self.teacher_head(self.encoder.patches(tokens)).float()
-        temperature, patch_temperature = step.values["teacher_temp"], step.values["teacher_patch_temp"]
+        teacher_temp, patch_temp = step.values["teacher_temp"], step.values["teacher_patch_temp"]
         if iterations := self.config.sinkhorn_iterations:
-            probabilities = sinkhorn(teacher / temperature, step.world, iterations)
+            probabilities = sinkhorn(teacher / teacher_temp, step.world, iterations)
             # DINOv2 balances the prototypes over the masked patches alone, whose targets are used.
-            patch_probabilities = sinkhorn(teacher_patches / patch_temperature, step.world, iterations, counted=masked)
+            patch_probabilities = sinkhorn(teacher_patches / patch_temp, step.world, iterations, counted=masked)
         else:
-            probabilities = center_and_sharpen(teacher, self.center, temperature)
-            patch_probabilities = center_and_sharpen(teacher_patches, self.patch_center, patch_temperature)
+            probabilities = center_and_sharpen(teacher, self.center, teacher_temp)
+            patch_probabilities = center_and_sharpen(teacher_patches, self.patch_center, patch_temp)
         temperature = self.config.student_temp
         image_loss = cross_entropy_across_views(student / temperature, probabilities)
         patch_loss = cross_entropy_at_patches(student_patches / temperature, patch_probabilities, masked)
