@@ -45,8 +45,8 @@ MAY_IMPORT = {
     "api": ("config", "data", "engine", "eval", "interop", "method", "nn", "plugins", "study"),
     # Fault injection starts tools by their names; the benchmark and the golden verifiers restate or run methods.
     "testing": (
-        *("data", "engine", "interop", "masks", "method", "methods"),
-        *("nn", "planning", "plugins", "targets", "views"),
+        *("data", "engine", "interop", "losses", "masks", "method", "methods"),
+        *("nn", "planning", "plugins", "targets", "views", "world"),
     ),
     "configs": (),
     "tools": (
