@@ -61,9 +61,9 @@ def _tensors(values: Any) -> Iterator[Tensor]:
 
 
 @contextmanager
-def fake_gpu(name: str) -> Iterator[tuple[Method, Batch, Step]]:
+def fake_gpu(name: str, **options: object) -> Iterator[tuple[Method, Batch, Step]]:
     """A method, its batch and a step on a device that is not there; the step as a CUDA graph is captured with."""
-    method = tiny_method(name)
+    method = tiny_method(name, **options)
     batch = tiny_batch(method, name)
     method.to("meta")
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -98,6 +98,19 @@ def test_forward_on_cuda_keeps_devices_and_types_and_never_waits_for_the_device(
         assert output.loss.requires_grad
         for key, value in output.metrics.items():
             assert value.device == CUDA and value.shape == () and not value.requires_grad, key
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("dino", {"sinkhorn_iterations": 3, "koleo_weight": 0.1}),
+        ("ibot", {"sinkhorn_iterations": 3, "koleo_weight": 0.1}),
+        ("msn", {"sinkhorn_iterations": 3, "head_batch_norm": False}),
+    ],
+)
+def test_options_that_balance_or_spread_never_wait_for_the_device(name: str, options: dict) -> None:
+    with fake_gpu(name, **options) as (method, batch, step), NoHostSync():
+        assert method(batch, step).loss.device == CUDA
 
 
 @pytest.mark.parametrize("name", METHODS.names())
