@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ssl_zoo.collapse import feature_metrics
 from ssl_zoo.data.batch import Batch, ViewSpec
 from ssl_zoo.losses.regression import masked_mean
-from ssl_zoo.method import METHODS, Masks, Method, MethodConfig, Output, ParamGroup, Step, Target, without_decay
+from ssl_zoo.method import METHODS, Masks, Method, MethodConfig, Output, ParamGroup, Place, Step, Target, without_decay
 from ssl_zoo.nn import ViT, take
 from ssl_zoo.nn.initialization import initialize, initialize_token
 from ssl_zoo.refusals import refuse_masked_teacher, require_masked_image, require_one_mask, require_target
@@ -41,7 +41,7 @@ class Data2vec(Method):
     default_views = "data2vec"
     default_masks = "blockwise"
     default_targets = "topk_teacher"
-    regularizes = True
+    regularizes = tuple(Place)
 
     config: Data2vecConfig
     target: Target
@@ -60,7 +60,8 @@ class Data2vec(Method):
         masked, everywhere = masks.all_masked(self.encoder.num_patches), masks.everywhere(self.encoder.num_patches)
         targets = self.target(batch, everywhere, self.encoder)
         tokens = self.encoder(images, masked=masked, mask_token=self.mask_token)
-        predictions = self.head(self.encoder.patches(tokens)).float()
+        tokens = self.encoder.patches(tokens)
+        predictions = self.head(tokens).float()
         errors = F.smooth_l1_loss(predictions, targets[:, 0], beta=self.config.smooth_l1_beta, reduction="none")
         regularization = self.regularize(step, tokens=tokens, predictions=predictions)
         metrics = feature_metrics(predictions[:, None, None], targets, everywhere, self.encoder.num_patches)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ssl_zoo.collapse import feature_metrics
 from ssl_zoo.data.batch import Batch, ViewSpec
-from ssl_zoo.method import METHODS, Masks, Method, MethodConfig, Output, Progress, Schedule, Step, Target, ViT
+from ssl_zoo.method import METHODS, Masks, Method, MethodConfig, Output, Place, Progress, Schedule, Step, Target, ViT
 from ssl_zoo.nn import ConvolutionalDecoder, scatter_back, take
 from ssl_zoo.refusals import refuse_masked_teacher, require_masked_image, require_target
 from ssl_zoo.seeding import generator_for
@@ -54,7 +54,7 @@ class Data2vec2(Method):
     default_views = "mae"
     default_masks = "inverse_block"
     default_targets = "topk_teacher"
-    regularizes = True
+    regularizes = tuple(Place)
 
     config: Data2vec2Config
     target: Target
@@ -92,7 +92,7 @@ class Data2vec2(Method):
             class_tokens = tokens[:, :, 0].float()
             class_loss = scaled_l2(class_tokens, features.mean(dim=1, keepdim=True).expand_as(class_tokens))
             losses["class_token"] = self.config.class_loss_weight * class_loss
-        losses |= self.regularize(step, tokens=tokens, predictions=predictions)
+        losses |= self.regularize(step, tokens=self.encoder.patches(tokens), predictions=predictions)
         return Output(losses, feature_metrics(predictions, targets, masks, self.encoder.num_patches))
 
     def decode(

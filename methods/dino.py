@@ -17,7 +17,7 @@ from ssl_zoo.data.batch import Batch, ViewSpec
 from ssl_zoo.ema import Ema, EmaConfig, EmaCopy
 from ssl_zoo.losses.koleo import koleo
 from ssl_zoo.losses.self_distillation import center_and_sharpen, cross_entropy_across_views, sinkhorn
-from ssl_zoo.method import METHODS, Clip, Masks, Method, MethodConfig, Output, ParamGroup, Schedule, Step
+from ssl_zoo.method import METHODS, Clip, Masks, Method, MethodConfig, Output, ParamGroup, Place, Schedule, Step
 from ssl_zoo.nn import ViT
 from ssl_zoo.nn.heads import PrototypeHead, PrototypeHeadConfig
 from ssl_zoo.plotting import rows_of
@@ -49,7 +49,7 @@ class DINO(Method):
     """Match an EMA teacher's sharpened, centered distributions across crops of an image (arXiv 2104.14294)."""
 
     default_views = "dino"
-    regularizes = True
+    regularizes = (Place.context, Place.tokens)
 
     config: DINOConfig
     center: Float[Tensor, "K"]
@@ -69,7 +69,8 @@ class DINO(Method):
 
     def forward(self, batch: Batch, step: Step) -> Output:
         global_crops, local_crops = batch.group("global"), batch.group("local")
-        student_features = [self.encoder.pooled(self.encoder(torch.cat(global_crops)))]
+        tokens = self.encoder(torch.cat(global_crops))
+        student_features = [self.encoder.pooled(tokens)]
         if local_crops:
             student_features.append(self.encoder.pooled(self.encoder(torch.cat(local_crops))))
         student_features = torch.cat(student_features)
@@ -86,7 +87,12 @@ class DINO(Method):
         if self.config.koleo_weight:
             spread = [koleo(crop, step.world) for crop in student_features.chunk(len(batch.views))[: len(global_crops)]]
             losses["koleo"] = self.config.koleo_weight * sum(spread)
-        losses |= self.regularize(step, tokens=student_features)
+        patches = self.encoder.patches(tokens)
+        losses |= self.regularize(
+            step,
+            context=student_features.unflatten(0, (len(batch.views), -1)).transpose(0, 1),
+            tokens=patches.unflatten(0, (len(global_crops), -1)).transpose(0, 1),
+        )
         statistics = {"center": teacher.mean(dim=(0, 1))}
         return Output(losses, distribution_metrics(probabilities), statistics)
 

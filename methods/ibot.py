@@ -21,7 +21,7 @@ from ssl_zoo.losses.self_distillation import (
     cross_entropy_at_patches,
     sinkhorn,
 )
-from ssl_zoo.method import METHODS, Clip, Masks, Method, MethodConfig, Output, ParamGroup, Schedule, Step
+from ssl_zoo.method import METHODS, Clip, Masks, Method, MethodConfig, Output, ParamGroup, Place, Schedule, Step
 from ssl_zoo.nn import ViT
 from ssl_zoo.nn.heads import PrototypeHead, PrototypeHeadConfig
 from ssl_zoo.plotting import on_grey, rows_of
@@ -63,7 +63,7 @@ class IBOT(Method):
 
     default_views = "ibot"
     default_masks = "random_ratio"
-    regularizes = True
+    regularizes = (Place.context, Place.tokens)
 
     config: IBOTConfig
     center: Float[Tensor, "K"]
@@ -99,7 +99,8 @@ class IBOT(Method):
             features.append(self.encoder.pooled(self.encoder(torch.cat(local_crops))))
         features = torch.cat(features)
         student = self.head(features).float().unflatten(0, (len(batch.views), -1))
-        student_patches = self.head(self.encoder.patches(tokens)).float()
+        patches = self.encoder.patches(tokens)
+        student_patches = self.head(patches).float()
         with torch.no_grad():  # the teacher sees global crops, none of their patches masked
             tokens = self.teacher_encoder(torch.cat(global_crops))
             teacher = self.teacher_head(self.encoder.pooled(tokens)).float().unflatten(0, (len(global_crops), -1))
@@ -119,7 +120,11 @@ class IBOT(Method):
         if self.config.koleo_weight:
             spread = [koleo(crop, step.world) for crop in features.chunk(len(batch.views))[: len(global_crops)]]
             losses["koleo"] = self.config.koleo_weight * sum(spread)
-        losses |= self.regularize(step, tokens=features)
+        losses |= self.regularize(
+            step,
+            context=features.unflatten(0, (len(batch.views), -1)).transpose(0, 1),
+            tokens=patches.unflatten(0, (len(global_crops), -1)).transpose(0, 1),
+        )
         metrics = {**distribution_metrics(probabilities), "target_patches": masked.sum(dim=1).float().mean()}
         statistics = {"center": teacher.mean(dim=(0, 1)), "patch_center": teacher_patches.mean(dim=(0, 1))}
         return Output(losses, metrics, statistics)

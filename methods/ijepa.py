@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ssl_zoo.collapse import feature_metrics
 from ssl_zoo.losses.regression import Distance
-from ssl_zoo.method import METHODS, Batch, Masks, Method, MethodConfig, Output, Step, Target, ViewSpec, ViT
+from ssl_zoo.method import METHODS, Batch, Masks, Method, MethodConfig, Output, Place, Step, Target, ViewSpec, ViT
 from ssl_zoo.nn import NarrowViT
 from ssl_zoo.refusals import require_masked_image, require_target
 from ssl_zoo.settings import setting
@@ -37,7 +37,7 @@ class IJEPA(Method):
     default_views = "ijepa"
     default_masks = "multiblock"
     default_targets = "teacher"
-    regularizes = True
+    regularizes = tuple(Place)
 
     config: IJEPAConfig
     target: Target

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ssl_zoo.collapse import feature_metrics
-from ssl_zoo.method import METHODS, Batch, Masks, Method, MethodConfig, Output, Step, Target, ViewSpec, ViT
+from ssl_zoo.method import METHODS, Batch, Masks, Method, MethodConfig, Output, Place, Step, Target, ViewSpec, ViT
 from ssl_zoo.nn import Initialization, NarrowViT
 from ssl_zoo.refusals import require_masked_image, require_target
 from ssl_zoo.settings import setting
@@ -45,7 +45,7 @@ class MAE(Method):
     default_views = "mae"
     default_masks = "random"
     default_targets = "pixels"
-    regularizes = True
+    regularizes = tuple(Place)
 
     config: MAEConfig
     target: Target
@@ -73,7 +73,7 @@ class MAE(Method):
         visible, predictions = self.predict(images, masks)
         # The mean over the pixels of masked patches; every image has equally many of those.
         reconstruction = F.mse_loss(predictions, masks.paired(targets))
-        regularization = self.regularize(step, tokens=visible, predictions=predictions)
+        regularization = self.regularize(step, tokens=self.encoder.patches(visible), predictions=predictions)
         metrics = feature_metrics(predictions, targets, masks, self.encoder.num_patches)
         return Output({"reconstruction": reconstruction, **regularization}, metrics)
 

@@ -18,7 +18,7 @@ from ssl_zoo.data.batch import Batch, ViewSpec
 from ssl_zoo.ema import Ema, EmaConfig, EmaCopy
 from ssl_zoo.losses.info_nce import cosine_logits
 from ssl_zoo.losses.self_distillation import entropy, mean_entropy_gap, sinkhorn
-from ssl_zoo.method import METHODS, Clip, Masks, Method, MethodConfig, Output, ParamGroup, Schedule, Step
+from ssl_zoo.method import METHODS, Clip, Masks, Method, MethodConfig, Output, ParamGroup, Place, Schedule, Step
 from ssl_zoo.nn import ViT
 from ssl_zoo.nn.heads import ProjectionHead
 from ssl_zoo.nn.initialization import TOKEN_STD
@@ -61,7 +61,7 @@ class MSN(Method):
     default_views = "msn"
     default_masks = "random"
     couples_images = True  # the mean distribution, Sinkhorn and batch normalization
-    regularizes = True
+    regularizes = (Place.context,)
 
     config: MSNConfig
 
@@ -98,7 +98,7 @@ class MSN(Method):
             "prototypes": -(targets * log_probabilities.unflatten(0, (-1, len(targets)))).sum(dim=-1).mean(),
             "me_max": config.me_max_weight * me_max_gap,
             "entropy": config.entropy_weight * anchor_entropy,
-            **self.regularize(step, tokens=torch.cat(features)),
+            **self.regularize(step, context=torch.cat(features).unflatten(0, (-1, len(targets))).transpose(0, 1)),
         }
         metrics = {"me_max_gap": me_max_gap.detach(), "anchor_entropy": anchor_entropy.detach()}
         return Output(losses, {**metrics, **distribution_metrics(targets[None])})

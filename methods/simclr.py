@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ssl_zoo.data.batch import Batch, ViewSpec
 from ssl_zoo.losses.info_nce import nt_xent_logits
-from ssl_zoo.method import METHODS, Masks, Method, MethodConfig, Output, Step
+from ssl_zoo.method import METHODS, Masks, Method, MethodConfig, Output, Place, Step
 from ssl_zoo.nn import ViT
 from ssl_zoo.nn.heads import ProjectionHead
 from ssl_zoo.plotting import rows_of
@@ -41,7 +41,7 @@ class SimCLR(Method):
 
     default_views = "simclr"
     couples_images = True  # negatives and batch normalization
-    regularizes = True
+    regularizes = (Place.context,)
 
     config: SimCLRConfig
 
@@ -59,7 +59,8 @@ class SimCLR(Method):
         first, second = self.head(features, step.world).chunk(2)
         logits, others = nt_xent_logits(first, second, self.config.temperature, step.world)
         # Differs from the reference: SimCLR's code adds the means of both directions, which is twice the paper's loss.
-        losses = {"contrastive": F.cross_entropy(logits, others), **self.regularize(step, tokens=features)}
+        losses = {"contrastive": F.cross_entropy(logits, others)}
+        losses |= self.regularize(step, context=features.unflatten(0, (2, -1)).transpose(0, 1))
         return Output(losses, {"contrastive_accuracy": (logits.argmax(dim=1) == others).float().mean()})
 
     def check_inputs(self, views: Mapping[str, ViewSpec], masks: Mapping[str, Masks]) -> None:

@@ -37,12 +37,23 @@ _FEATURE_REMEDY = (
     "Check that no gradient reaches the targets; raise targets.ema.momentum, lower optim.lr, warm up longer, or try "
     "targets.normalization=instance, which removes what all patches of an image share"
 )
-FEATURE_LIMITS: Sequence[Limit] = (
-    # Random networks have a cosine of 0.95.
-    Limit("target_cosine", 0.99, True, "all images have nearly the same targets", _FEATURE_REMEDY),
-    # For targets of zeros, whose cosine is 0.
-    Limit("target_std", 0.001, False, "all targets are nearly the same", _FEATURE_REMEDY),
+_ONLINE_REMEDY = (
+    "Nothing but a regularizer keeps an encoder that makes its own targets from this: add regularizer=sigreg (or "
+    "vicreg, visreg), raise regularizer.weight, set targets.stop_gradient=true, or choose targets=teacher"
 )
+
+
+def _feature_limits(remedy: str) -> Sequence[Limit]:
+    return (
+        # Random networks have a cosine of 0.95.
+        Limit("target_cosine", 0.99, True, "all images have nearly the same targets", remedy),
+        # For targets of zeros, whose cosine is 0.
+        Limit("target_std", 0.001, False, "all targets are nearly the same", remedy),
+    )
+
+
+FEATURE_LIMITS = _feature_limits(_FEATURE_REMEDY)
+ONLINE_FEATURE_LIMITS = _feature_limits(_ONLINE_REMEDY)
 
 _DISTRIBUTION_REMEDY = (
     "Check centering and temperatures: a teacher that is too warm, or centered without sharpening, becomes uniform; "

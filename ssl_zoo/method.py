@@ -10,7 +10,7 @@ width, P pixels per patch.
 import functools
 import operator
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import ClassVar
@@ -24,8 +24,9 @@ from ssl_zoo.data.batch import Batch, ViewSpec
 from ssl_zoo.ema import Ema, EmaConfig, EmaCopy
 from ssl_zoo.masks import Masks
 from ssl_zoo.nn import BACKBONES, BackboneConfig, ViT
+from ssl_zoo.progress import Progress, Schedule
 from ssl_zoo.registry import Registry
-from ssl_zoo.regularizers import REGULARIZERS, Regularizer, RegularizerConfig
+from ssl_zoo.regularizers import REGULARIZERS, Place, Regularizer, RegularizerConfig
 from ssl_zoo.settings import Settings
 from ssl_zoo.targets import TARGETS, Target, TargetConfig
 from ssl_zoo.world import World
@@ -43,6 +44,7 @@ __all__ = [
     "MethodConfig",
     "Output",
     "ParamGroup",
+    "Place",
     "Progress",
     "Schedule",
     "Step",
@@ -62,26 +64,7 @@ class MethodConfig(Settings):
     section = "method"
 
 
-@dataclass(frozen=True)
-class Progress:
-    """Where the run stands when a step begins."""
-
-    step: int  # optimizer steps completed before this one
-    num_steps: int
-    samples: int  # images that all ranks together have consumed before this step
-    steps_per_epoch: int = 1
-
-    @property
-    def fraction(self) -> float:
-        return self.step / self.num_steps
-
-    @property
-    def epoch(self) -> float:
-        """Epochs completed, with their fraction."""
-        return self.step / self.steps_per_epoch
-
-
-Schedule = Callable[[Progress], float | Tensor]
+_REGULARIZER = "regularizer."  # prefix of its values among those of the step
 
 
 @dataclass(frozen=True)
@@ -92,6 +75,7 @@ class Step:
         progress: for ``after_backward`` and ``after_step``. ``forward`` may be captured once as a CUDA graph and
             replayed in other steps, so a captured one can't read it.
         values: what ``Method.schedules`` declares, at this step, as tensors on the device; replays see their values.
+            Those of the regularizer are here as well, as ``regularizer.NAME``.
         world: the collectives that a method may use.
     """
 
@@ -103,10 +87,13 @@ class Step:
     def of(
         cls, method: "Method", progress: Progress, device: torch.device | str = "cpu", world: World | None = None
     ) -> "Step":
-        """Evaluate a method's schedules at ``progress``."""
+        """Evaluate the schedules of a method and of its regularizer at ``progress``."""
+        schedules = dict(method.schedules())
+        if method.regularizer is not None:
+            schedules |= {f"{_REGULARIZER}{name}": value for name, value in method.regularizer.schedules().items()}
         values = {
             name: torch.as_tensor(schedule(progress), dtype=torch.float32).to(device, non_blocking=True)
-            for name, schedule in method.schedules().items()
+            for name, schedule in schedules.items()
         }
         return cls(progress, values, world or World())
 
@@ -162,6 +149,7 @@ class Method(nn.Module, ABC):
         default_views, default_masks, default_targets: options of the config groups, unless the recipe names others.
         couples_images: the loss is no mean over images, e.g. a contrastive one or one of batch statistics. Gradient
             accumulation, which would change it, is refused; ranks meet in ``step.world``.
+        regularizes: the features that ``forward`` hands to ``regularize``; none refuses every regularizer.
         regularizer: the run's regularizer, which ``regularize`` calls; set by ``build_method``.
     """
 
@@ -169,7 +157,7 @@ class Method(nn.Module, ABC):
     default_masks: ClassVar[str | None] = None
     default_targets: ClassVar[str | None] = None
     couples_images: ClassVar[bool] = False
-    regularizes: ClassVar[bool] = False  # ``forward`` calls ``regularize``
+    regularizes: ClassVar[Sequence[Place]] = ()
 
     encoder: ViT
     target: Target | None
@@ -191,9 +179,18 @@ class Method(nn.Module, ABC):
         """List the EMA weights; the engine updates each after every optimizer step."""
         return self.target.emas(self.encoder) if self.target is not None else ()
 
-    def regularize(self, step: Step, **features: Tensor) -> Mapping[str, Float[Tensor, ""]]:
-        """Return the loss terms of the run's regularizer on these features; none without a regularizer."""
-        return {} if self.regularizer is None else self.regularizer(features, step.world)
+    def regularize(self, step: Step, **features: Float[Tensor, "B *V L D"]) -> Mapping[str, Float[Tensor, ""]]:
+        """Return the loss terms of the run's regularizer; none without a regularizer.
+
+        Args:
+            features: with gradient, images first. ``tokens`` of the encoder at patches (B, *V, N, D), V views or
+                contexts per image; ``predictions`` (B, *V, T, D) of V blocks; ``context`` (B, *V, D), one vector per
+                view or context, where it is not the mean over ``tokens``.
+        """
+        if self.regularizer is None:
+            return {}
+        values = {name.removeprefix(_REGULARIZER): value for name, value in step.values.items()}
+        return self.regularizer(features, values, step.world)
 
     def after_backward(self, step: Step) -> None:
         """Change gradients between backward and clipping: freeze a last layer, reduce gradients of one's own."""
@@ -281,7 +278,16 @@ def build_method(
         built_target = None if target is None else TARGETS.build(target, encoder)
         built = METHODS.build(method, encoder, built_target)
         if regularizer is not None:
-            if not built.regularizes:
-                raise ValueError(f"{type(built).__name__} hands no features to a regularizer: set regularizer=null")
+            _check_place(regularizer, built)
             built.regularizer = REGULARIZERS.build(regularizer)
     return built
+
+
+def _check_place(config: RegularizerConfig, method: Method) -> None:
+    name, places = type(method).__name__, [place.value for place in method.regularizes]
+    if not places:
+        raise ValueError(f"{name} hands no features to a regularizer: set regularizer=null")
+    if config.apply_to.value not in places:
+        raise ValueError(
+            f"regularizer.apply_to={config.apply_to.value}: {name} has no such features; it has {', '.join(places)}"
+        )

@@ -6,7 +6,7 @@ from ssl_zoo.data.batch import ViewSpec
 from ssl_zoo.masks import Masks, Pairing
 from ssl_zoo.method import Method
 from ssl_zoo.nn import ViT
-from ssl_zoo.targets import MaskTeacher, Target, Teacher
+from ssl_zoo.targets import FeatureTarget, MaskTeacher, Target
 
 IMAGE = "image"  # the view of methods that see one crop
 
@@ -25,7 +25,7 @@ def refuse_target(method: str, target: Target | None) -> None:
 
 def refuse_masked_teacher(method: str, target: Target) -> None:
     """Refuse a teacher that sees target blocks alone, for methods whose targets are features of the full image."""
-    if isinstance(target, Teacher) and target.config.mask is MaskTeacher.input:
+    if isinstance(target, FeatureTarget) and target.config.mask is MaskTeacher.input:
         raise ValueError(
             f"targets.mask=input: {method} compares with features of the full image, so its teacher can't see the "
             "target blocks alone; use targets.mask=output"

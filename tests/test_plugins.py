@@ -250,14 +250,13 @@ class Dark(ViewSet):
 
 @dataclass
 class SpreadConfig(RegularizerConfig):
-    weight: float = setting(0.1, "weight of the term", at_least=0)
+    least_std: float = setting(1.0, "standard deviation that features should have", above=0)
 
 
 @REGULARIZERS.register("spread", SpreadConfig)
 class Spread(Regularizer):
-    def forward(self, features, world):
-        pooled = world.gather(features["tokens"].flatten(1, -2).mean(dim=1))
-        return {"spread": self.config.weight * (1 - pooled.std(dim=0)).relu().mean()}
+    def terms(self, samples, values, world):
+        return {"spread": (self.config.least_std - world.gather(samples).std(dim=0)).relu().mean()}
 
 
 @dataclass

@@ -13,6 +13,7 @@ from ssl_zoo.masks.blockwise import Shortfall
 from ssl_zoo.method import METHODS, Method, Output, Progress, Step, build_method
 from ssl_zoo.nn import ViTConfig
 from ssl_zoo.plugins import discover
+from ssl_zoo.regularizers import RegularizerConfig
 from ssl_zoo.seeding import generator_for
 from ssl_zoo.targets import TARGETS
 from ssl_zoo.views import ViewSetConfig
@@ -61,11 +62,11 @@ class Tiny:
         return tiny_method(self.name, seed)
 
 
-def tiny_method(name: str, seed: int = 0, **overrides: object) -> Method:
+def tiny_method(name: str, seed: int = 0, regularizer: RegularizerConfig | None = None, **overrides: object) -> Method:
     config = METHODS.config_of(name)(**{**TINY_METHOD.get(name, {}), **overrides})
     target = METHODS.get(name).default_targets
     target_config = None if target is None else TARGETS.config_of(target)(**TINY_TARGETS.get(target, {}))
-    return build_method(config, TINY_BACKBONE, target_config, seed=seed)
+    return build_method(config, TINY_BACKBONE, target_config, regularizer, seed=seed)
 
 
 @functools.cache

@@ -1,12 +1,9 @@
 """Teacher features: the output of an encoder with EMA weights for the full image."""
 
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import Enum
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -14,104 +11,41 @@ from ssl_zoo.collapse import FEATURE_LIMITS, Limit
 from ssl_zoo.data.batch import Batch
 from ssl_zoo.ema import Ema, EmaConfig, EmaCopy
 from ssl_zoo.masks.base import Masks
-from ssl_zoo.nn import ViT, mean_per_patch, take
-from ssl_zoo.plotting import PrincipalColours, on_grey, patch_colours, patch_set, rows_of, similarity_colours
+from ssl_zoo.nn import ViT
 from ssl_zoo.settings import setting
-from ssl_zoo.targets.base import TARGETS, Target, TargetConfig
-
-
-class MaskTeacher(Enum):
-    """Where the target block is cut out (I-JEPA paper, arXiv 2301.08243, table 11)."""
-
-    output = "output"  # the teacher sees the whole image, its output is cut
-    input = "input"  # the teacher sees the patches of the block alone
-
-
-class Normalization(Enum):
-    """What a target feature is measured against."""
-
-    layer = "layer"  # each token over its features (I-JEPA)
-    instance = "instance"  # each feature over the image's tokens, then each token over its features (data2vec 2.0)
+from ssl_zoo.targets.base import TARGETS
+from ssl_zoo.targets.features import FeatureConfig, FeatureTarget
 
 
 @dataclass
-class TeacherConfig(TargetConfig):
+class TeacherConfig(FeatureConfig):
     """The target encoder of I-JEPA and the teacher of data2vec."""
 
     ema: EmaConfig = setting(EmaConfig(), "EMA weights of the teacher")
-    normalization: Normalization = setting(
-        Normalization.layer, "layer (I-JEPA); instance: first over the tokens of the image (data2vec 2.0)"
-    )
-    mask: MaskTeacher = setting(MaskTeacher.output, "cut target blocks from the teacher's output or from its input")
-    full_precision: bool = setting(False, "run the teacher in float32, regardless of trainer.precision")
 
 
 @TARGETS.register("teacher", TeacherConfig)
-class Teacher(Target):
+class Teacher(FeatureTarget):
     """Layer-normed features of an encoder with EMA weights."""
 
     config: TeacherConfig
 
     def __init__(self, config: TeacherConfig, encoder: ViT) -> None:
-        super().__init__()
-        self.config, self.dim = config, encoder.embed_dim
+        super().__init__(config, encoder)
         self.encoder = EmaCopy(encoder)
 
     @torch.no_grad()
     def forward(self, batch: Batch, masks: Masks, encoder: ViT) -> Float[Tensor, "B M T dim"]:
-        images = batch.views["image"]
-        kind = images.device.type
-        exact = self.config.full_precision and torch.amp.is_autocast_available(kind)  # the meta device has none
-        with torch.autocast(kind, enabled=False) if exact else nullcontext():
-            if self.config.mask is MaskTeacher.output:
-                tokens = take(self._features(images, None), masks.targets)
-            else:
-                tokens = self._features(images, masks.targets)
-        # For the features of the last norm a second normalisation, without affine and at the default eps, as in the
-        # reference (facebookresearch/ijepa, src/train.py).
-        return F.layer_norm(tokens, (self.dim,))
+        return super().forward(batch, masks, encoder)
 
-    @torch.no_grad()
-    def visualize(
-        self, predictions: Float[Tensor, "B M T dim"], batch: Batch, masks: Masks, encoder: ViT
-    ) -> Mapping[str, Float[Tensor, "3 rows columns"]]:
-        """Show ``features``: image, context, features of all patches, the predicted ones, and their similarity.
-
-        Features are coloured by their first three principal components over all patches of all images shown. The
-        similarity is the cosine of prediction and target (dark blue 0 or less, yellow 1). A patch in several target
-        blocks shows the mean over its blocks.
-        """
-        image, grid, num_patches = batch.pixels("image"), encoder.grid, encoder.num_patches
-        features = self(batch, masks.everywhere(num_patches), encoder)[:, 0]
-        similarity = F.cosine_similarity(predictions, self(batch, masks, encoder), dim=-1)[..., None]
-        colours = PrincipalColours.of(features)
-        patches = masks.targets.flatten(1)
-        visible, known = patch_set(masks.context.flatten(1), num_patches), patch_set(patches, num_patches)
-        predicted = colours(mean_per_patch(predictions.flatten(1, 2), patches, num_patches))
-        agreement = similarity_colours(mean_per_patch(similarity.flatten(1, 2), patches, num_patches)[..., 0])
-        size = image.shape[-2:]
-        columns = [
-            image,
-            on_grey(image, visible, grid),
-            patch_colours(colours(features), grid, size),
-            on_grey(patch_colours(predicted, grid, size), known, grid),
-            on_grey(patch_colours(agreement, grid, size), known, grid),
-        ]
-        return {"features": rows_of(columns)}
-
-    def _features(self, images: Float[Tensor, "B 3 H W"], keep: Int[Tensor, "B M T"] | None) -> Float[Tensor, "B *N D"]:
-        """Return float32 features of all patches, or of kept ones, whose blocks don't see each other."""
-        return self._normalized(self._patches(self.encoder(images, keep=keep)))
-
-    def _patches(self, tokens: Float[Tensor, "B *L D"]) -> Float[Tensor, "B *N D"]:
-        return self.encoder.module.patches(tokens).float()
-
-    def _normalized(self, tokens: Float[Tensor, "*B N D"]) -> Float[Tensor, "*B N D"]:
-        if self.config.normalization is Normalization.layer:
-            return tokens
-        # Not torch.var_mean, which takes 3.5 times as long on a CPU over a dimension that isn't the last.
-        centred = tokens - tokens.mean(dim=-2, keepdim=True)
-        return centred * (centred.square().mean(dim=-2, keepdim=True) + 1e-5).rsqrt()
+    def _outputs(
+        self,
+        images: Float[Tensor, "B 3 H W"],
+        keep: Int[Tensor, "B M T"] | None,
+        layers: list[int] | None,
+        encoder: ViT,
+    ) -> Float[Tensor, "B *L D"] | list[Float[Tensor, "B *L D"]]:
+        return self.encoder(images, keep=keep, layers=layers)
 
     def emas(self, encoder: ViT) -> Sequence[Ema]:
         return (Ema(encoder, self.encoder, self.config.ema.momentum_at),)

@@ -11,7 +11,8 @@ from ssl_zoo.ema import EmaConfig
 from ssl_zoo.nn import LayerOutput, ViT
 from ssl_zoo.settings import setting
 from ssl_zoo.targets.base import TARGETS
-from ssl_zoo.targets.teacher import Normalization, Teacher, TeacherConfig
+from ssl_zoo.targets.features import Normalization
+from ssl_zoo.targets.teacher import Teacher, TeacherConfig
 
 
 @dataclass
@@ -24,7 +25,9 @@ class TopKTeacherConfig(TeacherConfig):
     )
     layers: list[int] = setting([], "blocks averaged instead of the last K, from 0; [] is the last K", at_least=0)
     layer_output: LayerOutput = setting(LayerOutput.block, "block: blocks' outputs; ffn: their MLPs' (data2vec 2.0)")
-    normalization: Normalization = setting(Normalization.layer, "of each block: layer (data2vec 1.0) or instance (2.0)")
+    normalization: Normalization = setting(
+        Normalization.layer, "of each block: layer (data2vec 1.0), instance (2.0), dyntanh, or none, which averages raw"
+    )
 
 
 @TARGETS.register("topk_teacher", TopKTeacherConfig)
@@ -44,9 +47,11 @@ class TopKTeacher(Teacher):
         super().__init__(config, encoder)
         self.layers = config.layers or list(range(depth - top_k, depth))
 
-    def _features(self, images: Float[Tensor, "B 3 H W"], keep: Int[Tensor, "B M T"] | None) -> Float[Tensor, "B *N D"]:
+    def _features(
+        self, images: Float[Tensor, "B 3 H W"], keep: Int[Tensor, "B M T"] | None, encoder: ViT
+    ) -> Float[Tensor, "B *N D"]:
         outputs = self.encoder(images, keep=keep, layers=self.layers, layer_output=self.config.layer_output)
-        return torch.stack([self._normalized(self._patches(output)) for output in outputs]).mean(dim=0)
+        return torch.stack([self._normalized(encoder.patches(output).float()) for output in outputs]).mean(dim=0)
 
     def _normalized(self, tokens: Float[Tensor, "*B N D"]) -> Float[Tensor, "*B N D"]:
         if self.config.normalization is Normalization.layer:

@@ -25,7 +25,7 @@ from ssl_zoo.method import EmaConfig, Limit, Method, Output, Step, ViT, build_me
 from ssl_zoo.nn import normalized_entropy, take
 from ssl_zoo.schedules import ScheduleShape
 from ssl_zoo.targets import Target, TargetConfig, TeacherConfig
-from ssl_zoo.targets.teacher import Normalization
+from ssl_zoo.targets.features import Normalization
 
 IJEPA = METHODS.get("ijepa")
 CONFIG = METHODS.config_of("ijepa")(**TINY_METHOD["ijepa"])

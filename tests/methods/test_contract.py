@@ -6,14 +6,14 @@ from collections.abc import Mapping
 
 import pytest
 import torch
-from tiny_methods import Tiny
+from tiny_methods import Tiny, tiny_method
 from torch import Tensor
 
 from ssl_zoo.engine.graphs import unreadable_progress
 from ssl_zoo.engine.optim import AdamWConfig, Optimization, RateSchedules
 from ssl_zoo.masks import Masks
 from ssl_zoo.method import Step
-from ssl_zoo.regularizers import Regularizer, RegularizerConfig
+from ssl_zoo.regularizers import REGULARIZERS, Place, Regularizer, RegularizerConfig
 from ssl_zoo.world import World
 
 
@@ -128,16 +128,34 @@ def test_the_forward_pass_reads_no_progress_so_that_a_cuda_graph_of_it_can_be_re
     assert torch.equal(tiny.method(tiny.batch, step).loss, tiny.output().loss)
 
 
-def test_a_regularizer_gets_tokens_with_gradient_and_its_terms_are_added(tiny: Tiny) -> None:
+def test_a_regularizer_gets_float32_features_of_every_place_with_gradient_and_its_terms_are_added(tiny: Tiny) -> None:
     class Mean(Regularizer):
-        def forward(self, features: Mapping[str, Tensor], world: World) -> Mapping[str, Tensor]:
-            assert all(value.requires_grad for value in features.values())
-            return {"mean": 0.5 * features["tokens"].float().mean()}
+        def terms(self, samples: Tensor, values: Mapping[str, Tensor], world: World) -> Mapping[str, Tensor]:
+            assert samples.requires_grad and samples.ndim == 3 and samples.dtype is torch.float32
+            assert len(samples) == 8 or self.config.apply_to is Place.tokens
+            return {"mean": samples.square().mean()}
 
     without = tiny.output().loss
-    tiny.method.regularizer = Mean(RegularizerConfig())
-    output = tiny.output()
-    torch.testing.assert_close(output.loss, without + output.losses["mean"])
+    for place in tiny.method.regularizes:
+        tiny.method.regularizer = Mean(RegularizerConfig(weight=0.5, apply_to=place))
+        output = tiny.output()
+        torch.testing.assert_close(output.loss, without + output.losses["mean"])
+
+
+def test_regularizers_read_no_progress_and_their_gradient_reaches_the_encoder(tiny: Tiny) -> None:
+    for name in REGULARIZERS.names():
+        for place in tiny.method.regularizes:
+            tiny.method.regularizer = REGULARIZERS.build(REGULARIZERS.config_of(name)(apply_to=place))
+            output = tiny.method(tiny.batch, Step(unreadable_progress(tiny.method), tiny.step.values))
+            terms = [term for key, term in output.losses.items() if key.startswith(name)]
+            gradient = torch.autograd.grad(sum(terms), tiny.method.encoder.blocks[0].mlp.fc1.weight)[0]
+            assert terms and gradient.isfinite().all() and gradient.any(), (name, place)
+
+
+def test_a_place_without_features_is_refused_with_those_that_the_method_has(tiny: Tiny) -> None:
+    for place in set(Place) - set(tiny.method.regularizes):
+        with pytest.raises(ValueError, match=f"^regularizer.apply_to={place.value}: .* has no such features; it has"):
+            tiny_method(tiny.name, regularizer=REGULARIZERS.config_of("vicreg")(apply_to=place))
 
 
 def test_the_alarm_knows_metrics_of_learned_targets_alone(tiny: Tiny) -> None:

@@ -14,7 +14,7 @@ from ssl_zoo.masks import MASKS, Masks, Pairing
 from ssl_zoo.method import METHODS, EmaConfig, Method, build_method
 from ssl_zoo.methods.data2vec2 import scaled_l2
 from ssl_zoo.targets import MaskTeacher, PixelsConfig, TopKTeacherConfig
-from ssl_zoo.targets.teacher import Normalization
+from ssl_zoo.targets.features import Normalization
 
 VIEWS = {spec.name: spec for spec in build_views(tiny_views("data2vec"), TINY_BACKBONE)}
 
