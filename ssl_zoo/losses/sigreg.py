@@ -32,7 +32,7 @@ def sigreg(
         max_frequency: the integral is cut off at +-t of this size.
         num_knots: points of the trapezoidal rule on [0, max_frequency]; the integrand is even.
     """
-    t = torch.linspace(0, max_frequency, num_knots, device=samples.device)
+    t = torch.linspace(0, max_frequency, num_knots, device=samples.device, dtype=samples.dtype)
     gaussian = (-t.square() / 2).exp()
     weights = (2 * max_frequency / (num_knots - 1)) * gaussian
     weights = torch.cat([weights[:1] / 2, weights[1:-1], weights[-1:] / 2])

@@ -37,7 +37,7 @@ def visreg(samples: Float[Tensor, "S V D"], directions: Float[Tensor, "D M"], wo
     std = ((everyone - mean).square().mean(dim=0) + 1e-8).sqrt()  # the epsilon keeps the gradient at zero finite
     whitened = (everyone - mean) / (std.detach() + 1e-4)
     ordered = (whitened @ directions).sort(dim=0).values
-    ranks = torch.arange(1, count + 1, device=samples.device, dtype=torch.float32)
+    ranks = torch.arange(1, count + 1, device=samples.device, dtype=samples.dtype)
     quantiles = torch.special.ndtri(ranks / (count + 1))
     return VISRegTerms(
         center=mean.square().mean(),

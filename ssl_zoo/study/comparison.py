@@ -134,6 +134,7 @@ class Comparison:
     rows: Sequence[Row]
     command: str
     evaluations: Sequence[PlannedEvaluation] = ()
+    metrics: Sequence[str] = ()
 
     @property
     def attempts(self) -> Sequence[tuple[Row, Attempt]]:
@@ -186,6 +187,7 @@ def compare_study(
         rows,
         command,
         evaluations,
+        study.metrics,
     )
 
 

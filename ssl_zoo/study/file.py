@@ -58,6 +58,7 @@ class Study:
     overrides: list[str] = setting([], "key=value and group=option for all entries")
     seeds: list[int] = setting([0, 1, 2], "every entry is trained once per seed")
     columns: list[str] = setting(["knn20", "logistic"], "scores of the probe, as named in metrics.jsonl")
+    metrics: list[str] = setting([], "values of metrics.jsonl with a table of their own, beside the collapse alarm")
     entries: dict[str, Entry] = field(default_factory=dict, metadata={"meaning": "name of an entry: its settings"})
     evaluations: dict[str, Evaluation] = field(
         default_factory=dict, metadata={"meaning": "name of an evaluation of every finished run: its settings"}

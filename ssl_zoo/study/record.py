@@ -101,7 +101,7 @@ class RunRecord:
         """Return the latest score after step 0; None if it was not probed."""
         if name in self.evaluated:
             return self.evaluated[name].value
-        return next((line[name] for line in reversed(self.lines) if name in line and line["step"] > 0), None)
+        return self.last(name)
 
     def baseline(self, name: str) -> float | None:
         """Return the score of the network before its first step; None if it was not probed."""
@@ -109,6 +109,15 @@ class RunRecord:
             return self.evaluated[name].random_init
         key = name + _BASELINE
         return next((line[key] for line in self.lines if key in line), None)
+
+    def last(self, name: str) -> float | None:
+        """Return the last logged value after step 0, without the scores of evaluations; None if there is none."""
+        return next((line[name] for line in reversed(self.lines) if name in line and line["step"] > 0), None)
+
+    @property
+    def alarm_step(self) -> int | None:
+        """The first step at which the collapse alarm was raised; None if it never was."""
+        return next((line["step"] for line in self.lines if line.get("collapse", 0) >= 1), None)
 
     def curve(self, name: str) -> Curve:
         """Return a value of ``metrics.jsonl`` against the number of training images."""

@@ -34,6 +34,7 @@ def report(comparison: Comparison, folder: Path) -> Document:
         *_opening(comparison),
         Heading("Results"),
         _results(comparison),
+        *_metrics(comparison),
         *_evaluations(comparison),
         *_problems(comparison),
         Heading("How to read the table"),
@@ -152,6 +153,33 @@ def _results(comparison: Comparison) -> Table:
         ]
         rows.append([_title(row), *(_score(row, c) for c in comparison.columns), *papers, *_cost(row)])
     return Table(["", *scores, *published, "images", "compute", "time"], rows)
+
+
+def _metrics(comparison: Comparison) -> Iterator[Block]:
+    if not comparison.metrics:
+        return
+    yield Heading("Monitored values")
+    yield Paragraph(
+        "The last logged value of each run, as mean ± sample standard deviation over the seeds. *Alarm*: runs in which "
+        "the collapse alarm was raised, and its first step."
+    )
+    table = []
+    for row in comparison.rows:
+        values = (Summary.of(record.last(name) for record in row.records) for name in comparison.metrics)
+        table.append([_title(row), *map(_number, values), _alarm(row)])
+    yield Table(["", *comparison.metrics, "alarm"], table)
+
+
+def _number(summary: Summary | None) -> str:
+    if summary is None:
+        return _NOTHING
+    spread = "" if summary.deviation is None else f" ± {summary.deviation:.2g}"
+    return f"{summary.mean:.3g}{spread}"
+
+
+def _alarm(row: Row) -> str:
+    steps = [record.alarm_step for record in row.records if record.alarm_step is not None]
+    return f"{len(steps)} of {len(row.records)}, step {min(steps)}" if steps else _NOTHING
 
 
 def _evaluations(comparison: Comparison) -> Iterator[Block]:
