@@ -31,9 +31,10 @@ TINY_METHOD = {
     "ijepa": {"predictor_dim": 32, "predictor_depth": 1, "predictor_heads": 4},
     "mae": {"decoder_dim": 32, "decoder_depth": 1, "decoder_heads": 4},
     "data2vec2": {"decoder_dim": 32, "decoder_depth": 2},
+    "lejepa": {"head_dim": 32, "projection_dim": 16, "num_directions": 32},
 }
 TINY_VIEWS = {"dino": ["views.num_local_crops=2", "views.local_size=8"]}
-TINY_VIEWS["ibot"] = TINY_VIEWS["msn"] = TINY_VIEWS["dino"]
+TINY_VIEWS |= dict.fromkeys(["ibot", "msn", "lejepa"], TINY_VIEWS["dino"])
 TINY_MASKS = {
     "multiblock": {"min_patches": 1, "target_scale": [0.2, 0.3]},
     "blockwise": {"min_block_area": 2, "shortfall": Shortfall.keep},

@@ -92,7 +92,7 @@ def test_mae_recipes_have_the_reference_values(name: str, dim: int, patch_size: 
     assert rates == pytest.approx([0, 1.2e-3, 2.4e-3, 1.2e-3, 0], abs=1e-12)
 
 
-@pytest.mark.parametrize("other", ["mae", "data2vec", "data2vec2", "simmim", "dino", "ibot", "simclr", "msn"])
+@pytest.mark.parametrize("other", ["mae", "data2vec", "data2vec2", "simmim", "dino", "ibot", "simclr", "msn", "lejepa"])
 @pytest.mark.parametrize("name", ["cifar10_vitt4", "demo"])
 def test_methods_are_compared_on_one_backbone_view_optimizer_and_budget(name: str, other: str) -> None:
     ijepa, other = (load_config(ROOT / method / f"{name}.yaml") for method in ("ijepa", other))

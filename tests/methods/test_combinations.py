@@ -100,7 +100,7 @@ def test_methods_that_are_compared_see_the_same_samples_and_masks() -> None:
 
 @pytest.mark.parametrize("name", METHODS.names())
 def test_views_of_another_kind_are_refused_with_one_to_choose(name: str) -> None:
-    kinds = {"dino": "multi_crop", "ibot": "multi_crop", "msn": "multi_crop", "simclr": "two_crops"}
+    kinds = dict.fromkeys(["dino", "ibot", "msn", "lejepa"], "multi_crop") | {"simclr": "two_crops"}
     own, others = tiny_views("mae" if name in kinds else "dino"), kinds.get(name, "single_crop")
     views = {spec.name: spec for spec in build_views(own, TINY_BACKBONE)}
     with pytest.raises(ValueError, match=f"views={others}"):

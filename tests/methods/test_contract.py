@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import pytest
 import torch
-from tiny_methods import Tiny, tiny_method
+from tiny_methods import METHODS, Tiny, tiny_method
 from torch import Tensor
 
 from ssl_zoo.engine.graphs import unreadable_progress
@@ -158,6 +158,8 @@ def test_a_place_without_features_is_refused_with_those_that_the_method_has(tiny
             tiny_method(tiny.name, regularizer=REGULARIZERS.config_of("vicreg")(apply_to=place))
 
 
-def test_the_alarm_knows_metrics_of_learned_targets_alone(tiny: Tiny) -> None:
+def test_the_alarm_knows_metrics_of_learned_targets_and_none_of_targets_that_the_data_decide(tiny: Tiny) -> None:
     watched = {limit.metric for limit in tiny.method.collapse_limits()}
-    assert watched <= tiny.output().metrics.keys() and bool(watched) is bool(tiny.method.emas())
+    assert watched <= tiny.output().metrics.keys()
+    assert watched or not tiny.method.emas()
+    assert not (watched and METHODS.get(tiny.name).default_targets == "pixels")
