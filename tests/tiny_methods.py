@@ -1,6 +1,7 @@
 """Every registered method at a tiny size, on one batch of random images."""
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +14,7 @@ from ssl_zoo.masks.blockwise import Shortfall
 from ssl_zoo.method import METHODS, Method, Output, Progress, Step, build_method
 from ssl_zoo.nn import ViTConfig
 from ssl_zoo.plugins import discover
-from ssl_zoo.regularizers import RegularizerConfig
+from ssl_zoo.regularizers import REGULARIZERS, RegularizerConfig
 from ssl_zoo.seeding import generator_for
 from ssl_zoo.targets import TARGETS
 from ssl_zoo.views import ViewSetConfig
@@ -63,10 +64,20 @@ class Tiny:
         return tiny_method(self.name, seed)
 
 
-def tiny_method(name: str, seed: int = 0, regularizer: RegularizerConfig | None = None, **overrides: object) -> Method:
+def tiny_method(
+    name: str,
+    seed: int = 0,
+    regularizer: str | RegularizerConfig | None = None,
+    target_overrides: Mapping[str, object] | None = None,
+    **overrides: object,
+) -> Method:
+    """Build a method by name; ``target_overrides`` may name another target as ``name``."""
     config = METHODS.config_of(name)(**{**TINY_METHOD.get(name, {}), **overrides})
-    target = METHODS.get(name).default_targets
-    target_config = None if target is None else TARGETS.config_of(target)(**TINY_TARGETS.get(target, {}))
+    more = dict(target_overrides or {})
+    target = more.pop("name", METHODS.get(name).default_targets)
+    target_config = None if target is None else TARGETS.config_of(target)(**{**TINY_TARGETS.get(target, {}), **more})
+    if isinstance(regularizer, str):
+        regularizer = REGULARIZERS.config_of(regularizer)()
     return build_method(config, TINY_BACKBONE, target_config, regularizer, seed=seed)
 
 

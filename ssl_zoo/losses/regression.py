@@ -13,15 +13,25 @@ class Distance(Enum):
     smooth_l1 = "smooth_l1"  # the reference code of I-JEPA
     l2 = "l2"  # I-JEPA, arXiv 2301.08243, eq. 1; its sum over elements is a mean here, a constant factor for AdamW
 
-    def __call__(self, predictions: Tensor, targets: Tensor, beta: float) -> Float[Tensor, ""]:
+    def __call__(
+        self,
+        predictions: Float[Tensor, "*S D"],
+        targets: Float[Tensor, "*S D"],
+        beta: float,
+        weights: Float[Tensor, "*S"] | None = None,
+    ) -> Float[Tensor, ""]:
         """Return the mean distance.
 
         Args:
             beta: difference at which smooth L1 turns from quadratic to linear.
+            weights: factors of the tokens' distances, whose sum is still divided by the number of tokens.
         """
+        reduction = "mean" if weights is None else "none"
         if self is Distance.l2:
-            return F.mse_loss(predictions, targets)
-        return F.smooth_l1_loss(predictions, targets, beta=beta)
+            errors = F.mse_loss(predictions, targets, reduction=reduction)
+        else:
+            errors = F.smooth_l1_loss(predictions, targets, beta=beta, reduction=reduction)
+        return errors if weights is None else (errors.mean(dim=-1) * weights).mean()
 
 
 def masked_mean(errors: Float[Tensor, "B N D"], masked: Bool[Tensor, "B N"]) -> Float[Tensor, ""]:

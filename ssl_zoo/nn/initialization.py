@@ -75,7 +75,7 @@ def initialize(module: nn.Module, initialization: Initialization) -> None:
             _sample(part.weight.flatten(1), scheme.patch_embed, scheme)
             if scheme.zero_patch_bias:
                 nn.init.zeros_(part.bias)
-        elif isinstance(part, nn.LayerNorm):
+        elif isinstance(part, (nn.LayerNorm, nn.GroupNorm)):
             part.reset_parameters()
 
 

@@ -39,6 +39,16 @@ def mean_per_patch(
     return sums / counts.clamp_min(1)[..., None]
 
 
+def distance_to_nearest(
+    patches: Int[Tensor, "*#B K"], others: Int[Tensor, "*#B T"], grid: tuple[int, int]
+) -> Float[Tensor, "*B K"]:
+    """Return the distance of each patch from the nearest one of ``others`` on the grid, in patches."""
+    (rows, columns), (other_rows, other_columns) = (
+        (index // grid[1], index % grid[1]) for index in (patches[..., :, None], others[..., None, :])
+    )
+    return ((rows - other_rows).square() + (columns - other_columns).square()).amin(dim=-1).float().sqrt()
+
+
 def patchify(images: Float[Tensor, "B C H W"], patch_size: int) -> Float[Tensor, "B N P"]:
     """Return the pixels of each patch in the order (y, x, colour), colour fastest, as MAE predicts them."""
     batch, channels, height, width = images.shape

@@ -68,7 +68,13 @@ class NarrowViT(nn.Module):
         self.pos_embed.copy_(sincos_positions(self.grid, dim, self.sincos_layout, num_prefix=num_prefix, device=device))
 
     def forward(
-        self, tokens: Float[Tensor, "*B L D"], context: Int[Tensor, "*B K"], targets: Int[Tensor, "*B M T"]
+        self,
+        tokens: Float[Tensor, "*B L D"],
+        context: Int[Tensor, "*B K"],
+        targets: Int[Tensor, "*B M T"],
+        *,
+        noise: Float[Tensor, "*B M T D"] | None = None,
+        with_context: bool = False,
     ) -> Float[Tensor, "*B M T O"]:
         """Predict each of the M target blocks on its own.
 
@@ -80,17 +86,23 @@ class NarrowViT(nn.Module):
                 an image with a second leading dimension.
             context: the patches that ``tokens`` encode, without prefix tokens.
             targets: the patches to predict.
+            noise: added to the mask tokens through the projection of encoded tokens (StoP, arXiv 2308.00566, sec. 3),
+                so that a predictor can reduce it by reading less of its context alone.
+            with_context: predict the patches of ``context`` too, before those of ``targets``: (*B, M, K + T, O).
         """
         *leading, num_blocks, num_targets = targets.shape
         known = self.embed(tokens.flatten(0, -3), context.flatten(0, -2))
-        queries = self.queries(targets.flatten(0, -3)).to(known.dtype)
+        queries = self.queries(targets.flatten(0, -3))
+        if noise is not None:
+            queries = queries + self.embed_in(noise.flatten(0, -4))
+        queries = queries.to(known.dtype)
         known = known[:, None].expand(-1, num_blocks, -1, -1)
         x = torch.cat([known, queries], dim=2).flatten(0, 1)
         *blocks, last_block = self.blocks
         for block in blocks:
             x = block(x)
         # After its keys and values the last block acts on each token alone, so context tokens stop there.
-        x = last_block(x, last=num_targets)
+        x = last_block(x, last=num_targets + (context.shape[-1] if with_context else 0))
         return self.proj_out(self.norm(x)).unflatten(0, (*leading, num_blocks))
 
     def embed(self, tokens: Float[Tensor, "B L D"], context: Int[Tensor, "B K"]) -> Float[Tensor, "B L dim"]:

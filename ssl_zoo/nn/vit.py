@@ -14,7 +14,7 @@ from ssl_zoo.nn import kernels
 from ssl_zoo.nn.backbone import BACKBONES, BackboneConfig
 from ssl_zoo.nn.blocks import LayerOutput, NormPosition, transformer_blocks
 from ssl_zoo.nn.initialization import TOKEN_STD, Initialization, initialize, initialize_token, scale_branches
-from ssl_zoo.nn.patch_embed import PatchEmbedding
+from ssl_zoo.nn.patch_embed import ConvolutionalPatchEmbedding, PatchEmbedding, PatchStem
 from ssl_zoo.nn.pos_embed import SincosLayout, interpolate_positions, sincos_positions
 from ssl_zoo.nn.relative_position import RelativePositionBias
 from ssl_zoo.nn.tokens import take
@@ -33,6 +33,9 @@ class Positions(Enum):
 class ViTConfig(BackboneConfig):
     """The defaults are those of ViT-B/16 (arXiv 2010.11929, table 1)."""
 
+    patch_stem: PatchStem = setting(
+        PatchStem.linear, "layers that embed a patch: linear, or convolutional, inside each patch (arXiv 2106.14881)"
+    )
     embed_dim: int = setting(768, "width of a token", at_least=1)
     depth: int = setting(12, "number of transformer blocks", at_least=1)
     num_heads: int = setting(12, "attention heads per block", at_least=1)
@@ -97,7 +100,10 @@ class ViT(nn.Module):
         self._tables: dict[tuple[tuple[int, int], torch.device], Tensor] = {}  # sin-cos tables of other grids
 
         dim = config.embed_dim
-        self.patch_embed = PatchEmbedding(None, config.patch_size, config.in_channels, dim)
+        if config.patch_stem is PatchStem.linear:
+            self.patch_embed = PatchEmbedding(None, config.patch_size, config.in_channels, dim)
+        else:
+            self.patch_embed = ConvolutionalPatchEmbedding(config.patch_size, config.in_channels, dim)
         self.cls_token = nn.Parameter(torch.empty(1, 1, dim)) if config.class_token else None
         self.reg_token = nn.Parameter(torch.empty(1, config.num_registers, dim)) if config.num_registers else None
         self.pos_embed = self._empty_positions()
