@@ -115,6 +115,15 @@ def test_a_gradient_into_the_target_sets_it_off_within_200_steps(tmp_path: Path)
     assert step is not None and records(tmp_path)[-1]["loss"] < 0.2 * records(tmp_path)[0]["loss"]
 
 
+@pytest.mark.parametrize(("regularizer", "collapses"), [(None, True), ("sigreg", False), ("visreg", False)])
+def test_online_targets_without_a_stop_gradient_set_it_off_unless_a_regularizer_holds_features_apart(
+    tmp_path: Path, regularizer: str | None, collapses: bool
+) -> None:
+    online = {"name": "online", "stop_gradient": False}
+    method = tiny_method("ijepa", regularizer=regularizer, target_overrides=online)
+    assert (alarm_step(tmp_path, method, num_steps=40) is not None) is collapses
+
+
 def test_constant_targets_set_it_off_at_the_patience(tmp_path: Path) -> None:
     method = ijepa(TeacherConfig())
     method.target = Constant()

@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from tiny_methods import PROGRESS, TINY_BACKBONE, step_of, tiny_batch, tiny_method
 
 from ssl_zoo.data.batch import Batch
+from ssl_zoo.engine.graphs import unreadable_progress
 from ssl_zoo.losses.regression import Distance
 from ssl_zoo.masks import Masks
-from ssl_zoo.method import METHODS, build_method
+from ssl_zoo.method import METHODS, Step, build_method
 from ssl_zoo.nn import ViTConfig
 from ssl_zoo.targets import MaskTeacher, Normalization, PixelsConfig, TeacherConfig
 
@@ -157,3 +158,80 @@ def test_the_groups_of_vit_small_with_six_predictor_blocks_have_the_references_c
     decayed, others = method.param_groups()
     assert len(decayed.params) == (50 - 1) + (28 - 1) and len(others.params) == 99 + 52
     assert any(p is method.predictor.mask_token for p in decayed.params)
+
+
+def test_position_noise_is_a_function_of_step_and_image_and_the_same_in_any_micro_batch() -> None:
+    method = tiny_method("ijepa", position_noise_std=0.25)
+    batch = tiny_batch(method, "ijepa")
+    noise = method.position_noise(batch, step_of(method))
+    assert noise.shape == (8, 1, *batch.masks["image"].targets.shape[1:], 48)
+    assert noise.std().item() == pytest.approx(0.25, rel=0.02) and noise.mean().abs() < 0.01
+    [first, second] = (method.position_noise(part, step_of(method)) for part in batch.micro_batches(2))
+    assert torch.equal(torch.cat([first, second]), noise)
+    later = method.position_noise(batch, step_of(method, dataclasses.replace(PROGRESS, step=11)))
+    assert not torch.equal(later, noise)
+
+
+def test_position_noise_reaches_mask_tokens_through_the_projection_of_encoded_tokens() -> None:
+    method = tiny_method("ijepa", position_noise_std=0.25)
+    batch = tiny_batch(method, "ijepa")
+    masks, predictor = batch.masks["image"], method.predictor
+    noise = method.position_noise(batch, step_of(method))
+    context = torch.randn(8, 1, masks.context.shape[-1], 48, generator=torch.Generator().manual_seed(0))
+    got = predictor(context, masks.context, masks.paired(masks.targets), noise=noise)
+    block = masks.targets[:, 1]
+    queries = predictor.queries(block) + predictor.embed_in(noise[:, 0, 1])
+    x = torch.cat([predictor.embed(context[:, 0], masks.context[:, 0]), queries], dim=1)
+    for layer in predictor.blocks:
+        x = layer(x)
+    expected = predictor.proj_out(predictor.norm(x))[:, -block.shape[1] :]
+    torch.testing.assert_close(got[:, 0, 1], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("num_contexts", [1, 2])
+def test_the_context_loss_equals_a_loop_over_context_patches_weighted_by_their_distance(num_contexts: int) -> None:
+    method = tiny_method("ijepa", context_loss_weight=0.5, distance=Distance.l2)
+    batch = tiny_batch(method, "ijepa", num_images=3, num_contexts=num_contexts)
+    images, masks = batch.views["image"], batch.masks["image"]
+    plain = tiny_method("ijepa", distance=Distance.l2)(batch, step_of(method))
+    features = F.layer_norm(method.target.encoder(images), (48,))
+    losses = []
+    for b in range(3):
+        for context in masks.context[b]:
+            encoded = method.encoder(images[b : b + 1], keep=context[None])
+            for block in masks.targets[b]:
+                outputs = method.predictor(encoded, context[None], block[None, None], with_context=True)[0, 0]
+                for prediction, patch in zip(outputs, context.tolist(), strict=False):
+                    rows, columns = block // 4 - patch // 4, block % 4 - patch % 4
+                    distance = (rows**2 + columns**2).float().sqrt().min()
+                    losses.append((prediction - features[b, patch]).square().mean() / distance.sqrt())
+    output = method(batch, step_of(method))
+    torch.testing.assert_close(output.losses["prediction"], plain.losses["prediction"], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(output.losses["context"], 0.5 * torch.stack(losses).mean(), rtol=1e-5, atol=1e-6)
+
+
+def test_the_context_loss_runs_the_teacher_once_and_its_weight_rises_over_its_warmup() -> None:
+    method = tiny_method("ijepa", context_loss_weight=0.5, context_loss_warmup_epochs=10.0)
+    calls = []
+    method.target.encoder.register_forward_hook(lambda *_: calls.append(1))
+    batch = tiny_batch(method, "ijepa")
+    method(batch, step_of(method))
+    assert len(calls) == 1
+    # Epoch 5 of 10, then after the warm-up.
+    values = [
+        step_of(method, dataclasses.replace(PROGRESS, step=s)).values["context_loss_weight"].item() for s in (10, 99)
+    ]
+    assert values == pytest.approx([0.25, 0.5])
+
+
+def test_the_context_loss_refuses_a_teacher_that_sees_target_blocks_alone() -> None:
+    with pytest.raises(ValueError, match=r"targets\.mask=input: I-JEPA's context loss"):
+        tiny_method("ijepa", context_loss_weight=0.5, target_overrides={"mask": MaskTeacher.input})
+
+
+@pytest.mark.parametrize("options", [{"position_noise_std": 0.25}, {"context_loss_weight": 0.5}])
+def test_options_read_no_progress_in_the_forward_pass(options: dict[str, float]) -> None:
+    method = tiny_method("ijepa", **options)
+    step = step_of(method)
+    output = method(tiny_batch(method, "ijepa"), Step(unreadable_progress(method), step.values))
+    assert output.loss.isfinite() and method.visualize(tiny_batch(method, "ijepa"))

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,25 @@ def test_the_report_has_the_scores_of_the_runs_the_papers_values_and_the_differe
     commit = json.loads((folder / runs[0].directory / "environment.json").read_text())["commit"]
     assert commit is None or commit[:10] in text
     assert f"{runs[0].directory}/)" in text
+
+
+def test_monitored_values_stand_in_a_table_with_the_step_of_the_alarm(study, trained, tmp_path):
+    folder, runs = trained
+    for run in runs:
+        shutil.copytree(folder / run.directory, tmp_path / run.directory)
+    metrics = tmp_path / runs[0].directory / "metrics.jsonl"
+    collapsed = [
+        {"step": step, "target_cosine": 0.5 + step / 100, "collapse": value} for step, value in ((41, 1), (42, 0))
+    ]
+    metrics.write_text(metrics.read_text() + "".join(f"{json.dumps(line)}\n" for line in collapsed))
+    watching = replace(study, metrics=["target_cosine", "unknown"])
+    text = markdown(compare_study(watching, runs, RunFolder(tmp_path), {}, "the command"), tmp_path)
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    assert ["", "target_cosine", "unknown", "alarm"] in lines
+    assert ["teacher features", "0.92", "\N{EN DASH}", "1 of 1, step 41"] in lines
+    [pixels] = [line for line in lines if line[0] == "pixels" and len(line) == 4 and line[2] == "\N{EN DASH}"]
+    assert pixels[3] == "\N{EN DASH}"
+    assert "Monitored values" not in markdown(compare_study(study, runs, RunFolder(folder), {}, "c"), tmp_path)
 
 
 EVALUATION = """evaluations:

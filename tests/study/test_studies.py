@@ -1,5 +1,6 @@
 """Every study in configs/studies, and the recipe that restates the reference."""
 
+import functools
 import importlib.resources
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,8 @@ import torch
 from ssl_zoo.config import compose, load_config
 from ssl_zoo.masks import MASKS
 from ssl_zoo.masks.multiblock import ContextLength
+from ssl_zoo.method import METHODS
+from ssl_zoo.regularizers import REGULARIZERS
 from ssl_zoo.study.file import read_study
 from ssl_zoo.study.plan import identity, plan_runs
 
@@ -17,6 +20,7 @@ ROOT = Path(str(importlib.resources.files("ssl_zoo.configs")))
 STUDIES = sorted(path.stem for path in (ROOT / "studies").glob("*.yaml"))
 
 
+@functools.cache
 def planned(name: str):
     """The study and its runs of one seed; planning builds masks and networks of every entry."""
     study = replace(read_study(ROOT / "studies" / f"{name}.yaml"), seeds=[0])
@@ -86,3 +90,20 @@ def test_the_reference_recipe_has_the_values_of_the_reference_except_sizes():
     for seed in range(2):
         masks(256, torch.Generator().manual_seed(seed))
     assert masks.num_relaxed == 0
+
+
+def test_the_study_of_equal_compute_has_every_method_at_equal_compute():
+    _, runs = planned("methods_equal_compute")
+    assert {run.composed.choices["method"] for run in runs.values()} == set(METHODS.names())
+    flops = [run.cost.num_steps * run.cost.batch_size * run.cost.flops_per_image for run in runs.values()]
+    assert max(flops) <= 1.02 * min(flops)
+
+
+def test_the_study_of_collapse_crosses_targets_with_every_regularizer():
+    _, runs = planned("collapse")
+    chosen = set()
+    for run in runs.values():
+        config, choices = run.composed.config, run.composed.choices
+        chosen.add((choices["targets"], getattr(config.targets, "stop_gradient", None), choices.get("regularizer")))
+    kinds = [("teacher", None), ("online", True), ("online", False)]
+    assert chosen == {(*kind, name) for kind in kinds for name in (None, *REGULARIZERS.names())}

@@ -3,6 +3,7 @@
 ``python test_world.py`` under torchrun checks the collectives themselves.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from torch import Tensor
 from ssl_zoo.engine.distributed import Processes, processes
 from ssl_zoo.engine.settings import Device, Parallel
 from ssl_zoo.plugins import discover
+from ssl_zoo.regularizers import REGULARIZERS
 from ssl_zoo.world import World
 
 discover()
@@ -57,6 +59,28 @@ def test_a_loss_of_global_statistics_trains_as_on_one_process(tmp_path: Path, ra
         assert got.keys() == expected_gradients.keys()
         for name, gradient in expected_gradients.items():
             assert (got[name] - gradient).norm() <= 1e-6 * largest, (job, name)
+
+
+@pytest.mark.slow
+def test_regularizers_and_targets_of_the_online_encoder_train_as_on_one_process(tmp_path: Path) -> None:
+    online = {"name": "online", "stop_gradient": False}
+    options = {name: {"regularizer": name, "target_overrides": online} for name in REGULARIZERS.names()}
+    options["noise"] = {"position_noise_std": 0.25, "context_loss_weight": 0.5}
+    settings = {"num_steps": 3, "checkpoint_every": 3}
+    alone = {
+        name: Job("ijepa", str(tmp_path / "alone" / name), options=chosen, settings=settings)
+        for name, chosen in options.items()
+    }
+    for job in alone.values():
+        job.run(ALONE)
+    for ranks, kind in ((2, "ddp"), (4, "fsdp2")):
+        jobs = {name: replace(job, folder=str(tmp_path / kind / name), parallel=kind) for name, job in alone.items()}
+        run_jobs(list(jobs.values()), ranks, tmp_path)
+        for name, job in jobs.items():
+            assert losses(job) == pytest.approx(losses(alone[name]), rel=1e-5), job
+            got, expected = gradients(job), gradients(alone[name])
+            largest = max(gradient.norm() for gradient in expected.values())
+            assert all((got[key] - value).norm() <= 1e-5 * largest for key, value in expected.items()), job
 
 
 def losses(job: Job) -> list[float]:
