@@ -109,7 +109,7 @@ class Prototypes(IJEPA):
 
 
 def test_a_gradient_into_the_target_sets_it_off_within_200_steps(tmp_path: Path) -> None:
-    base = ijepa(TeacherConfig(EmaConfig(0.0, 0.0)))
+    base = ijepa(TeacherConfig(ema=EmaConfig(0.0, 0.0)))
     leaking = Leaking(CONFIG, base.encoder, base.target)
     step = alarm_step(tmp_path, leaking, num_steps=200)
     assert step is not None and records(tmp_path)[-1]["loss"] < 0.2 * records(tmp_path)[0]["loss"]
@@ -132,7 +132,7 @@ def test_constant_targets_set_it_off_at_the_patience(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("normalization", Normalization)
 def test_a_teacher_of_zeros_sets_it_off_at_the_patience(tmp_path: Path, normalization: Normalization) -> None:
-    method = ijepa(TeacherConfig(EmaConfig(1.0), normalization=normalization))
+    method = ijepa(TeacherConfig(ema=EmaConfig(1.0), normalization=normalization))
     with torch.no_grad():
         for parameter in method.target.encoder.parameters():
             parameter.zero_()
@@ -141,7 +141,7 @@ def test_a_teacher_of_zeros_sets_it_off_at_the_patience(tmp_path: Path, normaliz
 
 @pytest.mark.parametrize("normalization", Normalization)
 def test_a_teacher_that_sees_positions_but_no_image_sets_it_off(tmp_path: Path, normalization: Normalization) -> None:
-    method = ijepa(TeacherConfig(EmaConfig(1.0), normalization=normalization))
+    method = ijepa(TeacherConfig(ema=EmaConfig(1.0), normalization=normalization))
     nn.init.zeros_(method.target.encoder.module.patch_embed.proj.weight)
     assert alarm_step(tmp_path, method, num_steps=9) == 5
     assert all(record["target_std"] > 0.1 for record in records(tmp_path))  # which tells nothing of it

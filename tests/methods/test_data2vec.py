@@ -51,7 +51,7 @@ def test_instance_normalisation_leaves_each_feature_without_mean_over_the_image(
 
 def test_the_average_leaves_the_integer_index_of_the_bias_table_alone() -> None:
     backbone = replace(TINY_BACKBONE, relative_position_bias=True, class_token=True)
-    target = TopKTeacherConfig(EmaConfig(0.9999, 0.9999), average_top_k_layers=1)
+    target = TopKTeacherConfig(ema=EmaConfig(0.9999, 0.9999), average_top_k_layers=1)
     method = build_method(METHODS.config_of("data2vec")(), backbone, target, seed=0)
     index = method.encoder.rel_pos_bias.relative_position_index
     truncated = (0.9999 * index + (1 - 0.9999) * index).long()  # as the reference averages it

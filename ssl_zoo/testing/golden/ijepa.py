@@ -78,7 +78,7 @@ def _method(fixture: Fixture) -> IJEPA:
                 depth=fixture.count("depth"),
                 num_heads=heads,
             ),
-            TeacherConfig(EmaConfig(fixture.number("ema0"), fixture.number("ema1"))),
+            TeacherConfig(ema=EmaConfig(fixture.number("ema0"), fixture.number("ema1"))),
         )
 
 
