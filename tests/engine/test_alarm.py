@@ -144,7 +144,7 @@ def test_a_teacher_that_sees_positions_but_no_image_sets_it_off(tmp_path: Path, 
     method = ijepa(TeacherConfig(ema=EmaConfig(1.0), normalization=normalization))
     nn.init.zeros_(method.target.encoder.module.patch_embed.proj.weight)
     assert alarm_step(tmp_path, method, num_steps=9) == 5
-    assert all(record["target_std"] > 0.1 for record in records(tmp_path))  # which tells nothing of it
+    assert all(record["target_std"] > 0.01 for record in records(tmp_path))  # above its limit: it tells nothing of it
 
 
 @pytest.mark.parametrize(
