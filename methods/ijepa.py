@@ -98,7 +98,7 @@ class IJEPA(Method):
 
     def forward(self, batch: Batch, step: Step) -> Output:
         images, masks = batch.views["image"], batch.masks["image"]
-        targets, context_targets = self.targets(batch)  # stop-gradient
+        targets, context_targets = self.targets(batch)
         context, predictions = self.predict(images, masks, self.position_noise(batch, step))
         losses, distance = {}, partial(self.config.distance, beta=self.config.smooth_l1_beta)
         if context_targets is not None:

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ssl_zoo.data.batch import Batch
 from ssl_zoo.engine.graphs import unreadable_progress
 from ssl_zoo.method import METHODS, Method, Step
+from ssl_zoo.regularizers import REGULARIZERS, Place
 
 aten = torch.ops.aten
 CUDA = torch.device("cuda", 0)
@@ -61,7 +62,7 @@ def _tensors(values: Any) -> Iterator[Tensor]:
 
 
 @contextmanager
-def fake_gpu(name: str, **options: object) -> Iterator[tuple[Method, Batch, Step]]:
+def fake_gpu(name: str, **options: Any) -> Iterator[tuple[Method, Batch, Step]]:
     """A method, its batch and a step on a device that is not there; the step as a CUDA graph is captured with."""
     method = tiny_method(name, **options)
     batch = tiny_batch(method, name)
@@ -111,6 +112,20 @@ def test_forward_on_cuda_keeps_devices_and_types_and_never_waits_for_the_device(
 def test_options_that_balance_or_spread_never_wait_for_the_device(name: str, options: dict) -> None:
     with fake_gpu(name, **options) as (method, batch, step), NoHostSync():
         assert method(batch, step).loss.device == CUDA
+
+
+@pytest.mark.parametrize("place", Place)
+@pytest.mark.parametrize("name", REGULARIZERS.names())
+def test_regularizers_online_targets_and_options_of_ijepa_stay_in_float32_and_never_wait_for_the_device(
+    name: str, place: Place
+) -> None:
+    options = {"position_noise_std": 0.25, "context_loss_weight": 0.5, "target_overrides": {"name": "online"}}
+    regularizer = REGULARIZERS.config_of(name)(apply_to=place)
+    with fake_gpu("ijepa", regularizer=regularizer, **options) as (method, batch, step):
+        with NoHostSync(), autocast(True):
+            losses = method(batch, step).losses
+        assert len(losses) >= 3
+        assert all(term.device == CUDA and term.dtype is torch.float32 for term in losses.values())
 
 
 @pytest.mark.parametrize("name", METHODS.names())
