@@ -30,6 +30,7 @@ setup(
             "ssl-zoo-eval = ssl_zoo.tools.eval_net:main",
             "ssl-zoo-benchmark = ssl_zoo.tools.benchmark:main",
             "ssl-zoo-make-shards = ssl_zoo.tools.make_shards:main",
+            "ssl-zoo-channel-stats = ssl_zoo.tools.channel_stats:main",
             "ssl-zoo-submit = ssl_zoo.tools.submit:main",
             "ssl-zoo-compare = ssl_zoo.tools.compare:main",
             "ssl-zoo-inject-faults = ssl_zoo.tools.inject_faults:main",
@@ -53,6 +54,7 @@ setup(
         "braceexpand>=0.1.7",
         "simplejpeg>=1.7.2",
         "pillow>=10.0",
+        "tifffile>=2024.8.10",
         "tensorboard>=2.16.2",
         "rich>=13.0",
         "jaxtyping>=0.3.1",
@@ -64,6 +66,7 @@ setup(
         "slurm": ["submitit>=1.5"],
         "hf": ["transformers>=5.0"],  # folders of Hugging Face: verification of exports, tests of both directions
         "onnx": ["onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.20"],  # export, and its verification
+        "tiff": ["imagecodecs>=2024.6.1"],  # TIFF of many bands or 16-bit colour with LZW compression
         "test": [
             "submitit>=1.5",
             "transformers>=5.0",

@@ -12,13 +12,22 @@ GREY = 0.5  # value of patches that are not shown
 _PANEL_PIXELS = 96  # smaller images are enlarged to about this height
 
 
-def rows_of(columns: Sequence[Float[Tensor, "B 3 H W"]]) -> Float[Tensor, "3 rows columns"]:
+def rows_of(columns: Sequence[Float[Tensor, "B _ H W"]]) -> Float[Tensor, "3 rows columns"]:
     """Plot row i from the i-th image of every column, in 0..1, with white gaps; small images are enlarged."""
     height = columns[0].shape[-2]
-    panels = torch.stack(list(columns), dim=1).flatten(0, 1).float().clamp(0, 1)
+    panels = torch.stack([*map(as_rgb, columns)], dim=1).flatten(0, 1).float().clamp(0, 1)
     factor = max(1, _PANEL_PIXELS // height)
     enlarged = panels.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
     return make_grid(enlarged, nrow=len(columns), padding=2, pad_value=1.0)
+
+
+def as_rgb(images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B 3 H W"]:
+    """Return images of any number of channels as RGB: grey ones as grey, of others the first three channels.
+
+    Of two channels the second is green and blue.
+    """
+    channels = images.shape[1]
+    return images[:, [min(channel, channels - 1) for channel in range(3)]] if channels != 3 else images
 
 
 def patch_set(index: Int[Tensor, "B K"], num_patches: int) -> Bool[Tensor, "B N"]:
@@ -28,8 +37,8 @@ def patch_set(index: Int[Tensor, "B K"], num_patches: int) -> Bool[Tensor, "B N"
 
 
 def on_grey(
-    images: Float[Tensor, "B 3 H W"], shown: Bool[Tensor, "B N"], grid: tuple[int, int]
-) -> Float[Tensor, "B 3 H W"]:
+    images: Float[Tensor, "B C H W"], shown: Bool[Tensor, "B N"], grid: tuple[int, int]
+) -> Float[Tensor, "B C H W"]:
     """Replace every patch that is not ``shown`` by grey."""
     return images.where(_enlarged(shown[:, None], grid, images.shape[-2:]), GREY)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from ssl_zoo.config import compose_section
-from ssl_zoo.data.batch import Batch, Normalize
+from ssl_zoo.data.batch import Batch
 from ssl_zoo.engine.build import build_generators, build_views
 from ssl_zoo.masks import MASKS
 from ssl_zoo.masks.blockwise import Shortfall
@@ -103,7 +103,7 @@ def tiny_batch(method: Method, name: str, num_images: int = 8, seed: int = 0, **
     generators = build_generators(specs, mask_config, TINY_BACKBONE)
     return Batch(
         views={
-            spec.name: torch.randn(num_images, 3, *spec.size, generator=generator_for(seed, "images", i))
+            spec.name: torch.randn(num_images, spec.channels, *spec.size, generator=generator_for(seed, "images", i))
             for i, spec in enumerate(specs)
         },
         masks={
@@ -112,5 +112,5 @@ def tiny_batch(method: Method, name: str, num_images: int = 8, seed: int = 0, **
             if spec.name in generators
         },
         index=torch.arange(num_images),
-        normalize={spec.name: Normalize(spec.config.mean, spec.config.std) for spec in specs},
+        normalize={spec.name: spec.normalize for spec in specs},
     )

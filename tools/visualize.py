@@ -19,8 +19,8 @@ from torch import Tensor
 from ssl_zoo.config import Config, compose
 from ssl_zoo.data.decode import CorruptImage
 from ssl_zoo.data.files import read_images
-from ssl_zoo.data.sources import SOURCES, Split
-from ssl_zoo.data.sources.imagefolder import FilesConfig
+from ssl_zoo.data.sources import Split, build_source
+from ssl_zoo.data.sources.imagefolder import FilesConfig, LimitedConfig
 from ssl_zoo.engine.trained import open_run
 from ssl_zoo.engine.visualize import save_images, visualize
 from ssl_zoo.machine import refuse_windows
@@ -60,9 +60,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _images(paths: Sequence[str] | None, count: int, config: Config) -> list[Tensor]:
+    channels = config.backbone.in_channels
     if paths:
-        return read_images(paths, count, FilesConfig().limits)
-    source = SOURCES.build(config.data, Split.test)
+        settings = config.data if isinstance(config.data, LimitedConfig) else FilesConfig()
+        return read_images(paths, count, settings.limits, settings.pixels(channels))
+    source = build_source(config.data, Split.test, channels)
     return [source.image(number) for number in range(min(count, len(source)))]
 
 

@@ -26,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import ssl_zoo
+from ssl_zoo.config.derived import fill_derived
 from ssl_zoo.config.keys import ConfigError, check_bounds, flat, keys_of, leaves, unknown_key, written, wrong_value
 from ssl_zoo.config.recipe import ROOT_RECIPE, Recipe, config_roots, read_recipe
 from ssl_zoo.config.schema import SCHEMA, Config, sections
@@ -79,6 +80,7 @@ class Composed:
                 raise ConfigError(f"{name}={written(given)}: {_first_line(error)}") from error
         values = self.values.copy()
         OmegaConf.resolve(values)
+        fill_derived(values)
         return values
 
     def plain(self) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What travels from the data side to a method: view specifications and batches."""
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -12,6 +13,24 @@ from ssl_zoo.settings import Settings, setting
 
 IMAGENET_MEAN = [0.485, 0.456, 0.406]
 IMAGENET_STD = [0.229, 0.224, 0.225]
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R 601-2
+
+
+def default_mean(channels: int) -> list[float]:
+    """Return ImageNet's mean for RGB, that of its luminance for grey, and half of the range for other images."""
+    if channels == 3:
+        return list(IMAGENET_MEAN)
+    return [round(sum(map(operator.mul, _LUMA, IMAGENET_MEAN)), 3)] if channels == 1 else [0.5] * channels
+
+
+def default_std(channels: int) -> list[float]:
+    """Return ImageNet's standard deviation for RGB, nearly that of its luminance for grey, else a quarter of the range.
+
+    The luminance's is exact for channels that vary together, which those of photographs nearly do.
+    """
+    if channels == 3:
+        return list(IMAGENET_STD)
+    return [round(sum(map(operator.mul, _LUMA, IMAGENET_STD)), 3)] if channels == 1 else [0.25] * channels
 
 
 @dataclass
@@ -26,13 +45,20 @@ class ViewConfig(Settings):
     crop_aspect: list[float] = setting([0.75, 4 / 3], "width / height, log-uniform in [low, high]", length=2, above=0)
     interpolation: str = setting("bilinear", "bilinear or bicubic, always antialiased", one_of=("bilinear", "bicubic"))
     horizontal_flip: float = setting(0.0, "probability of a left-right flip", at_least=0, at_most=1)
-    color_jitter: list[float] = setting([0.0] * 4, "brightness, contrast, saturation, hue", length=4, at_least=0)
+    color_jitter: list[float] = setting(
+        [0.0] * 4, "brightness, contrast, saturation, hue; the last two need RGB images", length=4, at_least=0
+    )
     color_jitter_probability: float = setting(0.8, "probability that the jitter is applied", at_least=0, at_most=1)
-    grayscale: float = setting(0.0, "probability of dropping the colour", at_least=0, at_most=1)
+    grayscale: float = setting(0.0, "probability of dropping the colour; needs RGB images", at_least=0, at_most=1)
     blur: float = setting(0.0, "probability of a Gaussian blur, sigma uniform in 0.1..2.0 px", at_least=0, at_most=1)
     solarize: float = setting(0.0, "probability of inverting all values above one half", at_least=0, at_most=1)
-    mean: list[float] = setting(IMAGENET_MEAN, "subtracted per channel, pixels in 0..1", length=3)
-    std: list[float] = setting(IMAGENET_STD, "divisor per channel", length=3, above=0)
+    mean: list[float] | None = setting(
+        None,
+        "subtracted per channel, pixels in 0..1; null: ImageNet's for RGB, its luminance's for grey, else 0.5",
+    )
+    std: list[float] | None = setting(
+        None, "divisor per channel; null: ImageNet's for RGB, its luminance's for grey, else 0.25", above=0
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -54,6 +80,7 @@ class ViewSpec:
         masked: the view gets masks where the run has a mask generator, on the grid that the backbone gives its size.
         same_as: name of an earlier view whose random crop, flip and colours this one repeats, at a size, interpolation
             and normalisation of its own.
+        channels: of the images.
     """
 
     name: str
@@ -61,6 +88,22 @@ class ViewSpec:
     config: ViewConfig
     masked: bool = True
     same_as: str | None = None
+    channels: int = 3
+
+    @property
+    def mean(self) -> Sequence[float]:
+        """Return the mean that normalises the view, one value per channel."""
+        return default_mean(self.channels) if self.config.mean is None else self.config.mean
+
+    @property
+    def std(self) -> Sequence[float]:
+        """Return the standard deviation that normalises the view, one value per channel."""
+        return default_std(self.channels) if self.config.std is None else self.config.std
+
+    @property
+    def normalize(self) -> "Normalize":
+        """Return the view's normalisation."""
+        return Normalize(self.mean, self.std)
 
 
 class Normalize:
@@ -70,11 +113,11 @@ class Normalize:
         self.mean, self.std = tuple(mean), tuple(std)
         self._constants: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
-    def __call__(self, view: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
+    def __call__(self, view: UInt8[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         scale, offset = self._on(view.device)
         return view.float().mul_(scale).add_(offset)
 
-    def inverse(self, view: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
+    def inverse(self, view: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         """Return the pixels of a normalised view, in 0..1."""
         mean, std = (view.new_tensor(values, dtype=torch.float32)[:, None, None] for values in (self.mean, self.std))
         return view.float() * std + mean
@@ -102,11 +145,12 @@ class Batch:
     """The views of B images with their masks.
 
     Attributes:
-        views: (B, 3, H, W) by name: uint8 on the host, normalised float32 once ``TrainingData.to_device`` has moved
+        views: (B, C, H, W) by name: uint8 on the host, normalised float32 once ``TrainingData.to_device`` has moved
             them.
         masks: by name of the view, for the views that have any.
         index: stable ids of the samples.
         corrupt: samples that were replaced while loading; the host reports and counts them.
+        notices: lines for the log that reading the images brought up.
         fingerprint: digest of the planned sample ids and masks of the whole step, equal on all ranks.
         normalize: the normalisation of each view.
     """
@@ -115,6 +159,7 @@ class Batch:
     masks: Mapping[str, Masks] = field(default_factory=dict)
     index: Int[Tensor, "B"] | None = None
     corrupt: tuple[Corrupt, ...] = ()
+    notices: tuple[str, ...] = ()
     fingerprint: bytes | None = None
     normalize: Mapping[str, Normalize] = field(default_factory=dict)
 
@@ -126,7 +171,7 @@ class Batch:
         """Return the views of one kind in order: ``global`` gives ``global_0``, ``global_1`` and so on."""
         return [view for name, view in self.views.items() if name.startswith(f"{kind}_")]
 
-    def pixels(self, view: str, values: Float[Tensor, "B 3 H W"] | None = None) -> Float[Tensor, "B 3 H W"]:
+    def pixels(self, view: str, values: Float[Tensor, "B C H W"] | None = None) -> Float[Tensor, "B C H W"]:
         """Return the pixels of a view in 0..1, or of other values under its normalisation."""
         return self.normalize[view].inverse(self.views[view] if values is None else values)
 

@@ -14,7 +14,7 @@ from typing import Any
 from jaxtyping import UInt8
 from torch import Tensor
 
-from ssl_zoo.data.decode import EXTENSIONS, DecodeLimits, decode
+from ssl_zoo.data.decode import EXTENSIONS, DecodeLimits, PixelFormat, decode
 
 MAX_UNPACKED_BYTES = 2 << 30  # default largest content of a compressed archive, which is held in memory
 GZIP_ENDINGS = (".tar.gz", ".tgz")
@@ -65,7 +65,9 @@ def open_files(path: str, *, max_unpacked_bytes: int) -> Files:
     return files
 
 
-def read_images(paths: Sequence[str], count: int, limits: DecodeLimits) -> list[UInt8[Tensor, "3 _ _"]]:
+def read_images(
+    paths: Sequence[str], count: int, limits: DecodeLimits, pixels: PixelFormat | None = None
+) -> list[UInt8[Tensor, "C _ _"]]:
     """Decode the first ``count`` images of these files, folders and archives.
 
     Raises:
@@ -75,11 +77,11 @@ def read_images(paths: Sequence[str], count: int, limits: DecodeLimits) -> list[
     images = []
     for path in map(Path, paths):
         if path.is_file() and not path.name.endswith((".tar", *GZIP_ENDINGS)):
-            images.append(decode(path.read_bytes(), str(path), limits))
+            images.append(decode(path.read_bytes(), str(path), limits, pixels))
             continue
         files = open_files(str(path), max_unpacked_bytes=MAX_UNPACKED_BYTES)
         names = files.names[: max(0, count - len(images))]
-        images += [decode(files.read(number), f"{path}/{name}", limits) for number, name in enumerate(names)]
+        images += [decode(files.read(number), f"{path}/{name}", limits, pixels) for number, name in enumerate(names)]
     return images[:count]
 
 

@@ -5,6 +5,7 @@ that neither the number of ranks nor that of worker processes changes what an im
 """
 
 import hashlib
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -22,6 +23,8 @@ from ssl_zoo.data.workers import Items, in_workers, resolve_workers
 from ssl_zoo.masks.base import MaskGenerator, Masks
 from ssl_zoo.seeding import generator_for
 from ssl_zoo.settings import Settings, setting
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -72,7 +75,7 @@ class TrainingData:
         self.config = config or LoaderConfig()
         per_rank = batch_size // world_size
         self._rows = slice(rank * per_rank, (rank + 1) * per_rank)
-        self._normalize = {view.name: Normalize(view.config.mean, view.config.std) for view in self.views}
+        self._normalize = {view.name: view.normalize for view in self.views}
 
     def indices(self, step: int) -> Int[Tensor, "G"]:
         """Return the planned sample ids of the global batch."""
@@ -116,6 +119,7 @@ class TrainingData:
             masks={name: m.map(lambda tensor: tensor[rows]) for name, m in masks.items()},
             index=index,
             corrupt=corrupt,
+            notices=self.source.take_notices(),
             fingerprint=_digest(planned, masks),
         )
 
@@ -126,6 +130,12 @@ class TrainingData:
             ValueError: the data can't be used, as ``batch`` raises it.
             LoaderError: a worker process died, or did not answer within ``loader.timeout_s``.
         """
+        for batch in self._host_batches(start, stop):
+            if self._rows.start == 0:
+                announce(self.source, batch.notices)
+            yield batch
+
+    def _host_batches(self, start: int, stop: int) -> Iterator[Batch]:
         num_workers = resolve_workers(self.config.num_workers)
         if num_workers == 0:
             yield from map(self.batch, range(start, stop))
@@ -147,7 +157,7 @@ class TrainingData:
 
     def _load(
         self, planned: Int[Tensor, "B"]
-    ) -> tuple[Int[Tensor, "B"], UInt8[Tensor, "B 3 H W"] | list[UInt8[Tensor, "3 _ _"]], tuple[Corrupt, ...]]:
+    ) -> tuple[Int[Tensor, "B"], UInt8[Tensor, "B C H W"] | list[UInt8[Tensor, "C _ _"]], tuple[Corrupt, ...]]:
         """Return sample ids, images, and the samples that had to be replaced."""
         images = _all_decoded(self.source, planned)
         if images is not None:
@@ -160,7 +170,7 @@ class TrainingData:
         is_one_size = self.source.image_size is not None
         return torch.tensor(used), torch.stack(images) if is_one_size else images, tuple(corrupt)
 
-    def _decodable(self, index: int, corrupt: list[Corrupt]) -> tuple[int, UInt8[Tensor, "3 H W"]]:
+    def _decodable(self, index: int, corrupt: list[Corrupt]) -> tuple[int, UInt8[Tensor, "C H W"]]:
         """Return the sample, or the next one that can be decoded: not a random one, so the same in every process."""
         num_samples = len(self.source)
         for distance in range(min(num_samples, _MAX_SUBSTITUTES + 1)):
@@ -211,7 +221,7 @@ class EvaluationData:
         """Number of batches."""
         return -(-len(self.indices) // self.batch_size)
 
-    def __iter__(self) -> Iterator[tuple[Float[Tensor, "B 3 H W"], Int[Tensor, "B"] | None, Int[Tensor, "B"]]]:
+    def __iter__(self) -> Iterator[tuple[Float[Tensor, "B C H W"], Int[Tensor, "B"] | None, Int[Tensor, "B"]]]:
         """Normalised images, labels (None without any) and sample ids.
 
         Raises:
@@ -219,6 +229,7 @@ class EvaluationData:
         """
         labels, corrupt, num_images = self.source.labels, [], 0
         for batch in self._host_batches():
+            announce(self.source, batch.notices)
             corrupt.extend(batch.corrupt)
             num_images += batch.num_images
             if batch.num_images:
@@ -238,19 +249,21 @@ class EvaluationData:
         index = self.indices[number * self.batch_size : (number + 1) * self.batch_size]
         images = _all_decoded(self.source, index)
         if images is not None:
-            return Batch({"image": evaluation_view(images, self.size)}, index=index)
+            notices = self.source.take_notices()
+            return Batch({"image": evaluation_view(images, self.size)}, index=index, notices=notices)
         results = [(sample, _decoded(self.source, sample)) for sample in index.tolist()]
         kept = [(sample, image) for sample, image in results if not isinstance(image, Corrupt)]
-        views = [torch.empty(0, 3, *self.size, dtype=torch.uint8)]
+        views = [torch.empty(0, self.source.channels, *self.size, dtype=torch.uint8)]
         views += [evaluation_view(image, self.size)[None] for _, image in kept]
         return Batch(
             {"image": torch.cat(views)},
             index=torch.tensor([sample for sample, _ in kept], dtype=torch.int64),
             corrupt=tuple(result for _, result in results if isinstance(result, Corrupt)),
+            notices=self.source.take_notices(),
         )
 
 
-def _all_decoded(source: Source, index: Int[Tensor, "B"]) -> UInt8[Tensor, "B 3 H W"] | None:
+def _all_decoded(source: Source, index: Int[Tensor, "B"]) -> UInt8[Tensor, "B C H W"] | None:
     """Decode images of one size at once; None where sizes differ or an image is corrupt."""
     if source.image_size is not None:
         with suppress(CorruptImage):  # decoding one by one finds out which
@@ -258,11 +271,18 @@ def _all_decoded(source: Source, index: Int[Tensor, "B"]) -> UInt8[Tensor, "B 3 
     return None
 
 
-def _decoded(source: Source, sample: int) -> UInt8[Tensor, "3 H W"] | Corrupt:
+def _decoded(source: Source, sample: int) -> UInt8[Tensor, "C H W"] | Corrupt:
     try:
         return source.image(sample)
     except CorruptImage as error:
         return Corrupt(error.name, error.reason)
+
+
+def announce(source: Source, notices: Sequence[str]) -> None:
+    """Log what reading images brought up, once for all splits and worker processes of a data set."""
+    if notices and not source.config.is_announced:
+        source.config.is_announced = True
+        log.warning("%s", notices[0])
 
 
 def _digest(indices: Int[Tensor, "G"], masks: Mapping[str, Masks]) -> bytes:

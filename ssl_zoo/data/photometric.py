@@ -14,12 +14,12 @@ _BLUR_KERNEL = 13  # pixels: three of the largest standard deviation, 2, to each
 _SOLARIZE_THRESHOLD = 128
 
 
-def brightness(images: UInt8[Tensor, "n 3 h w"], factors: Float[Tensor, "n"]) -> UInt8[Tensor, "n 3 h w"]:
+def brightness(images: UInt8[Tensor, "n C h w"], factors: Float[Tensor, "n"]) -> UInt8[Tensor, "n C h w"]:
     """All values times the image's factor."""
     return (images * _each(factors)).clamp_(0, 255).to(torch.uint8)
 
 
-def contrast(images: UInt8[Tensor, "n 3 h w"], factors: Float[Tensor, "n"]) -> UInt8[Tensor, "n 3 h w"]:
+def contrast(images: UInt8[Tensor, "n C h w"], factors: Float[Tensor, "n"]) -> UInt8[Tensor, "n C h w"]:
     """Distances from the mean grey of the image times its factor."""
     return _blended(images, _grey(images).mean(dim=(1, 2, 3), keepdim=True), factors)
 
@@ -54,19 +54,19 @@ def grayscale(images: UInt8[Tensor, "n 3 h w"]) -> UInt8[Tensor, "n 3 h w"]:
     return _grey(images).to(torch.uint8).expand_as(images)
 
 
-def blur(images: UInt8[Tensor, "n 3 h w"], sigmas: Float[Tensor, "n"]) -> UInt8[Tensor, "n 3 h w"]:
+def blur(images: UInt8[Tensor, "n C h w"], sigmas: Float[Tensor, "n"]) -> UInt8[Tensor, "n C h w"]:
     """Gaussian blur with the image's standard deviation in pixels."""
     radius = _BLUR_KERNEL // 2
     distances = torch.arange(-radius, radius + 1)
     kernels = (distances / sigmas[:, None]).square().mul(-0.5).softmax(dim=1)
-    kernels = kernels.repeat_interleave(3, 0)[:, None]  # one per channel
+    kernels = kernels.repeat_interleave(images.shape[1], 0)[:, None]  # one per channel
     planes = F.pad(images.float(), (radius,) * 4, mode="reflect").flatten(0, 1)[None]
     rows = F.conv2d(planes, kernels[:, :, None, :], groups=len(kernels))
     both = F.conv2d(rows, kernels[:, :, :, None], groups=len(kernels))
     return both.round_().clamp_(0, 255).to(torch.uint8).view_as(images)
 
 
-def solarize(images: UInt8[Tensor, "n 3 h w"]) -> UInt8[Tensor, "n 3 h w"]:
+def solarize(images: UInt8[Tensor, "n C h w"]) -> UInt8[Tensor, "n C h w"]:
     """Values of one half and more inverted."""
     return torch.where(images >= _SOLARIZE_THRESHOLD, 255 - images, images)
 
@@ -75,14 +75,16 @@ def _each(strengths: Float[Tensor, "n"]) -> Float[Tensor, "n 1 1 1"]:
     return strengths[:, None, None, None]
 
 
-def _grey(images: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, "n 1 h w"]:
-    """Luma, rounded down."""
+def _grey(images: UInt8[Tensor, "n C h w"]) -> Float[Tensor, "n 1 h w"]:
+    """Luma, rounded down; of images that are not RGB the mean of their channels."""
+    if images.shape[1] != 3:
+        return images.float().mean(dim=1, keepdim=True).floor_()
     red, green, blue = images.float().split(1, dim=1)
     return red.mul_(_GREY[0]).add_(green, alpha=_GREY[1]).add_(blue, alpha=_GREY[2]).floor_()
 
 
 def _blended(
-    images: UInt8[Tensor, "n 3 h w"], others: Float[Tensor, "n 1 #h #w"], factors: Float[Tensor, "n"]
-) -> UInt8[Tensor, "n 3 h w"]:
+    images: UInt8[Tensor, "n C h w"], others: Float[Tensor, "n 1 #h #w"], factors: Float[Tensor, "n"]
+) -> UInt8[Tensor, "n C h w"]:
     factors = _each(factors)
     return (images * factors).add_((1 - factors.double()).float() * others).clamp_(0, 255).to(torch.uint8)

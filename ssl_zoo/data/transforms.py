@@ -20,12 +20,13 @@ from ssl_zoo.data.resample import resize_crop, resize_crops
 CROP_ATTEMPTS = 10  # as torchvision's RandomResizedCrop
 _BLUR_SIGMA = (0.1, 2.0)  # pixels
 _PIXELS_AT_ONCE = 2**17  # of images whose colours are changed together: what stays in a core's cache
-# The parts of the jitter, and the strength that changes nothing.
+# The parts of the jitter, the strength that changes nothing, and whether they change colours alone. The latter have
+# nothing to do in grey images, and are refused for other numbers of channels when a run is built.
 _JITTER = (
-    (photometric.brightness, 1.0),
-    (photometric.contrast, 1.0),
-    (photometric.saturation, 1.0),
-    (photometric.hue, 0.0),
+    (photometric.brightness, 1.0, False),
+    (photometric.contrast, 1.0, False),
+    (photometric.saturation, 1.0, True),
+    (photometric.hue, 0.0, True),
 )
 
 
@@ -123,7 +124,7 @@ def _boxes(params: ViewParams, heights: Tensor, widths: Tensor, spec: ViewSpec) 
     return crop_boxes(params, heights, widths, spec.config)
 
 
-def render_equal(images: UInt8[Tensor, "B 3 H W"], params: ViewParams, spec: ViewSpec) -> UInt8[Tensor, "B 3 h w"]:
+def render_equal(images: UInt8[Tensor, "B C H W"], params: ViewParams, spec: ViewSpec) -> UInt8[Tensor, "B C h w"]:
     """One view of each of many images of one size."""
     num_images, _, height, width = images.shape
     boxes = _boxes(params, torch.full((num_images,), height), torch.full((num_images,), width), spec)
@@ -132,20 +133,20 @@ def render_equal(images: UInt8[Tensor, "B 3 H W"], params: ViewParams, spec: Vie
 
 
 def render_each(
-    images: Sequence[UInt8[Tensor, "3 _ _"]], params: ViewParams, spec: ViewSpec
-) -> UInt8[Tensor, "B 3 h w"]:
+    images: Sequence[UInt8[Tensor, "C _ _"]], params: ViewParams, spec: ViewSpec
+) -> UInt8[Tensor, "B C h w"]:
     """One view of each of several photographs of different sizes."""
     heights = torch.tensor([image.shape[1] for image in images])
     widths = torch.tensor([image.shape[2] for image in images])
     boxes = _boxes(params, heights, widths, spec).tolist()
-    view = torch.empty(len(images), 3, *spec.size, dtype=torch.uint8)
+    view = torch.empty(len(images), len(images[0]), *spec.size, dtype=torch.uint8)
     for row, (image, box, flipped) in enumerate(zip(images, boxes, params.flipped.tolist(), strict=True)):
         resized = resize_crop(image, tuple(box), spec.size, spec.config.interpolation)
         view[row] = resized.flip(2) if flipped else resized
     return _photometric(view, params)
 
 
-def _photometric(view: UInt8[Tensor, "B 3 h w"], params: ViewParams) -> UInt8[Tensor, "B 3 h w"]:
+def _photometric(view: UInt8[Tensor, "B C h w"], params: ViewParams) -> UInt8[Tensor, "B C h w"]:
     """Colour operations in place: each picks other images and other strengths."""
     at_once = max(1, _PIXELS_AT_ONCE // view[0, 0].numel())
     for start in range(0, len(view), at_once):
@@ -155,27 +156,30 @@ def _photometric(view: UInt8[Tensor, "B 3 h w"], params: ViewParams) -> UInt8[Te
     return view
 
 
-def _jitter(view: UInt8[Tensor, "n 3 h w"], params: ViewParams) -> None:
+def _jitter(view: UInt8[Tensor, "n C h w"], params: ViewParams) -> None:
     """The parts of the jitter in each image's own order."""
     if not bool(params.jittered.any()):
         return
     for position in range(len(_JITTER)):
-        for part, (operation, neutral) in enumerate(_JITTER):
+        for part, (operation, neutral, needs_colour) in enumerate(_JITTER):
+            if needs_colour and view.shape[1] != 3:
+                continue
             strengths = params.jitter[:, part]
             chosen = params.jittered & (params.jitter_order[:, position] == part) & (strengths != neutral)
             _change(view, chosen, operation, strengths)
 
 
-def _recolour(view: UInt8[Tensor, "n 3 h w"], params: ViewParams) -> None:
-    _change(view, params.grayscale, photometric.grayscale)
+def _recolour(view: UInt8[Tensor, "n C h w"], params: ViewParams) -> None:
+    if view.shape[1] == 3:
+        _change(view, params.grayscale, photometric.grayscale)
     _change(view, params.blurred, photometric.blur, params.blur_sigma)
     _change(view, params.solarized, photometric.solarize)
 
 
 def _change(
-    view: UInt8[Tensor, "n 3 h w"],
+    view: UInt8[Tensor, "n C h w"],
     chosen: Bool[Tensor, "n"],
-    operation: Callable[..., UInt8[Tensor, "m 3 h w"]],
+    operation: Callable[..., UInt8[Tensor, "m C h w"]],
     *strengths: Float[Tensor, "n"],
 ) -> None:
     rows = chosen.nonzero()[:, 0]
@@ -183,7 +187,7 @@ def _change(
         view[rows] = operation(view[rows], *(strength[rows] for strength in strengths))
 
 
-def evaluation_view(image: UInt8[Tensor, "*B 3 H W"], size: tuple[int, int]) -> UInt8[Tensor, "*B 3 h w"]:
+def evaluation_view(image: UInt8[Tensor, "*B C H W"], size: tuple[int, int]) -> UInt8[Tensor, "*B C h w"]:
     """The deterministic view of an image, or of each of several: the whole of a small one, the centre of a large one.
 
     Large images: the shorter side is resized to 256 / 224 of the size, then the centre is cropped (the protocol of all

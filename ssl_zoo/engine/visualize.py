@@ -8,7 +8,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from ssl_zoo.data.batch import Batch, Normalize, ViewSpec
+from ssl_zoo.data.batch import Batch, ViewSpec
 from ssl_zoo.data.transforms import evaluation_view, render_each, sample_params
 from ssl_zoo.engine.build import RunConfig, build_generators, build_views
 from ssl_zoo.engine.trained import TrainedMethod
@@ -28,7 +28,7 @@ def save_images(images: Mapping[str, Float[Tensor, "3 H W"]], folder: Path, step
 
 @torch.no_grad()
 def visualize(
-    trained: TrainedMethod, config: RunConfig, images: Sequence[UInt8[Tensor, "3 _ _"]], *, seed: int = 0
+    trained: TrainedMethod, config: RunConfig, images: Sequence[UInt8[Tensor, "C _ _"]], *, seed: int = 0
 ) -> Mapping[str, Float[Tensor, "3 H W"]]:
     """Return the method's visualizations of ``images`` of any size, under masks sampled from ``seed``.
 
@@ -43,7 +43,7 @@ def visualize(
             f"{', '.join(trained.not_resized[:3])} depend on it; leave out backbone.image_size and backbone.image_width"
         )
     specs = build_views(config.views, config.backbone)
-    normalize = {spec.name: Normalize(spec.config.mean, spec.config.std) for spec in specs}
+    normalize = {spec.name: spec.normalize for spec in specs}
     views = {
         spec.name: normalize[spec.name](_rendered(images, spec, seed, number if len(specs) > 1 else None))
         for number, spec in enumerate(specs)
@@ -60,8 +60,8 @@ def visualize(
 
 
 def _rendered(
-    images: Sequence[UInt8[Tensor, "3 _ _"]], spec: ViewSpec, seed: int, number: int | None
-) -> UInt8[Tensor, "B 3 H W"]:
+    images: Sequence[UInt8[Tensor, "C _ _"]], spec: ViewSpec, seed: int, number: int | None
+) -> UInt8[Tensor, "B C H W"]:
     """Render one view of each image: the ``number``-th of training, or that of evaluation where it is None."""
     if number is None:
         return torch.stack([evaluation_view(image, spec.size) for image in images])

@@ -10,7 +10,7 @@ from typing import ClassVar, Protocol
 
 import torch
 
-from ssl_zoo.data.batch import ViewConfig
+from ssl_zoo.data.batch import ViewSpec
 from ssl_zoo.data.loader import EvaluationData
 from ssl_zoo.data.sources.base import Source
 from ssl_zoo.eval.base import EVALUATORS, EvaluatedModel, EvaluatorConfig
@@ -93,7 +93,7 @@ class Probe:
         config: ProbedConfig,
         train: Source,
         test: Source,
-        view: ViewConfig,
+        view: ViewSpec,
         *,
         device: torch.device | str = "cpu",
         autocast: AbstractContextManager | None = None,

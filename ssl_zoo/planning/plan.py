@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ssl_zoo.data.batch import Batch
-from ssl_zoo.data.sources import SOURCES
+from ssl_zoo.data.sources import SOURCES, check_channels
 from ssl_zoo.engine.alarm import limits_of
 from ssl_zoo.engine.build import RunConfig, build_generators, build_run_method, build_views
 from ssl_zoo.engine.optim import OPTIMIZERS, OptimConfig, RateSchedules
@@ -48,7 +48,12 @@ class Plan:
 
     @classmethod
     def of(cls, config: RunConfig, world_size: int = 1) -> "Plan":
-        """Build the plan of a configured run."""
+        """Build the plan of a configured run.
+
+        Raises:
+            ValueError: parts that don't go together.
+        """
+        check_channels(config.data, config.backbone.in_channels)
         views = build_views(config.views, config.backbone)
         method = build_run_method(config, device="meta")
         generators = build_generators(views, config.masks, config.backbone)
@@ -193,7 +198,7 @@ def plan_batch(
     num_images: int = _PLAN_IMAGES,
 ) -> Batch:
     """Build a batch of a step's shapes on the meta device, of its first ``num_images`` images."""
-    images = {view.name: torch.empty(num_images, 3, *view.size, device="meta") for view in views}
+    images = {view.name: torch.empty(num_images, view.channels, *view.size, device="meta") for view in views}
     count = max(batch_size, num_images)
     masks = {
         name: generator(count, generator_for("plan", sample)).map(lambda t: t[:num_images].to("meta"))

@@ -29,7 +29,7 @@ class Pixels(Target):
     def __init__(self, config: PixelsConfig, encoder: ViT) -> None:
         super().__init__()
         self.config, self.patch_size, self.grid = config, encoder.patch_size, encoder.grid
-        self.dim = 3 * encoder.patch_size**2
+        self.dim = encoder.config.in_channels * encoder.patch_size**2
 
     @torch.no_grad()
     def forward(self, batch: Batch, masks: Masks, encoder: ViT) -> Float[Tensor, "B M T dim"]:

@@ -210,9 +210,8 @@ def test_batches_arrive_normalised_on_the_device():
     host = data.batch(0)
     batch = data.to_device(host, "cpu")
     assert [view.dtype for view in batch.views.values()] == [torch.float32] * 3
-    expected = (host.views["global_0"].float() / 255 - torch.tensor(VIEW.mean)[:, None, None]) / torch.tensor(VIEW.std)[
-        :, None, None
-    ]
+    mean, std = (torch.tensor(values)[:, None, None] for values in (data.views[0].mean, data.views[0].std))
+    expected = (host.views["global_0"].float() / 255 - mean) / std
     torch.testing.assert_close(batch.views["global_0"], expected)
     assert batch.fingerprint == host.fingerprint
     torch.testing.assert_close(batch.pixels("local_0"), host.views["local_0"].float() / 255)

@@ -16,7 +16,7 @@ from torch import Tensor
 from ssl_zoo.data.shards.manifest import LeftOut
 from ssl_zoo.data.shards.tar import Member, RefusedArchive, members, readable
 
-IMAGE_TYPES = ("jpg", "jpeg", "png", "webp", "bmp")
+IMAGE_TYPES = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff")
 MEMBER_TYPES = (*IMAGE_TYPES, "cls", "json", "txt")  # nothing that could contain code or a decompression bomb
 _MAX_CLS_BYTES, _MAX_JSON_BYTES = 32, 1 << 20
 _MAX_LABEL = 1 << 24

@@ -14,16 +14,22 @@ from ssl_zoo.data.files import open_files
 from ssl_zoo.data.resample import resize_crop
 from ssl_zoo.data.sources.base import Source, Split
 from ssl_zoo.data.sources.imagefolder import FilesSource, ImageFolderConfig, without_wrapper
+from ssl_zoo.data.tiff import encode_tiff, is_tiff
 
 _JPEG_QUALITY = 95  # of resized photographs, without subsampling of colours
 
 
 class AllImages(FilesSource):
-    """Every image of a folder or archive in one split; if all lie in folders, the topmost folder is the class."""
+    """Every image of a folder or archive in one split; if all lie in folders, the topmost folder is the class.
 
-    def __init__(self, path: str) -> None:
+    Args:
+        channels: of images that must be resized; all others are copied as they are.
+    """
+
+    def __init__(self, path: str, channels: int = 3) -> None:
         config = ImageFolderConfig(path=path)
-        super().__init__(config, Split.train, open_files(path, max_unpacked_bytes=config.max_unpacked_bytes))
+        files = open_files(path, max_unpacked_bytes=config.max_unpacked_bytes)
+        super().__init__(config, Split.train, files, channels)
         names = without_wrapper(self._files.names)
         self.label_by_folder(names, names)
 
@@ -64,7 +70,11 @@ def members_of(
 
 
 def _image(source: Source, sample: int, resize_short: int | None) -> tuple[str, bytes]:
-    """Keep the stored file if possible; otherwise encode the pixels: as JPEG if the original was lossy, else as PNG."""
+    """Keep the stored file if possible; otherwise encode the pixels: as JPEG if the original was lossy, else as PNG.
+
+    Pixels of other than 1 or 3 channels become TIFF. Pixels are those that training would see: transparent images are
+    on their background before they are resized, deep ones have 8 bits.
+    """
     data = source.encoded(sample)
     kind = None if data is None else _kind(data)
     if kind is not None and resize_short is None:
@@ -72,10 +82,11 @@ def _image(source: Source, sample: int, resize_short: int | None) -> tuple[str, 
     image = source.image(sample)
     short = min(image.shape[1:])
     if resize_short is None or short <= resize_short:
-        return (kind, data) if kind is not None else ("png", _png(image))
+        return (kind, data) if kind is not None else _lossless(image)
     size = tuple(max(1, round(side * resize_short / short)) for side in image.shape[1:])
     image = resize_crop(image, (0, 0, *image.shape[1:]), size, "bicubic")
-    return ("jpg", _jpeg(image)) if kind in ("jpg", "webp") else ("png", _png(image))
+    is_lossy = kind in ("jpg", "webp") and len(image) in (1, 3)
+    return ("jpg", _jpeg(image)) if is_lossy else _lossless(image)
 
 
 def _kind(data: bytes) -> str | None:
@@ -86,18 +97,25 @@ def _kind(data: bytes) -> str | None:
         return "png"
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "webp"
+    if is_tiff(data):
+        return "tif"
     return "bmp" if data[:2] == b"BM" else None
 
 
-def _jpeg(image: UInt8[Tensor, "3 H W"]) -> bytes:
-    return simplejpeg.encode_jpeg(_interleaved(image), _JPEG_QUALITY, colorspace="RGB", colorsubsampling="444")
+def _jpeg(image: UInt8[Tensor, "C H W"]) -> bytes:
+    colours = {"colorspace": "GRAY"} if len(image) == 1 else {"colorspace": "RGB", "colorsubsampling": "444"}
+    if len(image) == 1:
+        colours["colorsubsampling"] = "Gray"
+    return simplejpeg.encode_jpeg(_interleaved(image), _JPEG_QUALITY, **colours)
 
 
-def _png(image: UInt8[Tensor, "3 H W"]) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(_interleaved(image)).save(buffer, "PNG")
-    return buffer.getvalue()
+def _lossless(image: UInt8[Tensor, "C H W"]) -> tuple[str, bytes]:
+    if len(image) not in (1, 3):
+        return "tif", encode_tiff(_interleaved(image))
+    buffer, pixels = io.BytesIO(), _interleaved(image)
+    Image.fromarray(pixels[:, :, 0] if len(image) == 1 else pixels).save(buffer, "PNG")
+    return "png", buffer.getvalue()
 
 
-def _interleaved(image: UInt8[Tensor, "3 H W"]) -> numpy.ndarray:
+def _interleaved(image: UInt8[Tensor, "C H W"]) -> numpy.ndarray:
     return image.permute(1, 2, 0).contiguous().numpy()

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import ClassVar
 
 import torch
 from jaxtyping import Int, UInt8
@@ -23,9 +24,14 @@ class Split(Enum):
 
 @dataclass
 class SourceConfig(Settings):
-    """Base class of every source's config."""
+    """Base class of every source's config.
+
+    Attributes:
+        is_announced: what was noticed about the data is in the log already.
+    """
 
     section = "data"
+    is_announced: ClassVar[bool] = False
 
 
 class Source(ABC):
@@ -36,31 +42,36 @@ class Source(ABC):
     Args:
         config: the source's own dataclass.
         split: train or test.
+        channels: of every image, 1 (grey), 3 (RGB) or another number that the data have. A source is built without this
+            argument for RGB, so that only one that declares other ``channel_counts`` has to accept it.
 
     Raises:
         ValueError: at construction, if the data is missing or has another layout; the message lists the expected paths.
     """
 
+    channel_counts: ClassVar[tuple[int, ...] | None] = (3,)  # that the constructor accepts; None: any
     image_size: tuple[int, int] | None = None  # (height, width) if all images share it; then ``images`` works
     num_classes: int = 0  # of the default label set; 0 without labels
     classes: Sequence[str] = ()  # their names; empty if unknown
     _labels: Int[Tensor, "n"] | None = None  # of a source whose only label set is ``class``
+    _notices: list[str] | None = None  # lines for the log; None where nothing more is to be noticed
 
-    def __init__(self, config: SourceConfig, split: Split) -> None:
-        self.config, self.split = config, split
+    def __init__(self, config: SourceConfig, split: Split, channels: int = 3) -> None:
+        self.config, self.split, self.channels = config, split, channels
+        self._notices = []
 
     @abstractmethod
     def __len__(self) -> int: ...
 
     @abstractmethod
-    def image(self, index: int) -> UInt8[Tensor, "3 H W"]:
-        """Return one image as RGB.
+    def image(self, index: int) -> UInt8[Tensor, "C H W"]:
+        """Return one image.
 
         Raises:
             CorruptImage: if it can't be decoded.
         """
 
-    def images(self, indices: Int[Tensor, "B"]) -> UInt8[Tensor, "B 3 H W"]:
+    def images(self, indices: Int[Tensor, "B"]) -> UInt8[Tensor, "B C H W"]:
         """Return several images at once; only where ``image_size`` is set.
 
         Raises:
@@ -81,9 +92,30 @@ class Source(ABC):
         """Return the number of training samples if it is known without reading the data; for ``--dry-run``."""
         return None
 
+    @classmethod
+    def check_channels(cls, config: SourceConfig, channels: int) -> None:
+        """Refuse a number of channels that the images can't have, before the data are opened; for ``--dry-run``.
+
+        Raises:
+            ValueError: the source's images are RGB or grey, and ``channels`` is another number.
+        """
+        if cls.channel_counts is not None and channels not in (1, 3, *cls.channel_counts):
+            raise ValueError(
+                f"backbone.in_channels={channels}: data={SOURCES.name_of(config)} has RGB images, which become 3 "
+                "channels or 1. Set backbone.in_channels to one of these, or choose data=imagefolder or "
+                f"data=webdataset with files of {channels} channels"
+            )
+
     @abstractmethod
     def sample_name(self, index: int) -> str:
         """Return a name for messages: a path, or a member of an archive."""
+
+    def take_notices(self) -> tuple[str, ...]:
+        """Return what reading images brought up for the log of the run, at most once in a process."""
+        taken = tuple(self._notices or ())[:1]
+        if taken:
+            self._notices = None
+        return taken
 
     @property
     def label_sets(self) -> Mapping[str, Int[Tensor, "n"]]:
@@ -96,4 +128,70 @@ class Source(ABC):
         return next(iter(self.label_sets.values()), None)
 
 
+class GreySource(Source):
+    """The images of a source of RGB, as grey images of one channel."""
+
+    channel_counts = (1,)
+
+    def __init__(self, source: Source) -> None:
+        super().__init__(source.config, source.split, channels=1)
+        self.source = source
+        self.image_size, self.num_classes, self.classes = source.image_size, source.num_classes, source.classes
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def image(self, index: int) -> UInt8[Tensor, "1 H W"]:
+        return grey(self.source.image(index))
+
+    def images(self, indices: Int[Tensor, "B"]) -> UInt8[Tensor, "B 1 H W"]:
+        return grey(self.source.images(indices))
+
+    def encoded(self, index: int) -> bytes | None:
+        return self.source.encoded(index)
+
+    def epoch_order(self, seed: int, epoch: int) -> Int[Tensor, "n"]:
+        return self.source.epoch_order(seed, epoch)
+
+    def sample_name(self, index: int) -> str:
+        return self.source.sample_name(index)
+
+    def take_notices(self) -> tuple[str, ...]:
+        return self.source.take_notices()
+
+    @property
+    def label_sets(self) -> Mapping[str, Int[Tensor, "n"]]:
+        return self.source.label_sets
+
+
+def grey(images: UInt8[Tensor, "*B 3 H W"]) -> UInt8[Tensor, "*B 1 H W"]:
+    """Return the luminance (ITU-R 601-2) of RGB images, rounded as Pillow's mode L."""
+    red, green, blue = images.int().split(1, dim=-3)
+    return (19595 * red).add_(38470 * green).add_(7471 * blue).add_(0x8000).bitwise_right_shift_(16).to(torch.uint8)
+
+
 SOURCES = Registry("data source", "data")
+
+
+def check_channels(config: SourceConfig, channels: int) -> None:
+    """Refuse a number of channels that the images of a configured source can't have, as far as is known unopened.
+
+    Raises:
+        ValueError: with the number, the key and the remedy.
+    """
+    SOURCES.get(SOURCES.name_of(config)).check_channels(config, channels)
+
+
+def build_source(config: SourceConfig, split: Split, channels: int = 3) -> Source:
+    """Open the data of a split as images of ``channels`` channels, which are ``backbone.in_channels`` in a run.
+
+    Raises:
+        ValueError: missing data, data in another layout, or data that can't have so many channels.
+    """
+    if channels == 3:
+        return SOURCES.build(config, split)
+    cls = SOURCES.get(SOURCES.name_of(config))
+    if cls.channel_counts is None or channels in cls.channel_counts:
+        return SOURCES.build(config, split, channels=channels)
+    cls.check_channels(config, channels)
+    return GreySource(SOURCES.build(config, split))

@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
-from ssl_zoo.data.decode import CorruptImage, DecodeLimits, decode
+from ssl_zoo.data.decode import CorruptImage, DecodeLimits, PixelFormat, decode
 from ssl_zoo.data.files import open_files
-from ssl_zoo.data.sources.base import SOURCES, Source, SourceConfig, Split
+from ssl_zoo.data.sources.base import SOURCES, Source, SourceConfig, Split, grey
 from ssl_zoo.seeding import generator_for
 from ssl_zoo.settings import setting
 
@@ -42,18 +42,19 @@ class Cifar10(Source):
     downloaded file can execute code.
     """
 
+    channel_counts = (1, 3)
     image_size = (_SIZE, _SIZE)
     num_classes = len(CLASSES)
     classes = CLASSES
 
-    def __init__(self, config: Cifar10Config, split: Split) -> None:
-        super().__init__(config, split)
+    def __init__(self, config: Cifar10Config, split: Split, channels: int = 3) -> None:
+        super().__init__(config, split, channels)
         root = Path(config.root or os.environ.get("SSL_ZOO_DATA", "")).expanduser()
         if not config.root and not os.environ.get("SSL_ZOO_DATA"):
             raise ValueError("data=cifar10 needs data.root=FOLDER or the environment variable SSL_ZOO_DATA")
         started = time.perf_counter()
         self._stored = Split.train if config.validation else split
-        self._images, self._labels, self._names = _load(root, self._stored)
+        self._images, self._labels, self._names = _load(root, self._stored, channels)
         self._rows = torch.arange(len(self._labels))  # of the stored split
         if config.validation:
             self._rows = _validation_rows(len(self._labels), config.validation, split)
@@ -69,10 +70,10 @@ class Cifar10(Source):
     def __len__(self) -> int:
         return len(self._labels)
 
-    def image(self, index: int) -> UInt8[Tensor, "3 32 32"]:
+    def image(self, index: int) -> UInt8[Tensor, "C 32 32"]:
         return self._images[index]
 
-    def images(self, indices: Int[Tensor, "B"]) -> UInt8[Tensor, "B 3 32 32"]:
+    def images(self, indices: Int[Tensor, "B"]) -> UInt8[Tensor, "B C 32 32"]:
         return self._images[indices]
 
     def sample_name(self, index: int) -> str:
@@ -92,15 +93,15 @@ def _validation_rows(num_images: int, held_out: int, split: Split) -> Int[Tensor
     return (order[:held_out] if split is Split.test else order[held_out:]).sort().values
 
 
-def _load(root: Path, split: Split) -> tuple[Tensor, Tensor, list[str]]:
-    """Return images (n, 3, 32, 32), labels (n,), and names, which are empty for the binary files."""
+def _load(root: Path, split: Split, channels: int) -> tuple[Tensor, Tensor, list[str]]:
+    """Return images (n, channels, 32, 32), labels (n,), and names, which are empty for the binary files."""
     candidates = [root / f"cifar10-{split.value}.tar.gz", root / split.value, root / "cifar10" / split.value]
     for path in candidates:
         if path.exists():
-            return _load_files(path)
+            return _load_files(path, channels)
     for folder in (root / "cifar-10-batches-bin", root):
         if (folder / "test_batch.bin").is_file():
-            return _load_binary(folder, split)
+            return _load_binary(folder, split, channels)
     if (root / "cifar-10-batches-py").is_dir():
         raise ValueError(
             f"{root / 'cifar-10-batches-py'} contains pickles, and unpickling executes code; download the binary "
@@ -112,16 +113,16 @@ def _load(root: Path, split: Split) -> tuple[Tensor, Tensor, list[str]]:
     )
 
 
-def _load_files(path: Path) -> tuple[Tensor, Tensor, list[str]]:
+def _load_files(path: Path, channels: int) -> tuple[Tensor, Tensor, list[str]]:
     files = open_files(str(path), max_unpacked_bytes=1 << 30)
-    images = torch.empty(len(files.names), 3, _SIZE, _SIZE, dtype=torch.uint8)
+    images = torch.empty(len(files.names), channels, _SIZE, _SIZE, dtype=torch.uint8)
     labels = torch.empty(len(files.names), dtype=torch.int64)
     for position, name in enumerate(files.names):
         folder = name.split("/")[-2] if "/" in name else ""
         if folder not in CLASSES:
             raise ValueError(f"{path} holds {name}: {folder!r} is no class of CIFAR-10 ({', '.join(CLASSES)})")
         try:
-            images[position] = decode(files.read(position), name, _LIMITS)
+            images[position] = decode(files.read(position), name, _LIMITS, PixelFormat(channels))
         except CorruptImage as error:
             # Results on this data set are compared between papers, so no image may be missing.
             raise ValueError(f"{path} is damaged: {error}") from error
@@ -129,7 +130,7 @@ def _load_files(path: Path) -> tuple[Tensor, Tensor, list[str]]:
     return images, labels, files.names
 
 
-def _load_binary(folder: Path, split: Split) -> tuple[Tensor, Tensor, list[str]]:
+def _load_binary(folder: Path, split: Split, channels: int) -> tuple[Tensor, Tensor, list[str]]:
     """Read records of one label byte and 3072 pixel bytes, channel by channel, as the data set documents them."""
     parts = ["test_batch.bin"] if split is Split.test else [f"data_batch_{part}.bin" for part in range(1, 6)]
     records = []
@@ -140,4 +141,5 @@ def _load_binary(folder: Path, split: Split) -> tuple[Tensor, Tensor, list[str]]
             )
         records.append(numpy.fromfile(folder / part, dtype=numpy.uint8).reshape(-1, _RECORD_BYTES))
     table = torch.from_numpy(numpy.concatenate(records))
-    return table[:, 1:].reshape(-1, 3, _SIZE, _SIZE).contiguous(), table[:, 0].long(), []
+    images = table[:, 1:].reshape(-1, 3, _SIZE, _SIZE)
+    return (images.contiguous() if channels == 3 else grey(images)), table[:, 0].long(), []

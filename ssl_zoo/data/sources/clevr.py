@@ -30,7 +30,7 @@ class Clevr(FilesSource):
 
     num_classes = 8
 
-    def __init__(self, config: ClevrConfig, split: Split) -> None:
+    def __init__(self, config: ClevrConfig, split: Split, channels: int = 3) -> None:
         if not config.root:
             raise ValueError("data=clevr needs data.root=FOLDER, the unpacked CLEVR_v1.0")
         root, part = Path(config.root).expanduser(), "train" if split is Split.train else "val"
@@ -39,7 +39,7 @@ class Clevr(FilesSource):
             if not path.exists():
                 raise ValueError(f"data.root={root} has no {path.relative_to(root)}; expected the unpacked CLEVR_v1.0")
         files = open_files(str(images), max_unpacked_bytes=config.max_unpacked_bytes)
-        super().__init__(config, split, files)
+        super().__init__(config, split, files, channels)
         depths = _depths(scenes)
         lost = [name for name in files.names if name not in depths]
         if lost:

@@ -32,12 +32,13 @@ class FashionMnist(Source):
     torchvision's ``FashionMNIST/raw``.
     """
 
+    channel_counts = (1, 3)
     image_size = (_SIZE, _SIZE)
     num_classes = len(CLASSES)
     classes = CLASSES
 
-    def __init__(self, config: FashionMnistConfig, split: Split) -> None:
-        super().__init__(config, split)
+    def __init__(self, config: FashionMnistConfig, split: Split, channels: int = 3) -> None:
+        super().__init__(config, split, channels)
         roots = [config.root] if config.root else [os.environ.get("SSL_ZOO_DATA"), _SYSTEM_FOLDER]
         prefix = "train" if split is Split.train else "t10k"
         images = _find(roots, f"{prefix}-images-idx3-ubyte")
@@ -55,11 +56,11 @@ class FashionMnist(Source):
     def __len__(self) -> int:
         return len(self._labels)
 
-    def image(self, index: int) -> UInt8[Tensor, "3 28 28"]:
-        return self._grey[index].expand(3, -1, -1)
+    def image(self, index: int) -> UInt8[Tensor, "C 28 28"]:
+        return self._grey[index].expand(self.channels, -1, -1)
 
-    def images(self, indices: Int[Tensor, "B"]) -> UInt8[Tensor, "B 3 28 28"]:
-        return self._grey[indices, None].expand(-1, 3, -1, -1)
+    def images(self, indices: Int[Tensor, "B"]) -> UInt8[Tensor, "B C 28 28"]:
+        return self._grey[indices, None].expand(-1, self.channels, -1, -1)
 
     def sample_name(self, index: int) -> str:
         return f"{self.split.value}/{CLASSES[self._labels[index]]}/record {index}"

@@ -3,26 +3,50 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from ssl_zoo.data.decode import DecodeLimits, decode
+from ssl_zoo.data.decode import CorruptImage, DecodeLimits, PixelFormat, WrongChannels, decode
 from ssl_zoo.data.files import MAX_UNPACKED_BYTES, Files, open_files
+from ssl_zoo.data.raster import WHITE
 from ssl_zoo.data.sources.base import SOURCES, Source, SourceConfig, Split
 from ssl_zoo.settings import setting
 
+_ANY_CHANNELS = (".tif", ".tiff")  # endings of the format that holds any number of channels
+_NUM_CHECKED = 4  # images whose channels are checked when the data are opened
 _TEST_FOLDERS = ("test", "val", "valid", "validation")  # the first one that exists is the test split
 
 
 @dataclass
 class LimitedConfig(SourceConfig):
-    """Limits on image files, checked before decoding."""
+    """Limits on image files, checked before decoding, and what decoded images become."""
 
     max_image_bytes: int = setting(64 << 20, "larger image files count as corrupt", at_least=1)
     max_image_pixels: int = setting(64_000_000, "images with more pixels count as corrupt, undecoded", at_least=1)
     min_image_side: int = setting(8, "images with a shorter side of fewer pixels count as corrupt", at_least=1)
+
+    intensity_range: list[float] | None = setting(
+        None,
+        "[low, high] of stored values that become 0 and 255, in files of more than 8 bits; null: guessed",
+        length=2,
+    )
+    background: list[int] = setting(
+        list(WHITE), "RGB under transparent images, 0..255", length=3, at_least=0, at_most=255
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        stretch = self.intensity_range
+        if stretch is not None and not stretch[0] < stretch[1]:
+            raise ValueError(f"{self.key('intensity_range')}={stretch} must be [low, high] with low < high")
+
+    def pixels(self, channels: int) -> PixelFormat:
+        """Return what images of ``channels`` channels are decoded to."""
+        stretch = None if self.intensity_range is None else tuple(self.intensity_range)
+        return PixelFormat(channels, stretch, tuple(self.background))
 
     @property
     def limits(self) -> DecodeLimits:
@@ -42,18 +66,51 @@ class ImageFolderConfig(FilesConfig):
     test_fraction: float = setting(0.1, "test split's fraction where no folder is test or val", above=0, below=1)
 
 
+def check_first_images(source: Source, may_differ: Sequence[bool]) -> None:
+    """Refuse data whose images have other channels than wanted, judged by a few of them.
+
+    Grey and RGB become one another, so that images are read only where other numbers are wanted or can occur.
+
+    Args:
+        may_differ: by sample, whether its format can hold other than grey and RGB images.
+
+    Raises:
+        ValueError: every image looked at that can be decoded has other channels; single ones are corrupt samples.
+    """
+    samples = range(len(source)) if source.channels not in (1, 3) else [n for n, odd in enumerate(may_differ) if odd]
+    if source.channels in (1, 3) and len(samples) < len(source):
+        return
+    refused = []
+    for sample in samples[:: -(-len(samples) // _NUM_CHECKED)]:
+        try:
+            source.image(sample)
+            return
+        except WrongChannels as error:
+            refused.append(error)
+        except CorruptImage:  # it is replaced and reported when the loader meets it
+            continue
+    if refused:
+        raise ValueError(
+            f"{refused[0]}. So it is with all of {len(refused)} images looked at; set backbone.in_channels to what the "
+            "files hold (1 or 3 for grey and RGB images)"
+        )
+
+
 class FilesSource(Source):
     """Images in files, decoded on access."""
 
-    def __init__(self, config: FilesConfig, split: Split, files: Files) -> None:
-        super().__init__(config, split)
-        self._files, self._limits = files, config.limits
+    channel_counts = (1, 3)
+
+    def __init__(self, config: FilesConfig, split: Split, files: Files, channels: int = 3) -> None:
+        super().__init__(config, split, channels)
+        self._files, self._limits, self._pixels = files, config.limits, config.pixels(channels)
+        check_first_images(self, [name.lower().endswith(_ANY_CHANNELS) for name in files.names])
 
     def __len__(self) -> int:
         return len(self._files.names)
 
-    def image(self, index: int) -> UInt8[Tensor, "3 H W"]:
-        return decode(self._files.read(index), self.sample_name(index), self._limits)
+    def image(self, index: int) -> UInt8[Tensor, "C H W"]:
+        return decode(self._files.read(index), self.sample_name(index), self._limits, self._pixels, self._notices)
 
     def encoded(self, index: int) -> bytes:
         return self._files.read(index)
@@ -79,7 +136,9 @@ class ImageFolder(FilesSource):
     are numbered in sorted order over both splits.
     """
 
-    def __init__(self, config: ImageFolderConfig, split: Split) -> None:
+    channel_counts = None
+
+    def __init__(self, config: ImageFolderConfig, split: Split, channels: int = 3) -> None:
         if not config.path:
             raise ValueError("data=imagefolder needs data.path=FOLDER or data.path=ARCHIVE.tar")
         files = open_files(config.path, max_unpacked_bytes=config.max_unpacked_bytes)
@@ -91,9 +150,15 @@ class ImageFolder(FilesSource):
                 f"data.path={config.path} leaves no image for the {split.value} split: {len(inner)} images, "
                 f"data.test_fraction={config.test_fraction}"
             )
-        super().__init__(config, split, files.keep(chosen))
+        super().__init__(config, split, files.keep(chosen), channels)
         used = [name for name, owner in zip(names, in_split, strict=True) if owner is not None]
         self.label_by_folder(used, [names[position] for position in chosen])
+
+    @classmethod
+    def check_channels(cls, config: ImageFolderConfig, channels: int) -> None:
+        """Look at the files where grey or RGB images would not do and there are files yet."""
+        if channels not in (1, 3) and config.path and Path(config.path).expanduser().exists():
+            cls(config, Split.train, channels=channels)
 
 
 def without_wrapper(names: list[str]) -> list[str]:

@@ -24,7 +24,7 @@ class ImageNet1k(FilesSource):
     Labels number the wnids in sorted order, as every published classifier does.
     """
 
-    def __init__(self, config: ImageNet1kConfig, split: Split) -> None:
+    def __init__(self, config: ImageNet1kConfig, split: Split, channels: int = 3) -> None:
         if not config.root:
             raise ValueError("data=imagenet1k needs data.root=FOLDER")
         folder = "train" if split is Split.train else "val"
@@ -39,7 +39,7 @@ class ImageNet1k(FilesSource):
         if split is Split.train and config.subset is not None:
             files = _subset(files, Path(config.subset).expanduser())
             wnids = [_wnid(name, path) for name in files.names]
-        super().__init__(config, split, files)
+        super().__init__(config, split, files, channels)
         self._labels = torch.tensor([number[wnid] for wnid in wnids])
         self.num_classes = len(self.classes)
 

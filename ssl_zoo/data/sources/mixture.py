@@ -11,7 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
 from ssl_zoo.data import order
-from ssl_zoo.data.sources.base import SOURCES, Source, SourceConfig, Split
+from ssl_zoo.data.sources.base import SOURCES, Source, SourceConfig, Split, build_source, check_channels
 from ssl_zoo.registry import nearest
 from ssl_zoo.seeding import seed_for
 from ssl_zoo.settings import setting
@@ -66,11 +66,13 @@ class Mixture(Source):
     through its own epochs in its own order, so that in the long run its samples are equally frequent.
     """
 
-    def __init__(self, config: MixtureConfig, split: Split) -> None:
-        super().__init__(config, split)
+    channel_counts = None
+
+    def __init__(self, config: MixtureConfig, split: Split, channels: int = 3) -> None:
+        super().__init__(config, split, channels)
         if not config.parts:
             raise ValueError("data=mixture needs data.parts=[{source: NAME, settings: {...}}, ...]")
-        self.parts: list[Source] = [SOURCES.build(part.config(), split) for part in config.parts]
+        self.parts: list[Source] = [build_source(part.config(), split, channels) for part in config.parts]
         self._sizes = torch.tensor([len(part) for part in self.parts])
         self._stops = self._sizes.cumsum(0)
         self._quotas = _quotas([part.weight for part in config.parts], self._sizes)
@@ -87,15 +89,20 @@ class Mixture(Source):
         sizes = [SOURCES.get(part.source).expected_size(part.config()) for part in config.parts]
         return None if None in sizes else sum(sizes)
 
+    @classmethod
+    def check_channels(cls, config: MixtureConfig, channels: int) -> None:
+        for part in config.parts:
+            check_channels(part.config(), channels)
+
     def __len__(self) -> int:
         return int(self._stops[-1])
 
-    def image(self, index: int) -> UInt8[Tensor, "3 H W"]:
+    def image(self, index: int) -> UInt8[Tensor, "C H W"]:
         part, inner = self._locate(index)
         return part.image(inner)
 
-    def images(self, indices: Int[Tensor, "B"]) -> UInt8[Tensor, "B 3 H W"]:
-        images = torch.empty(len(indices), 3, *self.image_size, dtype=torch.uint8)
+    def images(self, indices: Int[Tensor, "B"]) -> UInt8[Tensor, "B C H W"]:
+        images = torch.empty(len(indices), self.channels, *self.image_size, dtype=torch.uint8)
         owner = torch.bucketize(indices, self._stops, right=True)
         for number in owner.unique().tolist():
             rows = owner == number
@@ -105,6 +112,9 @@ class Mixture(Source):
     def encoded(self, index: int) -> bytes | None:
         part, inner = self._locate(index)
         return part.encoded(inner)
+
+    def take_notices(self) -> tuple[str, ...]:
+        return tuple(notice for part in self.parts for notice in part.take_notices())
 
     def sample_name(self, index: int) -> str:
         part, inner = self._locate(index)

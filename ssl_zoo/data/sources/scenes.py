@@ -13,7 +13,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from ssl_zoo.data.raycast import SHAPES, Scenes, render
-from ssl_zoo.data.sources.base import SOURCES, Source, SourceConfig, Split
+from ssl_zoo.data.sources.base import SOURCES, Source, SourceConfig, Split, grey
 from ssl_zoo.seeding import generator_for
 from ssl_zoo.settings import setting
 
@@ -52,10 +52,11 @@ class RenderedScenes(Source):
     the number of objects minus one, ``shape`` the most frequent shape; larger silhouettes break ties.
     """
 
+    channel_counts = (1, 3)
     num_classes = len(DISTANCE_EDGES) + 1
 
-    def __init__(self, config: ScenesConfig, split: Split) -> None:
-        super().__init__(config, split)
+    def __init__(self, config: ScenesConfig, split: Split, channels: int = 3) -> None:
+        super().__init__(config, split, channels)
         self.image_size = (config.image_size, config.image_size)
         self._num_images = config.num_train if split is Split.train else config.num_test
         generator = generator_for(config.seed, "scenes", split.value)
@@ -75,11 +76,12 @@ class RenderedScenes(Source):
         """Return the scenes that the images show."""
         return _describe(self._uniform[indices])
 
-    def image(self, index: int) -> UInt8[Tensor, "3 H W"]:
+    def image(self, index: int) -> UInt8[Tensor, "C H W"]:
         return self.images(torch.tensor([index]))[0]
 
-    def images(self, indices: Int[Tensor, "B"]) -> UInt8[Tensor, "B 3 H W"]:
-        return torch.cat([render(self.scenes(chunk), self.image_size[0]) for chunk in indices.split(_CHUNK)])
+    def images(self, indices: Int[Tensor, "B"]) -> UInt8[Tensor, "B C H W"]:
+        images = torch.cat([render(self.scenes(chunk), self.image_size[0]) for chunk in indices.split(_CHUNK)])
+        return images if self.channels == 3 else grey(images)
 
     def sample_name(self, index: int) -> str:
         return f"scene {self.split.value}/{index}"

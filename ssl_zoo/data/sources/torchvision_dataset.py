@@ -10,7 +10,8 @@ import torchvision.datasets
 from jaxtyping import UInt8
 from torch import Tensor
 
-from ssl_zoo.data.decode import CorruptImage
+from ssl_zoo.data.decode import CorruptImage, raster_of
+from ssl_zoo.data.raster import PixelFormat, to_format
 from ssl_zoo.data.sources.base import SOURCES, Source, SourceConfig, Split
 from ssl_zoo.registry import nearest
 from ssl_zoo.settings import setting
@@ -43,8 +44,10 @@ class TorchvisionConfig(SourceConfig):
 class TorchvisionDataset(Source):
     """A data set of ``torchvision.datasets``: MNIST, STL10, Food101 and others, in torchvision's folder layout."""
 
-    def __init__(self, config: TorchvisionConfig, split: Split) -> None:
-        super().__init__(config, split)
+    channel_counts = (1, 3)
+
+    def __init__(self, config: TorchvisionConfig, split: Split, channels: int = 3) -> None:
+        super().__init__(config, split, channels)
         if config.name not in _DATASETS:
             near = nearest(config.name, _DATASETS)
             hint = f"did you mean {near}?" if near else f"there are {', '.join(_DATASETS)}"
@@ -67,12 +70,13 @@ class TorchvisionDataset(Source):
     def __len__(self) -> int:
         return len(self._labels)
 
-    def image(self, index: int) -> UInt8[Tensor, "3 H W"]:
+    def image(self, index: int) -> UInt8[Tensor, "C H W"]:
         try:
-            image = self._dataset[index][0].convert("RGB")
+            raster = raster_of(self._dataset[index][0])
         except (OSError, SyntaxError, ValueError) as error:  # of Pillow, where the data set consists of image files
             raise CorruptImage(self.sample_name(index), f"{type(error).__name__}: {error}") from error
-        return torch.from_numpy(numpy.array(image)).permute(2, 0, 1)
+        pixels = to_format(raster, PixelFormat(self.channels), self.sample_name(index))
+        return torch.from_numpy(numpy.require(pixels, requirements=("C", "W"))).permute(2, 0, 1)
 
     def sample_name(self, index: int) -> str:
         return f"{self.config.name}/{self.split.value}/{index:06d}"

@@ -18,7 +18,7 @@ from ssl_zoo.data.shards.place import Shards, default_cache, open_shards
 from ssl_zoo.data.shards.shuffle import windowed
 from ssl_zoo.data.shards.tar import readable
 from ssl_zoo.data.sources.base import SOURCES, Source, Split
-from ssl_zoo.data.sources.imagefolder import LimitedConfig, held_out
+from ssl_zoo.data.sources.imagefolder import LimitedConfig, check_first_images, held_out
 from ssl_zoo.io import PATHS
 from ssl_zoo.seeding import generator_for
 from ssl_zoo.settings import setting
@@ -50,8 +50,11 @@ class WebDataset(Source):
     on first access and verified there. Training reads no tar headers, and nothing is ever unpickled or executed.
     """
 
-    def __init__(self, config: WebDatasetConfig, split: Split) -> None:
-        super().__init__(config, split)
+    channel_counts = None
+
+    def __init__(self, config: WebDatasetConfig, split: Split, channels: int = 3) -> None:
+        super().__init__(config, split, channels)
+        self._pixels = config.pixels(channels)
         if not config.path:
             raise ValueError(
                 "data=webdataset needs data.path=FOLDER with shards, see python tools/make_shards.py --help"
@@ -76,16 +79,16 @@ class WebDataset(Source):
         for number in self._shards.numbers:  # find missing and truncated files without reading them
             if not PATHS.is_remote(self._shards.place(self.manifest.shards[number])):
                 self._path(number)
+        if channels not in (1, 3):
+            check_first_images(self, ())
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def image(self, index: int) -> UInt8[Tensor, "3 H W"]:
+    def image(self, index: int) -> UInt8[Tensor, "C H W"]:
         name, limits = self.sample_name(index), self.config.limits
-        size = int(self._size[index])
-        if size > limits.max_bytes:
-            raise CorruptImage(name, f"{size} bytes are more than data.max_image_bytes={limits.max_bytes}")
-        image = decode(self.encoded(index), name, limits)
+        limits.check_bytes(int(self._size[index]), name)
+        image = decode(self.encoded(index), name, limits, self._pixels, self._notices)
         if self.image_size is not None and image.shape[1:] != self.image_size:
             raise CorruptImage(name, f"{tuple(image.shape[1:])} pixels instead of the manifest's {self.image_size}")
         return image

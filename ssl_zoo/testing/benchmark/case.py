@@ -207,7 +207,7 @@ class _SameNoise(TrainingData):
     def noise(self) -> Mapping[str, torch.Tensor]:
         generator, count = generator_for("noise"), self._rows.stop - self._rows.start
         noise = {
-            view.name: torch.randint(256, (count, 3, *view.size), generator=generator, dtype=torch.uint8)
+            view.name: torch.randint(256, (count, view.channels, *view.size), generator=generator, dtype=torch.uint8)
             for view in self.views
         }
         return Batch(noise).pin_memory().views if torch.cuda.is_available() else noise

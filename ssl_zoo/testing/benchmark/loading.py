@@ -24,10 +24,10 @@ from torchvision.transforms import (
 )
 from torchvision.transforms import functional as TF
 
-from ssl_zoo.data.batch import Batch, ViewConfig, ViewSpec
+from ssl_zoo.data.batch import Batch, ViewSpec
 from ssl_zoo.data.loader import TrainingData
 from ssl_zoo.data.resample import resize_crop
-from ssl_zoo.data.sources import SOURCES, Source, Split
+from ssl_zoo.data.sources import Source, Split, build_source
 from ssl_zoo.data.transforms import crop_boxes, is_whole_image, render_each, sample_params
 from ssl_zoo.engine.build import RunConfig, build_views
 from ssl_zoo.engine.device import prepare_device
@@ -104,8 +104,8 @@ def compare_loading(config: RunConfig, *, num_images: int, rounds: int) -> Loadi
     """
     prepare_device(torch.device("cpu"))  # as the trainer does, for both implementations
     spec = build_views(config.views, config.backbone)[0]
-    _check(spec.config)
-    source = SOURCES.build(config.data, Split.train)
+    _check(spec)
+    source = build_source(config.data, Split.train)
     data = TrainingData(source, [spec], {}, seed=config.seed, batch_size=_BATCH)
     count = min(num_images, len(source)) // _BATCH * _BATCH
     if count == 0:
@@ -125,7 +125,10 @@ def compare_loading(config: RunConfig, *, num_images: int, rounds: int) -> Loadi
     )
 
 
-def _check(view: ViewConfig) -> None:
+def _check(spec: ViewSpec) -> None:
+    view = spec.config
+    if spec.channels != 3:
+        raise ValueError(f"--loading compares RGB images, and backbone.in_channels={spec.channels}: leave it at 3")
     others = {"color_jitter": max(view.color_jitter), "grayscale": view.grayscale, "blur": view.blur}
     others["solarize"] = view.solarize
     used = [name for name, value in others.items() if value]
@@ -158,7 +161,7 @@ def _image_folder(source: Source, count: int, folder: Path) -> ImageFolder:
 def _torchvision_view(spec: ViewSpec) -> Compose:
     view, scale, ratio = spec.config, tuple(spec.config.crop_scale), tuple(spec.config.crop_aspect)
     crop = RandomResizedCrop(spec.size, scale, ratio, InterpolationMode(view.interpolation))
-    return Compose([crop, RandomHorizontalFlip(view.horizontal_flip), ToTensor(), Normalize(view.mean, view.std)])
+    return Compose([crop, RandomHorizontalFlip(view.horizontal_flip), ToTensor(), Normalize(spec.mean, spec.std)])
 
 
 def _timed(count: int, decode: Callable[[int], Any], augment: Callable[[Sequence[Any]], object]) -> tuple[float, float]:

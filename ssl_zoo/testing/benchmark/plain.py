@@ -43,7 +43,7 @@ class PlainEncoder(nn.Module):
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         dim = config.embed_dim
-        self.patch_embed = nn.Conv2d(3, dim, config.patch_size, config.patch_size)
+        self.patch_embed = nn.Conv2d(config.in_channels, dim, config.patch_size, config.patch_size)
         self.pos_embed = nn.Parameter(torch.randn(1, math.prod(config.grid), dim), requires_grad=False)
         self.blocks = nn.ModuleList(PlainBlock(dim, config.num_heads, config.mlp_ratio) for _ in range(config.depth))
         self.norm = nn.LayerNorm(dim, eps=1e-6)
@@ -99,7 +99,7 @@ class PlainIJEPA:
         trained = [p for p in self.trained if p.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=1e-4, foreach=False, fused=False)
         count, size = config.trainer.batch_size, config.backbone.image_shape
-        self.images = torch.randn(count, 3, *size, device=device)
+        self.images = torch.randn(count, config.backbone.in_channels, *size, device=device)
 
     def step(self) -> None:
         """Run one step: masks, loss, gradients, AdamW, and the EMA parameter by parameter."""
