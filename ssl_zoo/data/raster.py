@@ -94,13 +94,18 @@ def to_format(raster: Raster, wanted: PixelFormat, name: str, notices: list[str]
     """
     check_channels(raster.num_channels, raster.is_colour, raster.has_alpha, wanted.channels, name)
     if wanted.channels not in (1, 3):
-        return _scaled(raster.values, raster, wanted, name, notices)
+        return _scaled(raster.values, raster.values, raster.largest, wanted, name, notices)
     values, alpha = raster.values, None
     if raster.has_alpha:
         values, alpha = values[..., :-1], _opacity(values[..., -1:], raster.largest, name)
     if raster.is_colour:
         values = values[..., :3]  # a fourth channel without a meaning is padding
-    pixels = _scaled(values, raster, wanted, name, notices)
+    seen = values
+    if alpha is not None and values.dtype != numpy.uint8:  # what is hidden must not decide how the rest looks
+        is_seen = alpha[..., 0] > 0
+        seen = values[is_seen] if is_seen.any() else values[:1, :1] * 0
+        values = numpy.where(is_seen[..., None], values, 0).astype(values.dtype)
+    pixels = _scaled(values, seen, raster.largest, wanted, name, notices)
     if pixels.shape[2] != wanted.channels:
         pixels = luminance(pixels) if wanted.channels == 1 else numpy.repeat(pixels, 3, axis=2)
     return pixels if alpha is None else _composited(pixels, alpha, wanted)
@@ -125,16 +130,21 @@ def default_range(values: numpy.ndarray, largest: int | None) -> tuple[float, fl
 
 
 def _scaled(
-    values: numpy.ndarray, raster: Raster, wanted: PixelFormat, name: str, notices: list[str] | None
+    values: numpy.ndarray,
+    seen: numpy.ndarray,
+    largest: int | None,
+    wanted: PixelFormat,
+    name: str,
+    notices: list[str] | None,
 ) -> numpy.ndarray:
-    """Map the intensity range to 0..255, clipped and rounded."""
-    if values.dtype == numpy.uint8 and raster.largest == 255:
+    """Map the intensity range to 0..255, clipped and rounded; without a declared one that of the ``seen`` values."""
+    if values.dtype == numpy.uint8 and largest == 255:
         return values
-    _check_numbers(values, name)
-    low, high = wanted.intensity_range or default_range(values, raster.largest)
-    if wanted.intensity_range is None and notices is not None and (low, high) != (0, raster.largest):
+    _check_numbers(seen, name)
+    low, high = wanted.intensity_range or default_range(seen, largest)
+    if wanted.intensity_range is None and notices is not None and (low, high) != (0, largest):
         notices.append(
-            f"{name} has {values.dtype} pixels of {values.min():g}..{values.max():g}; without data.intensity_range "
+            f"{name} has {values.dtype} pixels of {seen.min():g}..{seen.max():g}; without data.intensity_range "
             f"each such file is scaled by a range of its own, here {low:g}..{high:g}. Set "
             "data.intensity_range=[LOW,HIGH], so that files can be compared; tools/channel_stats.py measures it"
         )

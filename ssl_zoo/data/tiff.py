@@ -186,7 +186,9 @@ def _unmultiplied(values: numpy.ndarray) -> numpy.ndarray:
     """Divide premultiplied colours by their alpha."""
     alpha = values[..., -1:].astype(numpy.float64)
     largest = numpy.iinfo(values.dtype).max if values.dtype.kind in "iu" else 1.0
-    colours = numpy.where(alpha > 0, values[..., :-1] * largest / numpy.maximum(alpha, 1e-12), 0).clip(0, largest)
+    colours = numpy.where(alpha > 0, values[..., :-1] * float(largest) / numpy.maximum(alpha, 1e-12), 0).clip(
+        0, largest
+    )
     if values.dtype.kind in "iu":
         colours = numpy.rint(colours)
     return numpy.concatenate([colours.astype(values.dtype), values[..., -1:]], axis=2)
