@@ -112,7 +112,7 @@ class IJEPA(Method):
         return Output(losses, feature_metrics(predictions, targets, masks, self.encoder.num_patches))
 
     def predict(
-        self, images: Float[Tensor, "B 3 H W"], masks: Masks, noise: Float[Tensor, "B C pairs T D"] | None = None
+        self, images: Float[Tensor, "B _ H W"], masks: Masks, noise: Float[Tensor, "B C pairs T D"] | None = None
     ) -> tuple[Float[Tensor, "B C K D"], Float[Tensor, "B C pairs T target"]]:
         """Encode each context, and predict every target block from it, each in a predictor pass of its own.
 

@@ -78,7 +78,7 @@ class MAE(Method):
         return Output({"reconstruction": reconstruction, **regularization}, metrics)
 
     def predict(
-        self, images: Float[Tensor, "B 3 H W"], masks: Masks
+        self, images: Float[Tensor, "B _ H W"], masks: Masks
     ) -> tuple[Float[Tensor, "B C L D"], Float[Tensor, "B C pairs T target"]]:
         """Encode the visible patches, and decode the masked ones; predictions of visible patches enter no loss.
 

@@ -21,7 +21,7 @@ from ssl_zoo.data.shards.adopt import index_shards
 from ssl_zoo.data.shards.check import check_shards
 from ssl_zoo.data.shards.inputs import AllImages
 from ssl_zoo.data.shards.write import make_shards
-from ssl_zoo.data.sources import SOURCES, Split
+from ssl_zoo.data.sources import SOURCES, Split, build_source
 from ssl_zoo.machine import available_cpus, refuse_windows
 from ssl_zoo.plugins import discover
 
@@ -31,6 +31,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("words", nargs="+", metavar="SRC | data=NAME ... | OUT", help="see above; OUT comes last")
     parser.add_argument("--shard-size", metavar="256MB", type=_bytes, default="256MB", help="approximate shard size")
     parser.add_argument("--resize-short", metavar="PIXELS", type=_pixels, help="limit of the shorter side, or none")
+    parser.add_argument("--in-channels", metavar="C", type=_positive, default=3, help="of resized images (default: 3)")
     parser.add_argument("--split", choices=[split.value for split in Split], help="with data=NAME: only this split")
     parser.add_argument(
         "--workers", metavar="N", type=int, default=available_cpus(), help="processes; default: all cores"
@@ -68,16 +69,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _make(arguments: argparse.Namespace) -> list[Path]:
     """Write the requested shards or manifest; return the folders of all sets."""
-    out, sets = Path(arguments.out), {}
+    out, sets, channels = Path(arguments.out), {}, arguments.in_channels
     if arguments.index:
         index_shards(arguments.sources, out, label_keys=arguments.label, report=print)
     elif arguments.sources:
-        sets[out] = Path(arguments.sources[0]).name, partial(AllImages, arguments.sources[0])
+        sets[out] = Path(arguments.sources[0]).name, partial(AllImages, arguments.sources[0], channels)
     elif arguments.overrides:
         config = compose_section("data", arguments.overrides)
         for split in [Split(arguments.split)] if arguments.split else Split:
             name = f"{SOURCES.name_of(config)}, {split.value} split"
-            sets[out / split.value] = name, partial(SOURCES.build, config, split)
+            sets[out / split.value] = name, partial(build_source, config, split, channels)
     options = {"shard_bytes": arguments.shard_size, "resize_short": arguments.resize_short}
     for folder, (name, build) in sets.items():
         make_shards(build(), folder, name=name, num_workers=arguments.workers, report=print, **options)

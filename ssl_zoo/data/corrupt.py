@@ -32,6 +32,7 @@ class Refusal(Enum):
     wrong_channels = "{found} can't be converted to backbone.in_channels={channels}"
     not_finite = "some pixels are NaN or infinite"
     no_numbers = "pixels of type {dtype} are no real numbers"
+    not_of_the_shards = "{found} pixels instead of the manifest's {expected}"
     no_codec = "TIFF compression {compression} can't be read here; {remedy}"
 
     def of(self, name: str, **values: object) -> CorruptImage:

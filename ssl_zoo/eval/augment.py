@@ -9,8 +9,8 @@ from torch import Tensor
 
 
 def random_crops(
-    images: Float[Tensor, "B 3 H W"], crop_scale: Sequence[float], generator: torch.Generator
-) -> Float[Tensor, "B 3 H W"]:
+    images: Float[Tensor, "B _ H W"], crop_scale: Sequence[float], generator: torch.Generator
+) -> Float[Tensor, "B _ H W"]:
     """Crop each image at random, resize the crop to the image's size, and flip it with probability 1/2.
 
     Crops keep the image's aspect ratio, are resampled bilinearly, and lie within the image.

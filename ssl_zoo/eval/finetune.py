@@ -62,7 +62,7 @@ class Classifier(nn.Module):
         nn.init.trunc_normal_(self.head.weight, std=2e-5)
         nn.init.zeros_(self.head.bias)
 
-    def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B classes"]:
+    def forward(self, images: Float[Tensor, "B _ H W"]) -> Float[Tensor, "B classes"]:
         config = self.config
         return self.head(pooled(self.encoder, images, config.pooling, config.num_layers, config.final_norm))
 

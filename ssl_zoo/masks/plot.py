@@ -8,7 +8,7 @@ from ssl_zoo.plotting import on_grey, patch_set, rows_of
 
 
 def plot_masks(
-    images: Float[Tensor, "B 3 H W"], masks: Masks, grid: tuple[int, int]
+    images: Float[Tensor, "B _ H W"], masks: Masks, grid: tuple[int, int]
 ) -> Float[Tensor, "3 rows columns"]:
     """Plot a row per image: the image, each context, each target block; all other patches are grey.
 

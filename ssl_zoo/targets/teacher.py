@@ -40,7 +40,7 @@ class Teacher(FeatureTarget):
 
     def _outputs(
         self,
-        images: Float[Tensor, "B 3 H W"],
+        images: Float[Tensor, "B _ H W"],
         keep: Int[Tensor, "B M T"] | None,
         layers: list[int] | None,
         encoder: ViT,

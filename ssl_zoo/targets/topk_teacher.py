@@ -48,7 +48,7 @@ class TopKTeacher(Teacher):
         self.layers = config.layers or list(range(depth - top_k, depth))
 
     def _features(
-        self, images: Float[Tensor, "B 3 H W"], keep: Int[Tensor, "B M T"] | None, encoder: ViT
+        self, images: Float[Tensor, "B _ H W"], keep: Int[Tensor, "B M T"] | None, encoder: ViT
     ) -> Float[Tensor, "B *N D"]:
         outputs = self.encoder(images, keep=keep, layers=self.layers, layer_output=self.config.layer_output)
         return torch.stack([self._normalized(encoder.patches(output).float()) for output in outputs]).mean(dim=0)

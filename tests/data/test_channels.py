@@ -94,9 +94,10 @@ def test_files_of_other_channels_are_refused_before_the_start_with_the_key(tmp_p
     for config, channels in ((rgb, 4), (bands, 3), (bands, 1), (bands, 4)):
         with pytest.raises(ValueError, match=rf"backbone\.in_channels={channels}.* set backbone\.in_channels"):
             build_source(config, Split.train, channels)
-    dry = compose(DEMO, ["data=imagefolder", f"data.path={rgb.path}", "backbone.in_channels=4"]).config
-    with pytest.raises(ValueError, match=r"an RGB image can't .* backbone\.in_channels=4"):
-        Plan.of(dry)
+    for path, channels, found in ((rgb.path, 4, "an RGB image"), (bands.path, 3, "an image of 5 channels")):
+        dry = compose(DEMO, ["data=imagefolder", f"data.path={path}", f"backbone.in_channels={channels}"]).config
+        with pytest.raises(ValueError, match=rf"{found} can't .* backbone\.in_channels={channels}"):
+            Plan.of(dry)
 
 
 def test_a_single_file_of_other_channels_is_a_corrupt_sample_with_its_reason(tmp_path):

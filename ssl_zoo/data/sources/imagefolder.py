@@ -1,6 +1,8 @@
 """Folders and tar archives of images."""
 
 import hashlib
+import itertools
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,8 @@ from ssl_zoo.settings import setting
 
 _ANY_CHANNELS = (".tif", ".tiff")  # endings of the format that holds any number of channels
 _NUM_CHECKED = 4  # images whose channels are checked when the data are opened
+_NUM_LISTED = 1000  # files of a folder whose names are read for a dry run
+_LOG = logging.getLogger(__name__)
 _TEST_FOLDERS = ("test", "val", "valid", "validation")  # the first one that exists is the test split
 
 
@@ -27,7 +31,6 @@ class LimitedConfig(SourceConfig):
     max_image_bytes: int = setting(64 << 20, "larger image files count as corrupt", at_least=1)
     max_image_pixels: int = setting(64_000_000, "images with more pixels count as corrupt, undecoded", at_least=1)
     min_image_side: int = setting(8, "images with a shorter side of fewer pixels count as corrupt", at_least=1)
-
     intensity_range: list[float] | None = setting(
         None,
         "[low, high] of stored values that become 0 and 255, in files of more than 8 bits; null: guessed",
@@ -156,9 +159,25 @@ class ImageFolder(FilesSource):
 
     @classmethod
     def check_channels(cls, config: ImageFolderConfig, channels: int) -> None:
-        """Look at the files where grey or RGB images would not do and there are files yet."""
-        if channels not in (1, 3) and config.path and Path(config.path).expanduser().exists():
+        """Look at the files as far as there are any: at one TIFF where grey and RGB images would do, else at some."""
+        root = Path(config.path).expanduser()
+        if not config.path or not root.exists():
+            return
+        if channels not in (1, 3):
             cls(config, Split.train, channels=channels)
+        elif root.is_dir() and (file := _first_of_any_channels(root)) is not None:
+            try:
+                decode(file.read_bytes(), file.name, config.limits, config.pixels(channels))
+            except WrongChannels as error:
+                raise ValueError(f"{error}. Set backbone.in_channels to what the files hold") from error
+            except (CorruptImage, OSError) as error:  # the loader meets and reports it
+                _LOG.debug("%s", error)
+
+
+def _first_of_any_channels(root: Path) -> Path | None:
+    """Return a file whose format holds any number of channels, among the first of a folder alone: it may be large."""
+    listed = itertools.islice(root.rglob("*"), _NUM_LISTED)
+    return next((path for path in listed if path.suffix.lower() in _ANY_CHANNELS and path.is_file()), None)
 
 
 def without_wrapper(names: list[str]) -> list[str]:

@@ -11,7 +11,8 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from ssl_zoo.data import order
-from ssl_zoo.data.decode import CorruptImage, decode
+from ssl_zoo.data.corrupt import Refusal
+from ssl_zoo.data.decode import decode
 from ssl_zoo.data.shards.index import Index
 from ssl_zoo.data.shards.manifest import Manifest
 from ssl_zoo.data.shards.place import Shards, default_cache, open_shards
@@ -90,7 +91,7 @@ class WebDataset(Source):
         limits.check_bytes(int(self._size[index]), name)
         image = decode(self.encoded(index), name, limits, self._pixels, self._notices)
         if self.image_size is not None and image.shape[1:] != self.image_size:
-            raise CorruptImage(name, f"{tuple(image.shape[1:])} pixels instead of the manifest's {self.image_size}")
+            raise Refusal.not_of_the_shards.of(name, found=tuple(image.shape[1:]), expected=self.image_size)
         return image
 
     def encoded(self, index: int) -> bytes:
