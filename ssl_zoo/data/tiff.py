@@ -23,7 +23,7 @@ _DEFLATE = (8, 32946)
 _BUILT_IN = {1: "none", 8: "deflate", 32946: "deflate", 32773: "PackBits"}
 _IMAGECODECS = {5: "LZW"}
 INSTALL_CODECS = "pip install 'ssl-zoo[tiff]'"
-_GREY, _RGB = (0, 1), 2  # photometric interpretations
+_GREY, _RGB, _CMYK = (0, 1), 2, 5  # photometric interpretations
 _PREMULTIPLIED, _UNASSOCIATED = 1, 2  # kinds of extra samples that are alpha
 _INFLATION = 1032  # deflate's largest ratio
 _UNCHECKED_BYTES = 64 << 20  # what a file that can't inflate to more than that may take
@@ -92,12 +92,15 @@ def _is_readable(page: Any) -> bool:
 
 
 def _has_alpha(page: Any) -> bool:
-    return bool(page.extrasamples) and int(page.extrasamples[-1]) in (_PREMULTIPLIED, _UNASSOCIATED)
+    """Return whether the last sample is opacity; of several extra ones, which some programs all mark so, none is."""
+    return len(page.extrasamples) == 1 and int(page.extrasamples[-1]) in (_PREMULTIPLIED, _UNASSOCIATED)
 
 
 def _read(page: Any, data: bytes, name: str, limits: DecodeLimits, channels: int) -> Raster:
     photometric, samples = int(page.photometric or 0), int(page.samplesperpixel)
-    has_alpha, is_colour = _has_alpha(page), photometric == _RGB and samples in (3, 4)
+    has_alpha = _has_alpha(page)
+    is_cmyk = photometric == _CMYK and samples >= 4 and channels in (1, 3)
+    is_colour = is_cmyk or (photometric == _RGB and samples >= 3)
     limits.check_size(page.imagewidth, page.imagelength, name)
     check_channels(samples, is_colour, has_alpha, channels, name)
     values = _pixels(page, data, name)
@@ -106,6 +109,8 @@ def _read(page: Any, data: bytes, name: str, limits: DecodeLimits, channels: int
     values = values.reshape(page.imagelength, page.imagewidth, samples)
     if photometric == 0:  # white is zero
         values = (_largest(page) or values.max()) - values
+    if is_cmyk:
+        values = _from_cmyk(values, _largest(page), has_alpha)
     if is_colour and has_alpha and int(page.extrasamples[-1]) == _PREMULTIPLIED and channels in (1, 3):
         values = _unmultiplied(values)
     return Raster(oriented(values, _orientation(page)), is_colour, has_alpha, _largest(page))
@@ -180,6 +185,13 @@ def _largest(page: Any) -> int | None:
     if page.dtype.kind == "b":
         return 255
     return 2 ** int(page.bitspersample) - 1 if page.dtype.kind == "u" else None
+
+
+def _from_cmyk(values: numpy.ndarray, largest: int | None, has_alpha: bool) -> numpy.ndarray:
+    """Convert ink to RGB as Pillow does, without a colour profile; an alpha stays, other samples beside ink go."""
+    inks = values[..., :4] / float(largest or 1)
+    colours = numpy.rint((1 - inks[..., :3]) * (1 - inks[..., 3:]) * (largest or 1)).astype(values.dtype)
+    return numpy.concatenate([colours, values[..., 4:5]], axis=2) if has_alpha else colours
 
 
 def _unmultiplied(values: numpy.ndarray) -> numpy.ndarray:

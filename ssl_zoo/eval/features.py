@@ -84,11 +84,7 @@ def extract(
 
 
 def pooled(
-    encoder: ViT,
-    images: Float[Tensor, "B _ H W"],
-    pooling: Pooling,
-    num_layers: int = 1,
-    final_norm: bool = True,
+    encoder: ViT, images: Float[Tensor, "B _ H W"], pooling: Pooling, num_layers: int = 1, final_norm: bool = True
 ) -> Float[Tensor, "B *width"]:
     """Return the feature of each unmasked image; arguments as for ``extract``."""
     if num_layers > 1:

@@ -240,6 +240,35 @@ def test_every_orientation_is_turned_upright(orientation, kind):
     assert numpy.array_equal(image, oriented(upright, orientation))
 
 
+def _photoshop(samples: int, photometric: str, extrasamples: list[str]) -> bytes:
+    """Encode (0.2, 0.4, 0.6) of 16 bits, or the ink for it, and a full value in each further sample."""
+    first = {"rgb": [0.2, 0.4, 0.6], "separated": [0.8, 0.6, 0.4, 0.0], "minisblack": [0.4]}[photometric]
+    values = [*first, *[1.0] * (samples - len(first))]
+    pixels = numpy.full((16, 16, samples), numpy.array(values) * 65535).astype("u2")
+    options = {"photometric": photometric, "planarconfig": "contig", "extrasamples": extrasamples}
+    return tiff(pixels, **{name: value for name, value in options.items() if value})
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        _photoshop(4, "separated", []),
+        _photoshop(5, "separated", ["unassalpha"]),  # Pillow can't open it: python-pillow/Pillow issue 7007
+        _photoshop(5, "separated", ["assocalpha"]),
+        _photoshop(6, "rgb", ["unspecified"] * 3),  # Pillow reads it with 8 bits alone: its pull request 2938
+        _photoshop(7, "rgb", ["unassalpha"] * 4),  # as libvips saves seven bands
+        tiff(numpy.full((2, 16, 16, 3), [0.2, 0.4, 0.6]), photometric="rgb"),  # pages of float64: Pillow issue 2485
+    ],
+)
+def test_colour_images_with_samples_of_their_own_are_still_colour_images(data):
+    assert decode(data, "a.tif", LIMITS)[:, 3, 3].tolist() == [51, 102, 153]
+    assert decode(data, "a.tif", LIMITS, PixelFormat(1))[:, 3, 3].tolist() == [93]
+
+
+def test_grey_of_16_bits_with_alpha_is_read():  # Pillow issue 1602
+    assert decode(_photoshop(2, "minisblack", ["unassalpha"]), "a.tif", LIMITS)[:, 3, 3].tolist() == [204] * 3
+
+
 # --- channels ---------------------------------------------------------------------------------------------------------
 
 _LAYOUTS = {
