@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from webdataset.writer import TarWriter
 
 from ssl_zoo.data.decode import CorruptImage
+from ssl_zoo.data.loader import announce
 from ssl_zoo.data.shards.index import Entry, Index, scan
 from ssl_zoo.data.shards.inputs import members_of, unique_keys
 from ssl_zoo.data.shards.manifest import (
@@ -110,6 +111,7 @@ def make_shards(
     folder.mkdir(parents=True, exist_ok=True)
     with _only_writer(folder):
         job = Job.of(source, folder, shard_bytes=shard_bytes, resize_short=resize_short)
+        announce(source, source.take_notices())
         kept = _finished(job)
         for leftover in folder.iterdir():
             if _LEFTOVER.fullmatch(leftover.name):
