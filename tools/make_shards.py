@@ -70,10 +70,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _make(arguments: argparse.Namespace) -> list[Path]:
     """Write the requested shards or manifest; return the folders of all sets."""
     out, sets, channels = Path(arguments.out), {}, arguments.in_channels
+    check = arguments.resize_short is not None  # otherwise files are copied, whatever they hold
     if arguments.index:
         index_shards(arguments.sources, out, label_keys=arguments.label, report=print)
     elif arguments.sources:
-        sets[out] = Path(arguments.sources[0]).name, partial(AllImages, arguments.sources[0], channels)
+        sets[out] = Path(arguments.sources[0]).name, partial(AllImages, arguments.sources[0], channels, check)
     elif arguments.overrides:
         config = compose_section("data", arguments.overrides)
         for split in [Split(arguments.split)] if arguments.split else Split:

@@ -85,6 +85,10 @@ def test_measured_statistics_are_lines_of_a_recipe(tmp_path, capsys):
 
 def test_resized_shards_keep_their_bands(tmp_path, capsys):
     folder, out = images(tmp_path / "images", 5), tmp_path / "out"
+    assert make_shards.main([str(folder), str(tmp_path / "copied"), "--workers", "0"]) == 0
+    assert "left out" not in capsys.readouterr().out
+    assert make_shards.main([str(folder), str(tmp_path / "wrong"), "--resize-short", "12", "--workers", "0"]) == 1
+    assert "--in-channels" in capsys.readouterr().err
     words = [str(folder), str(out), "--resize-short", "12", "--in-channels", "5", "--workers", "0"]
     assert make_shards.main(words) == 0
     capsys.readouterr()

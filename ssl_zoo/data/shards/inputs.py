@@ -23,13 +23,14 @@ class AllImages(FilesSource):
     """Every image of a folder or archive in one split; if all lie in folders, the topmost folder is the class.
 
     Args:
-        channels: of images that must be resized; all others are copied as they are.
+        channels: of images that are decoded.
+        check: whether images of other channels are an error; files that are copied may have any.
     """
 
-    def __init__(self, path: str, channels: int = 3) -> None:
+    def __init__(self, path: str, channels: int = 3, check: bool = True) -> None:
         config = ImageFolderConfig(path=path)
         files = open_files(path, max_unpacked_bytes=config.max_unpacked_bytes)
-        super().__init__(config, Split.train, files, channels)
+        super().__init__(config, Split.train, files, channels, check)
         names = without_wrapper(self._files.names)
         self.label_by_folder(names, names)
 

@@ -94,8 +94,8 @@ def check_first_images(source: Source, may_differ: Sequence[bool]) -> None:
             continue
     if refused:
         raise ValueError(
-            f"{refused[0]}. So it is with all of {len(refused)} images looked at; set backbone.in_channels to what the "
-            "files hold (1 or 3 for grey and RGB images)"
+            f"{refused[0]}. So it is with all of {len(refused)} images looked at; set backbone.in_channels, or "
+            "--in-channels of a tool, to what the files hold (1 or 3 for grey and RGB images)"
         )
 
 
@@ -104,10 +104,11 @@ class FilesSource(Source):
 
     channel_counts = (1, 3)
 
-    def __init__(self, config: FilesConfig, split: Split, files: Files, channels: int = 3) -> None:
+    def __init__(self, config: FilesConfig, split: Split, files: Files, channels: int = 3, check: bool = True) -> None:
         super().__init__(config, split, channels)
         self._files, self._limits, self._pixels = files, config.limits, config.pixels(channels)
-        check_first_images(self, [name.lower().endswith(_ANY_CHANNELS) for name in files.names])
+        if check:
+            check_first_images(self, [name.lower().endswith(_ANY_CHANNELS) for name in files.names])
 
     def __len__(self) -> int:
         return len(self._files.names)
