@@ -125,6 +125,10 @@ def _read_pillow(image: Image.Image, name: str, wanted: PixelFormat) -> Raster:
     is_reduced = image.format == "TIFF" and image.mode not in _LARGEST and max(image.tag_v2.get(258, (8,))) > 8
     ImageOps.exif_transpose(image, in_place=True)
     raster = raster_of(image)
+    if image.format == "BMP" and raster.has_alpha and not raster.values[..., -1].any():
+        raster = Raster(
+            raster.values[..., :-1], is_colour=True
+        )  # Windows ignores the fourth byte, and so do its programs
     # Pillow keeps the upper 8 of 16 bits, which is enough where they hold the whole range.
     if is_reduced and (wanted.intensity_range is not None or raster.values[..., :3].max() < 128):
         raise Refusal.no_codec.of(name, compression=image.info.get("compression"), remedy=INSTALL_CODECS)

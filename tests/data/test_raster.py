@@ -171,6 +171,13 @@ def test_values_under_transparent_pixels_do_not_decide_the_range_of_a_deep_image
     assert torch.equal(*images)
 
 
+def test_a_bmp_whose_fourth_byte_is_unused_is_not_transparent():
+    masks = struct.pack("<IIII", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+    header = struct.pack("<IiiHHIIiiII", 108, 8, 8, 1, 32, 3, 256, 0, 0, 0, 0) + masks + bytes(108 - 40 - 16)
+    data = b"BM" + struct.pack("<IHHI", 14 + 108 + 256, 0, 0, 14 + 108) + header + bytes([30, 20, 10, 0]) * 64
+    assert decode(data, "a.bmp", LIMITS)[:, 0, 0].tolist() == [10, 20, 30]
+
+
 def test_half_transparent_pixels_are_blended_and_premultiplied_ones_divided_first():
     straight = numpy.full((16, 16, 4), [200, 100, 0, 128], "u1")
     multiplied = numpy.full((16, 16, 4), [100, 50, 0, 128], "u1")

@@ -69,22 +69,21 @@ class ImageFolderConfig(FilesConfig):
     test_fraction: float = setting(0.1, "test split's fraction where no folder is test or val", above=0, below=1)
 
 
-def check_first_images(source: Source, may_differ: Sequence[bool]) -> None:
+def check_first_images(source: Source, may_differ: bool) -> None:
     """Refuse data whose images have other channels than wanted, judged by a few of them.
 
     Grey and RGB become one another, so that images are read only where other numbers are wanted or can occur.
 
     Args:
-        may_differ: by sample, whether its format can hold other than grey and RGB images.
+        may_differ: whether the formats of all files can hold other than grey and RGB images.
 
     Raises:
         ValueError: every image looked at that can be decoded has other channels; single ones are corrupt samples.
     """
-    samples = range(len(source)) if source.channels not in (1, 3) else [n for n, odd in enumerate(may_differ) if odd]
-    if source.channels in (1, 3) and len(samples) < len(source):
+    if source.channels in (1, 3) and not may_differ:
         return
     refused = []
-    for sample in samples[:: -(-len(samples) // _NUM_CHECKED)]:
+    for sample in range(0, len(source), max(1, len(source) // _NUM_CHECKED)):
         try:
             source.image(sample)
             return
@@ -108,7 +107,7 @@ class FilesSource(Source):
         super().__init__(config, split, channels)
         self._files, self._limits, self._pixels = files, config.limits, config.pixels(channels)
         if check:
-            check_first_images(self, [name.lower().endswith(_ANY_CHANNELS) for name in files.names])
+            check_first_images(self, all(name.lower().endswith(_ANY_CHANNELS) for name in files.names))
 
     def __len__(self) -> int:
         return len(self._files.names)

@@ -80,8 +80,7 @@ class WebDataset(Source):
         for number in self._shards.numbers:  # find missing and truncated files without reading them
             if not PATHS.is_remote(self._shards.place(self.manifest.shards[number])):
                 self._path(number)
-        if channels not in (1, 3):
-            check_first_images(self, ())
+        check_first_images(self, may_differ=False)
 
     def __len__(self) -> int:
         return len(self._rows)
