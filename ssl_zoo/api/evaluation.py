@@ -17,8 +17,8 @@ from ssl_zoo.api.overrides import Overrides, as_words
 from ssl_zoo.api.training import Run
 from ssl_zoo.config import Config, compose, compose_section
 from ssl_zoo.config.recipe import ROOT_RECIPE
-from ssl_zoo.data.batch import ViewConfig
-from ssl_zoo.data.sources import SOURCES, SourceConfig, Split
+from ssl_zoo.data.batch import ViewConfig, ViewSpec
+from ssl_zoo.data.sources import SourceConfig, Split, build_source
 from ssl_zoo.engine.build import build_run_method, build_views
 from ssl_zoo.engine.device import autocast, prepare_method
 from ssl_zoo.engine.distributed import Processes, processes
@@ -64,7 +64,7 @@ class Task:
     backbone: BackboneConfig
     probe: ProbeConfig
     data: SourceConfig
-    view: ViewConfig
+    view: ViewConfig | ViewSpec  # its mean and std count
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ def evaluate_trained(
     initial = prepare(build_run_method(config)) if request.has_baseline else None
     metadata = {"weights": str(trained.checkpoint), "network": request.network, "step": trained.step}
     metadata |= {"trained_grid": trained.grid}
-    view = build_views(config.views, config.backbone)[0].config
+    view = build_views(config.views, config.backbone)[0]
     task = Task(config.seed, config.backbone, config.probe, config.data, view)
     return _evaluate(encoder, initial, task, out, request, session, choice, metadata)
 
@@ -237,7 +237,7 @@ def _evaluate(
     identity |= {"mean": list(view.mean), "std": list(view.std), "seed": task.seed}
     cache = FeatureCache(out / "features", identity) if request.is_cached and out is not None else None
     metadata = {**metadata, "environment": environment(ranks, choice)}
-    sources = [SOURCES.build(task.data, split) for split in (Split.train, Split.test)]
+    sources = [build_source(task.data, split, task.backbone.in_channels) for split in (Split.train, Split.test)]
     results, files = [], []
     with ExtractionProgress(session.console) as progress:
         for label in request.labels:

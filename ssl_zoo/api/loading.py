@@ -65,7 +65,7 @@ def load(
 
 def preprocessing_of(config: Config) -> Preprocessing:
     """Return how evaluations of a run render images: the size of its backbone, the normalisation of its first view."""
-    view = build_views(config.views, config.backbone)[0].config
+    view = build_views(config.views, config.backbone)[0]
     backbone = config.backbone
     return Preprocessing(list(backbone.image_shape), list(view.mean), list(view.std), channels=backbone.in_channels)
 

@@ -13,7 +13,7 @@ from ssl_zoo.api.encoder import Encoder
 from ssl_zoo.api.loading import load
 from ssl_zoo.api.overrides import Overrides, as_words
 from ssl_zoo.config import Composed, compose, recipe_text
-from ssl_zoo.data.sources import SOURCES, Split
+from ssl_zoo.data.sources import Split, build_source
 from ssl_zoo.engine import hooks
 from ssl_zoo.engine.alarm import CollapseAlarm
 from ssl_zoo.engine.build import build_data, build_run_method
@@ -96,8 +96,8 @@ def train_composed(composed: Composed, resume: str, console: Console, ranks: Pro
     recorded = None if checkpoint is None else recorded_precision(checkpoint)
     choice = run_precision(method, config.trainer, ranks, recorded)
     precision = autocast(choice.precision, ranks.device)
-    test = SOURCES.build(config.data, Split.test)
-    probe = Probe(config, data.source, test, data.views[0].config, device=ranks.device, autocast=precision)
+    test = build_source(config.data, Split.test, config.backbone.in_channels)
+    probe = Probe(config, data.source, test, data.views[0], device=ranks.device, autocast=precision)
     tensorboard = TensorBoard(run.tensorboard, recipe_text(composed)) if config.monitor.tensorboard else None
     writers = [JsonLines(run.metrics), ProgressBar(console, live=config.monitor.progress_bar)]
     writers += [tensorboard] if tensorboard else []

@@ -48,7 +48,7 @@ class Transform:
             ValueError: pixels of another type or shape, or a file that can't be decoded.
         """
         if isinstance(images, Tensor) and images.ndim == 4:
-            return self._normalize(evaluation_view(_checked(images), self.size))
+            return self._normalize(evaluation_view(_checked(images, self.preprocessing.channels), self.size))
         if not isinstance(images, Sequence) or isinstance(images, str):
             return self._normalize(evaluation_view(self.pixels(images), self.size))
         if not len(images):
@@ -62,15 +62,15 @@ class Transform:
             ValueError: as for a call.
         """
         if isinstance(image, (str, Path)):
-            return _decoded(Path(image).read_bytes(), str(image))
+            return _decoded(Path(image).read_bytes(), str(image), self.preprocessing.channels)
         if isinstance(image, Image.Image):
-            return _of_pillow(image)
+            return _of_pillow(image, self.preprocessing.channels)
         if isinstance(image, numpy.ndarray):
             if image.ndim != 3 or image.dtype != numpy.uint8:
                 raise ValueError(f"an array of {image.dtype} and shape {image.shape}; give uint8 of (height, width, 3)")
-            return _checked(torch.from_numpy(image.copy()).permute(2, 0, 1))
+            return _checked(torch.from_numpy(image.copy()).permute(2, 0, 1), self.preprocessing.channels)
         if isinstance(image, Tensor):
-            return _checked(image)
+            return _checked(image, self.preprocessing.channels)
         raise ValueError(f"a {type(image).__name__} is no image; give a path, a Pillow image, an array or a tensor")
 
     def __repr__(self) -> str:
@@ -78,9 +78,9 @@ class Transform:
         return f"Transform({height}x{width} px, mean={self.mean}, std={self.std})"
 
 
-def _of_pillow(image: Image.Image) -> UInt8[Tensor, "3 H W"]:
+def _of_pillow(image: Image.Image, channels: int) -> UInt8[Tensor, "C H W"]:
     image = ImageOps.exif_transpose(image)
-    if image.mode == "RGB" and "transparency" not in image.info:
+    if image.mode == "RGB" and channels == 3 and "transparency" not in image.info:
         return torch.from_numpy(numpy.array(image)).permute(2, 0, 1)
     if "transparency" in image.info:
         image = image.convert("RGBA")
@@ -88,20 +88,20 @@ def _of_pillow(image: Image.Image) -> UInt8[Tensor, "3 H W"]:
     # a data source reads them.
     buffer = io.BytesIO()
     image.save(buffer, format="TIFF")
-    return _decoded(buffer.getvalue(), f"a Pillow image of mode {image.mode}")
+    return _decoded(buffer.getvalue(), f"a Pillow image of mode {image.mode}", channels)
 
 
-def _decoded(data: bytes, name: str) -> UInt8[Tensor, "3 H W"]:
+def _decoded(data: bytes, name: str, channels: int) -> UInt8[Tensor, "C H W"]:
     try:
-        return decode(data, name, LimitedConfig().limits)
+        return decode(data, name, LimitedConfig().limits, LimitedConfig().pixels(channels))
     except CorruptImage as error:
         raise ValueError(str(error)) from error
 
 
-def _checked(pixels: Tensor) -> UInt8[Tensor, "*B 3 H W"]:
-    if pixels.dtype != torch.uint8 or pixels.ndim not in (3, 4) or pixels.shape[-3] != 3:
+def _checked(pixels: Tensor, channels: int) -> UInt8[Tensor, "*B C H W"]:
+    if pixels.dtype != torch.uint8 or pixels.ndim not in (3, 4) or pixels.shape[-3] != channels:
         raise ValueError(
             f"a tensor of {str(pixels.dtype).removeprefix('torch.')} and shape {list(pixels.shape)}; give uint8 pixels "
-            "of (3, height, width). Images that the transform has made go to embed() and patches()"
+            f"of ({channels}, height, width). Images that the transform has made go to embed() and patches()"
         )
     return pixels

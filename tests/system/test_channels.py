@@ -57,7 +57,7 @@ def test_a_run_on_other_channels_is_trained_evaluated_shown_and_exported(channel
     assert export_weights.main(["--run", str(run)]) == 0
     [exported] = (run / "export").iterdir()
     assert load_file(exported / "encoder.safetensors")["patch_embed.proj.weight"].shape == (48, channels, 4, 4)
-    assert json.loads((exported / "manifest.json").read_text())["in_chans"] == channels
+    assert json.loads((exported / "manifest.json").read_text())["transform"]["channels"] == channels
 
 
 def test_an_image_of_other_channels_is_an_error_of_one_line(tmp_path, capsys):
