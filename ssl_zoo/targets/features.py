@@ -76,7 +76,7 @@ class FeatureTarget(Target):
     @abstractmethod
     def _outputs(
         self,
-        images: Float[Tensor, "B 3 H W"],
+        images: Float[Tensor, "B _ H W"],
         keep: Int[Tensor, "B M T"] | None,
         layers: list[int] | None,
         encoder: ViT,
@@ -89,7 +89,7 @@ class FeatureTarget(Target):
         """
 
     def _features(
-        self, images: Float[Tensor, "B 3 H W"], keep: Int[Tensor, "B M T"] | None, encoder: ViT
+        self, images: Float[Tensor, "B _ H W"], keep: Int[Tensor, "B M T"] | None, encoder: ViT
     ) -> Float[Tensor, "B *N D"]:
         """Return float32 features of all patches, or of kept ones."""
         if self.config.normalization is Normalization.dyntanh:

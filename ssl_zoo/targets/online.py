@@ -43,7 +43,7 @@ class Online(FeatureTarget):
 
     def _outputs(
         self,
-        images: Float[Tensor, "B 3 H W"],
+        images: Float[Tensor, "B _ H W"],
         keep: Int[Tensor, "B M T"] | None,
         layers: list[int] | None,
         encoder: ViT,
