@@ -53,6 +53,7 @@ class ViTConfig(BackboneConfig):
     norm_position: NormPosition = setting(
         NormPosition.pre, "pre: before each branch and at the end; post: after the embedding and each branch"
     )
+    final_norm: bool = setting(True, "layer norm after the last block, with norm_position=pre")
     norm_eps: float = setting(1e-6, "epsilon of every layer norm")
     layer_scale: float | None = setting(None, "initial factor of LayerScale; null leaves LayerScale out")
     drop_path: float = setting(0.0, "stochastic depth rate of the last block, linear from 0", at_least=0, below=1)
@@ -125,7 +126,8 @@ class ViT(nn.Module):
             self.rel_pos_bias = RelativePositionBias(self.grid, config.num_heads, config.class_token)
         is_pre = config.norm_position is NormPosition.pre
         self.norm_pre = nn.Identity() if is_pre else nn.LayerNorm(dim, eps=config.norm_eps)
-        self.norm = nn.LayerNorm(dim, eps=config.norm_eps) if is_pre else nn.Identity()
+        has_final = is_pre and config.final_norm
+        self.norm = nn.LayerNorm(dim, eps=config.norm_eps) if has_final else nn.Identity()
         self.reset_parameters()
 
     def _empty_positions(self) -> nn.Parameter | None:
