@@ -1,0 +1,311 @@
+"""Import of foreign weights: a file is recognised, every tensor accounted for, and the result written as our weights."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ssl_zoo.data.batch import IMAGENET_MEAN, IMAGENET_STD
+from ssl_zoo.engine.trained import encoders
+from ssl_zoo.interop.foreign_file import ForeignFile, ForeignFileError, read_foreign_file
+from ssl_zoo.interop.huggingface import official_names, sizes_of
+from ssl_zoo.interop.layouts import LAYOUTS, flat_tensors, layout_of
+from ssl_zoo.interop.manifest import Preprocessing
+from ssl_zoo.interop.networks import ENCODERS, PREDICTOR, our_encoder, our_predictor, predictor_settings, route
+from ssl_zoo.interop.recognise import Known, recognise
+from ssl_zoo.interop.weights import predictor
+from ssl_zoo.method import METHODS, Method, build_method
+from ssl_zoo.nn import Positions, ViTConfig
+from ssl_zoo.targets import TARGETS
+
+# Methods without a class here: one whose encoder is alike, for recipes. The encoder alone is imported of them.
+_ALIKE = {
+    "msn": "dino",
+    "moco_v3": "dino",
+    "dinov2": "dino",
+    "cae": "mae",
+    "beit": "mae",
+    "vit": "mae",
+    "vjepa": "ijepa",
+}
+_CLASS_TOKEN_FEATURES = {"dino", "ibot", "msn", "moco_v3", "dinov2", "vit"}
+_DECODER_HEADS = 16  # of every published decoder of MAE; I-JEPA's predictors have the encoder's number
+_SHOWN = 6  # names per reason in a report
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user may say of a file.
+
+    Attributes:
+        method: the method that trained it, where names and shapes leave that open.
+        network: the only encoder to take; None takes all networks.
+        allow_partial: take what fits, instead of refusing a file with missing or unknown tensors.
+    """
+
+    method: str | None = None
+    network: str | None = None
+    num_heads: int | None = None
+    predictor_heads: int | None = None
+    image_size: tuple[int, int] | None = None
+    norm_eps: float | None = None
+    allow_partial: bool = False
+
+
+@dataclass(frozen=True)
+class ImportedWeights:
+    """Weights of another project under our names.
+
+    Attributes:
+        method: that trained them; not always one that is registered here.
+        registered: the registered method whose networks they are, or one with an alike encoder.
+        method_settings: keys of ``registered`` that give the networks their sizes.
+        networks: ``encoder``, ``target_encoder``, ``predictor`` as far as they are there.
+        evaluated: the network to use by default.
+        num_tensors: in the file, without optimizer and the like.
+        left_out: names by reason.
+        missing: names of tensors that our networks have and the file lacks; empty unless a partial match is allowed.
+        remarks: sentences for the user.
+    """
+
+    file: ForeignFile
+    method: str
+    registered: str
+    backbone: ViTConfig
+    method_settings: Mapping[str, Any]
+    networks: Mapping[str, Mapping[str, Tensor]]
+    evaluated: str
+    transform: Preprocessing
+    num_tensors: int
+    num_matched: int
+    left_out: Mapping[str, Sequence[str]]
+    missing: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    remarks: Sequence[str] = ()
+
+    @property
+    def pooling(self) -> str:
+        return "class_token" if self.method in _CLASS_TOKEN_FEATURES and self.backbone.class_token else "average"
+
+    def report(self) -> list[str]:
+        """Return what was matched and what was not, in lines for the user."""
+        config = self.backbone
+        height, width = config.image_shape
+        lines = [
+            f"{self.file.path}: {self.method}, {', '.join(self.networks)}",
+            f"backbone: width {config.embed_dim}, {config.depth} blocks, {config.num_heads} heads, patches of "
+            f"{config.patch_size} px, images of {height}x{width} px, {config.positions.value} positions",
+            f"{self.num_matched} of {self.num_tensors} tensors matched"
+            + ("" if self.num_matched == self.num_tensors else ", these not:"),
+        ]
+        lines += [f"  {_few(names)}: {reason}" for reason, names in self.left_out.items()]
+        lines += [f"  {network} keeps its initial {_few(names)}" for network, names in self.missing.items()]
+        return lines + [f"note: {remark}" for remark in self.remarks]
+
+
+def import_weights(path: Path, options: Options = Options()) -> ImportedWeights:  # noqa: B008 - frozen
+    """Read weights of another project and bring them to our names.
+
+    Every tensor is either taken, or left out for a stated reason, or the file is refused.
+
+    Args:
+        path: of torch, safetensors, or a folder of Hugging Face.
+
+    Raises:
+        ForeignFileError: an unreadable or unsafe file, unknown names, missing or unknown tensors, other shapes.
+    """
+    file = read_foreign_file(path)
+    tensors, _ = flat_tensors(file.content)
+    known = Known(options.method or "vit", options.num_heads, options.norm_eps, options.image_size)
+    left_out: dict[str, str] = {}
+    decoder_heads = options.predictor_heads
+    if file.config is not None:
+        sizes = sizes_of(file.config, str(path))
+        tensors, left_out = official_names(tensors)
+        known = Known(
+            options.method or sizes.method, sizes.num_heads, sizes.norm_eps, sizes.image_size, sizes.layer_scale
+        )
+        decoder_heads = decoder_heads or sizes.decoder_heads
+    layout = layout_of(tensors, known.method)
+    if layout is None:
+        raise ForeignFileError(_unknown_layout(path, tensors))
+    method = _method_name(path, layout.method, options.method, known.method)
+    known = Known(method, known.num_heads, known.norm_eps, known.image_size, known.layer_scale)
+    routed = route(tensors, layout)
+    left_out |= routed.left_out
+    networks = _chosen(path, routed.networks, options.network)
+    for name in set(routed.networks) - set(networks):
+        left_out |= dict.fromkeys(routed.networks[name], f"{name}, which --network {options.network} leaves out")
+    return _Import(path, file, layout.evaluated, known, options, decoder_heads).finish(
+        networks, left_out, routed.unknown
+    )
+
+
+@dataclass(frozen=True)
+class _Import:
+    """The facts of one import that its last steps share."""
+
+    path: Path
+    file: ForeignFile
+    evaluated: Sequence[str]
+    known: Known
+    options: Options
+    predictor_heads: int | None
+
+    def finish(
+        self, networks: Mapping[str, Mapping[str, Tensor]], left_out: Mapping[str, str], unknown: Sequence[str]
+    ) -> ImportedWeights:
+        """Recognise the encoders, compare all networks with those of the method here, and collect the result."""
+        found, remarks, config = {}, [], None
+        for name in ENCODERS:
+            if name in networks:
+                config, found[name], remarks = recognise(our_encoder(networks[name]), self.known)
+        method = self._method(config)
+        registered = method if method in METHODS else _ALIKE.get(method, "mae")
+        beside = our_predictor(method, networks.get(PREDICTOR, {}))
+        settings = {}
+        if beside:
+            heads = self.predictor_heads or (_DECODER_HEADS if method == "mae" else None)
+            settings = predictor_settings(method, beside, heads)
+            found[PREDICTOR] = beside
+        expected = _expected(registered, settings, config, found)
+        problems, missing = _compared(found, expected)
+        problems += [f"{name} is unknown" for name in unknown]
+        if (problems or missing) and not self.options.allow_partial:
+            raise ForeignFileError(_mismatch(self.path, method, problems, missing))
+        taken = {
+            network: {
+                name: t for name, t in of.items() if name in expected[network] and _fits(t, expected[network][name])
+            }
+            for network, of in found.items()
+        }
+        grouped = _by_reason(left_out)
+        if problems:
+            grouped["not part of these networks, or of another shape"] = problems
+        num_matched = sum(map(len, networks.values())) - len(problems) + len(unknown)
+        return ImportedWeights(
+            file=self.file,
+            method=method,
+            registered=registered,
+            backbone=config,
+            method_settings=settings,
+            networks=taken,
+            evaluated=next(name for name in self.evaluated if name in taken),
+            transform=_transform(self.file, method, config),
+            num_tensors=sum(map(len, networks.values())) + len(left_out) + len(unknown),
+            num_matched=num_matched,
+            left_out=grouped,
+            missing=missing,
+            remarks=list(dict.fromkeys(remarks)),
+        )
+
+    def _method(self, config: ViTConfig) -> str:
+        """Tell the method of an encoder alone by its positions and class token, where nothing else does."""
+        if self.known.method != "vit" or self.options.method or self.file.config is not None:
+            return self.known.method
+        if config.positions is not Positions.sincos:
+            return "vit"
+        return "mae" if config.class_token else "ijepa"
+
+
+def _method_name(path: Path, of_layout: str, asked: str | None, known: str) -> str:
+    if of_layout != "vit" and asked is not None and asked != of_layout:
+        raise ForeignFileError(f"--as {asked}: the names in {path} are those of {of_layout}; leave --as out")
+    return known if of_layout == "vit" else of_layout
+
+
+def _chosen(path: Path, networks: Mapping[str, dict[str, Tensor]], wanted: str | None) -> dict[str, dict[str, Tensor]]:
+    there = {name: tensors for name, tensors in networks.items() if tensors}
+    of_encoders = [name for name in ENCODERS if name in there]
+    if not of_encoders:
+        raise ForeignFileError(f"{path} holds no encoder; its networks: {', '.join(there) or 'none'}")
+    if wanted is None:
+        return there
+    if wanted not in of_encoders:
+        raise ForeignFileError(f"--network {wanted}: {path} has {' and '.join(of_encoders)}")
+    return {wanted: there[wanted]}
+
+
+def _expected(
+    method: str, settings: Mapping[str, Any], backbone: ViTConfig, found: Mapping[str, Any]
+) -> Mapping[str, Mapping[str, Tensor]]:
+    """Return names and shapes of the networks, on the meta device."""
+    built = built_method(method, settings, backbone)
+    encoder = built.encoder.state_dict()
+    return {name: encoder if name in ENCODERS else predictor(built) for name in found}
+
+
+def built_method(method: str, settings: Mapping[str, Any], backbone: ViTConfig) -> Method:
+    """Build a method with its default targets on the meta device."""
+    cls = METHODS.get(method)
+    target = None if cls.default_targets is None else TARGETS.config_of(cls.default_targets)()
+    return build_method(METHODS.config_of(method)(**settings), backbone, target, seed=0, device="meta")
+
+
+def _fits(tensor: Tensor, expected: Tensor) -> bool:
+    return tensor.shape == expected.shape and tensor.is_floating_point() == expected.is_floating_point()
+
+
+def _compared(
+    found: Mapping[str, Mapping[str, Tensor]], expected: Mapping[str, Mapping[str, Tensor]]
+) -> tuple[list[str], dict[str, list[str]]]:
+    problems, missing = [], {}
+    for network, tensors in found.items():
+        wanted = expected[network]
+        problems += [f"{network}: {name} is unknown" for name in tensors if name not in wanted]
+        problems += [
+            f"{network}: {name} has shape {list(tensor.shape)}, not {list(wanted[name].shape)}"
+            for name, tensor in tensors.items()
+            if name in wanted and not _fits(tensor, wanted[name])
+        ]
+        if lacking := [name for name in wanted if name not in tensors and not _derived(name)]:
+            missing[network] = lacking
+    return problems, missing
+
+
+def _derived(name: str) -> bool:
+    """Whether a tensor outside the encoders follows from others, and official files do not have it."""
+    return name.endswith("relative_position_index")
+
+
+def _by_reason(left_out: Mapping[str, str]) -> dict[str, list[str]]:
+    grouped: dict[str, list[str]] = defaultdict(list)
+    for name, reason in left_out.items():
+        grouped[reason].append(name)
+    return dict(grouped)
+
+
+def _few(names: Sequence[str]) -> str:
+    more = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def _unknown_layout(path: Path, tensors: Mapping[str, Tensor]) -> str:
+    if not tensors:
+        return f"{path} holds no tensors under names"
+    known = ", ".join(dict.fromkeys(layout.method for layout in LAYOUTS))
+    return (
+        f"{path}: its names are of no layout that is known ({known}; names of timm and Hugging Face). It has "
+        f"{_few(sorted(tensors))}"
+    )
+
+
+def _mismatch(path: Path, method: str, problems: Sequence[str], missing: Mapping[str, Sequence[str]]) -> str:
+    listed = [f"{network} lacks {_few(names)}" for network, names in missing.items()]
+    listed += [_few(problems)] if problems else []
+    return (
+        f"{path}, read as {method}, does not match: {'; '.join(listed)}. Pass --as METHOD if it is of another, --network "
+        "to take an encoder alone, or --allow-partial to take what fits"
+    )
+
+
+def _transform(file: ForeignFile, method: str, config: ViTConfig) -> Preprocessing:
+    mean, std = IMAGENET_MEAN, IMAGENET_STD
+    # I-JEPA's folders claim 0.5 for both, but its pre-training used ImageNet's (facebookresearch/ijepa, transforms.py).
+    if method != "ijepa":
+        mean, std = (file.preprocessor.get(f"image_{kind}", value) for kind, value in (("mean", mean), ("std", std)))
+    if len(mean) != config.in_channels:
+        mean, std = [0.5] * config.in_channels, [0.5] * config.in_channels
+    return Preprocessing(list(config.image_shape), list(mean), list(std), channels=config.in_channels)
