@@ -7,6 +7,7 @@ import re
 import sys
 import urllib.request
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -41,6 +42,20 @@ class Paths(PathManager):
         )
 
 
+class _Redirect(urllib.request.HTTPRedirectHandler):
+    """Follows redirects and keeps the hash that a hub of Hugging Face announces in the first answer alone."""
+
+    _HASH = "X-Linked-Etag"
+
+    def http_error_302(self, request: Any, content: Any, code: int, message: str, headers: Any) -> Any:
+        answer = super().http_error_302(request, content, code, message, headers)
+        if answer is not None and self._HASH in headers and self._HASH not in answer.headers:
+            answer.headers[self._HASH] = headers[self._HASH]
+        return answer
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
+
+
 class _Web(PathHandler):
     """Reads http and https as a stream. iopath's own handler has no timeout and also knows ftp."""
 
@@ -53,7 +68,7 @@ class _Web(PathHandler):
             urllib.request.HTTPHandler,
             urllib.request.HTTPSHandler,
             urllib.request.HTTPDefaultErrorHandler,
-            urllib.request.HTTPRedirectHandler,
+            _Redirect,
             urllib.request.HTTPErrorProcessor,
             urllib.request.UnknownHandler,
         ):
@@ -65,11 +80,24 @@ class _Web(PathHandler):
     def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs: object) -> IO[bytes]:
         if mode != "rb":
             raise ValueError(f"{path}: URLs can only be opened in mode rb, not in mode {mode}")
-        return self._opener.open(path, timeout=_TIMEOUT_S)
+        return self.request(path, {})
+
+    def request(self, url: str, headers: Mapping[str, str]) -> IO[bytes]:
+        return self._opener.open(urllib.request.Request(url, headers=dict(headers)), timeout=_TIMEOUT_S)
 
 
+_WEB = _Web()
 PATHS = Paths()
-PATHS.register_handler(_Web())
+PATHS.register_handler(_WEB)
+
+
+def open_url(url: str, headers: Mapping[str, str]) -> IO[bytes]:
+    """Open an http or https address with request headers, following redirects to such addresses alone.
+
+    Raises:
+        OSError: no connection, or a status that is no success (``urllib.error.HTTPError``).
+    """
+    return _WEB.request(url, headers)
 
 
 def try_lock(file: IO[Any]) -> bool:

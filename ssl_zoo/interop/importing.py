@@ -9,13 +9,13 @@ from typing import Any
 from torch import Tensor
 
 from ssl_zoo.data.batch import IMAGENET_MEAN, IMAGENET_STD
-from ssl_zoo.engine.trained import encoders
 from ssl_zoo.interop.foreign_file import ForeignFile, ForeignFileError, read_foreign_file
 from ssl_zoo.interop.huggingface import official_names, sizes_of
 from ssl_zoo.interop.layouts import LAYOUTS, flat_tensors, layout_of
 from ssl_zoo.interop.manifest import Preprocessing
 from ssl_zoo.interop.networks import ENCODERS, PREDICTOR, our_encoder, our_predictor, predictor_settings, route
 from ssl_zoo.interop.recognise import Known, recognise
+from ssl_zoo.interop.released import method_of_file
 from ssl_zoo.interop.weights import predictor
 from ssl_zoo.method import METHODS, Method, build_method
 from ssl_zoo.nn import Positions, ViTConfig
@@ -105,7 +105,7 @@ class ImportedWeights:
         return lines + [f"note: {remark}" for remark in self.remarks]
 
 
-def import_weights(path: Path, options: Options = Options()) -> ImportedWeights:  # noqa: B008 - frozen
+def import_weights(path: Path, options: Options = Options()) -> ImportedWeights:
     """Read weights of another project and bring them to our names.
 
     Every tensor is either taken, or left out for a stated reason, or the file is refused.
@@ -118,7 +118,8 @@ def import_weights(path: Path, options: Options = Options()) -> ImportedWeights:
     """
     file = read_foreign_file(path)
     tensors, _ = flat_tensors(file.content)
-    known = Known(options.method or "vit", options.num_heads, options.norm_eps, options.image_size)
+    asked = options.method
+    known = Known(asked or method_of_file(path) or "vit", options.num_heads, options.norm_eps, options.image_size)
     left_out: dict[str, str] = {}
     decoder_heads = options.predictor_heads
     if file.config is not None:
@@ -127,8 +128,8 @@ def import_weights(path: Path, options: Options = Options()) -> ImportedWeights:
         known = Known(
             options.method or sizes.method, sizes.num_heads, sizes.norm_eps, sizes.image_size, sizes.layer_scale
         )
-        decoder_heads = decoder_heads or sizes.decoder_heads
-    layout = layout_of(tensors, known.method)
+        decoder_heads, asked = decoder_heads or sizes.decoder_heads, known.method
+    layout = layout_of(tensors, asked)
     if layout is None:
         raise ForeignFileError(_unknown_layout(path, tensors))
     method = _method_name(path, layout.method, options.method, known.method)
@@ -161,7 +162,10 @@ class _Import:
         found, remarks, config = {}, [], None
         for name in ENCODERS:
             if name in networks:
-                config, found[name], remarks = recognise(our_encoder(networks[name]), self.known)
+                recognised, found[name], remarks = recognise(our_encoder(networks[name]), self.known)
+                if config not in (None, recognised):
+                    raise ForeignFileError(f"{self.path}: encoder and target_encoder differ; take one with --network")
+                config = recognised
         method = self._method(config)
         registered = method if method in METHODS else _ALIKE.get(method, "mae")
         beside = our_predictor(method, networks.get(PREDICTOR, {}))
@@ -172,6 +176,8 @@ class _Import:
             found[PREDICTOR] = beside
         expected = _expected(registered, settings, config, found)
         problems, missing = _compared(found, expected)
+        if absent := _absent_modules(found, missing):
+            remarks = [*remarks, f"the file has no {', '.join(absent)}"]
         problems += [f"{name} is unknown" for name in unknown]
         if (problems or missing) and not self.options.allow_partial:
             raise ForeignFileError(_mismatch(self.path, method, problems, missing))
@@ -263,6 +269,15 @@ def _compared(
         if lacking := [name for name in wanted if name not in tensors and not _derived(name)]:
             missing[network] = lacking
     return problems, missing
+
+
+def _absent_modules(found: Mapping[str, Mapping[str, Tensor]], missing: dict[str, list[str]]) -> list[str]:
+    """Remove modules beside the encoders from ``missing`` of which the file has no tensor at all, and return them."""
+    there = {name.partition(".")[0] for name in found.get(PREDICTOR, ())}
+    lacking = missing.pop(PREDICTOR, [])
+    if broken := [name for name in lacking if name.partition(".")[0] in there]:
+        missing[PREDICTOR] = broken
+    return sorted({name.partition(".")[0] for name in lacking} - there)
 
 
 def _derived(name: str) -> bool:

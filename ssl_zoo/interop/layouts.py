@@ -79,6 +79,7 @@ _STUDENT_AND_TEACHER = (
 _PLAIN = (
     *(Route(f"{head}.", None, reason=_CLASSIFIER) for head in ("head", "fc", "classifier", "head_dist", "head_drop")),
     Route("fc_norm.", None, reason=_POOLED_NORM),
+    Route("lm_head.", None, reason="a head over visual words, which no method here predicts"),
     Route("mask_token", None, reason="a mask token without its method"),
     Route("masked_embed", None, reason="a mask token without its method"),
     Route("", "encoder"),
@@ -160,6 +161,16 @@ LAYOUTS = (
             Route("encoder.mask_token", "predictor", "mask_token"),
             Route("encoder.", "encoder"),
             Route("decoder.0.", "predictor", "head."),
+        ),
+    ),
+    # ViTForMaskedImageModeling of transformers, which is SimMIM with learned positions
+    Layout(
+        "simmim",
+        (("decoder.0.weight",), ("patch_embed.",)),
+        (
+            Route("mask_token", "predictor", "mask_token"),
+            Route("decoder.0.", "predictor", "head."),
+            Route("", "encoder"),
         ),
     ),
     # facebookresearch/ijepa
@@ -246,7 +257,13 @@ def _without_container(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def layout_of(names: Iterable[str], method: str | None = None) -> Layout | None:
-    """Return the layout that a file's names fit, or the one of ``method`` among several of the same names."""
+    """Return the layout that a file's names fit.
+
+    Args:
+        method: decides where several fit; that of encoders alone fits every method.
+    """
     names = tuple(names)
     fitting = [layout for layout in LAYOUTS if layout.fits(names)]
-    return next((layout for layout in fitting if layout.method == method), fitting[0] if fitting else None)
+    of_method = [layout for layout in fitting if layout.method == method]
+    plain = [layout for layout in fitting if method is not None and layout.method == "vit"]
+    return next(iter([*of_method, *plain, *fitting]), None)

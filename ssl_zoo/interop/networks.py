@@ -48,12 +48,15 @@ def route(tensors: Mapping[str, Tensor], layout: Layout) -> Routed:
 
 
 def our_encoder(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return an encoder's tensors under the names of ``ViT``, in float32.
+    """Return an encoder's tensors under the names of ``ViT``, in float32; positions keep their dtype.
 
     Raises:
         ForeignFileError: every block has a relative position bias of its own.
     """
-    own = {BEIT_ENCODER.ours(_modern(name)): _float32(tensor) for name, tensor in _in_one_stack(tensors).items()}
+    own = {
+        BEIT_ENCODER.ours(_modern(name)): tensor if name == "pos_embed" else _float32(tensor)
+        for name, tensor in _in_one_stack(tensors).items()
+    }
     own |= _shared_bias(own)
     own = {name: tensor for name, tensor in own.items() if not name.endswith((_BLOCK_TABLE, _BLOCK_INDEX))}
     if "pos_embed" in own and "cls_token" in own:

@@ -162,6 +162,7 @@ def _with_positions(
     if layout is not None:
         own["pos_embed"] = sincos_positions(config.grid, config.embed_dim, layout, num_prefix=int(config.class_token))
         return replace(config, positions=Positions.sincos, sincos_layout=layout), own, remarks
+    own["pos_embed"] = own["pos_embed"].float()
     if known.method in ("ijepa", "mae", "moco_v3", "cae", "vjepa"):
         remarks.append(
             f"pos_embed is not the sin-cos table that {known.method} trains with; it is kept as learned positions"
