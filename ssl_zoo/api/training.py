@@ -26,6 +26,7 @@ from ssl_zoo.engine.report import report
 from ssl_zoo.engine.run_directory import RunDirectory, environment
 from ssl_zoo.engine.trainer import Trainer
 from ssl_zoo.eval.probe import Probe
+from ssl_zoo.interop.start import start_from
 from ssl_zoo.scores import Score
 
 
@@ -92,6 +93,10 @@ def train_composed(composed: Composed, resume: str, console: Console, ranks: Pro
     run = RunDirectory(Path(config.output_dir), chosen, composed.plain_defaults())
     checkpoint = run.find_checkpoint(resume)
     method = build_run_method(config)
+    if checkpoint is not None:
+        start = run.recorded("init_from", checkpoint)  # its weights are in the checkpoint
+    else:
+        start = start_from(method, config.backbone.init_from) if config.backbone.init_from else None
     data = build_data(config, ranks)
     recorded = None if checkpoint is None else recorded_precision(checkpoint)
     choice = run_precision(method, config.trainer, ranks, recorded)
@@ -124,7 +129,8 @@ def train_composed(composed: Composed, resume: str, console: Console, ranks: Pro
         if checkpoint is not None:
             run.set_aside_after(checkpoint)
         length = {"num_steps": trainer.num_steps, "batch_size": config.trainer.batch_size}
-        run.write_start(recipe_text(composed), {**environment(ranks, choice), **length})
+        origin = {} if start is None else {"init_from": start}
+        run.write_start(recipe_text(composed), {**environment(ranks, choice), **length, **origin})
     trainer.train()
     if ranks.is_main:
         report(console, run, trainer, evaluation)

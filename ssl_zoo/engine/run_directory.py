@@ -119,6 +119,15 @@ class RunDirectory:
         self._require_same_run(checkpoint)
         return checkpoint
 
+    def recorded(self, key: str, checkpoint: Checkpoint) -> Any:
+        """Return an entry of ``environment.json`` of the run that a checkpoint is of; None where there is none."""
+        file = checkpoint.path.parent.parent / "environment.json"
+        try:
+            return json.loads(file.read_text()).get(key) if file.is_file() else None
+        except ValueError:
+            log.warning("%s can't be read; its record of %s is lost", file, key)
+            return None
+
     def set_aside_after(self, checkpoint: Checkpoint) -> None:
         """Move checkpoints of later steps than the resumed one into ``checkpoints/replaced``.
 

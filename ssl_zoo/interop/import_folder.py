@@ -69,7 +69,11 @@ def manifest_of(imported: ImportedWeights, origin: Mapping[str, str]) -> Manifes
         transform=imported.transform,
         pooling=imported.pooling,
         source=source,
-        details={"format": "safetensors", "load": 'ssl_zoo.load("FOLDER")'},
+        details={
+            "format": "safetensors",
+            "load": 'ssl_zoo.load("FOLDER")',
+            "method_settings": dict(imported.method_settings),
+        },
     )
 
 

@@ -1,8 +1,8 @@
-"""Import of foreign weights: a file is recognised, every tensor accounted for, and the result written as our weights."""
+"""Import of foreign weights: a file is recognised, every tensor accounted for, and brought to our names."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +10,15 @@ from torch import Tensor
 
 from ssl_zoo.data.batch import IMAGENET_MEAN, IMAGENET_STD
 from ssl_zoo.interop.foreign_file import ForeignFile, ForeignFileError, read_foreign_file
-from ssl_zoo.interop.huggingface import official_names, sizes_of
+from ssl_zoo.interop.huggingface_names import official_names, sizes_of
 from ssl_zoo.interop.layouts import LAYOUTS, flat_tensors, layout_of
 from ssl_zoo.interop.manifest import Preprocessing
+from ssl_zoo.interop.matching import absent_modules, compared, expected_networks, few, fits, mismatch
 from ssl_zoo.interop.networks import ENCODERS, PREDICTOR, our_encoder, our_predictor, predictor_settings, route
 from ssl_zoo.interop.recognise import Known, recognise
 from ssl_zoo.interop.released import method_of_file
-from ssl_zoo.interop.weights import predictor
-from ssl_zoo.method import METHODS, Method, build_method
+from ssl_zoo.method import METHODS
 from ssl_zoo.nn import Positions, ViTConfig
-from ssl_zoo.targets import TARGETS
 
 # Methods without a class here: one whose encoder is alike, for recipes. The encoder alone is imported of them.
 _ALIKE = {
@@ -33,7 +32,6 @@ _ALIKE = {
 }
 _CLASS_TOKEN_FEATURES = {"dino", "ibot", "msn", "moco_v3", "dinov2", "vit"}
 _DECODER_HEADS = 16  # of every published decoder of MAE; I-JEPA's predictors have the encoder's number
-_SHOWN = 6  # names per reason in a report
 
 
 @dataclass(frozen=True)
@@ -100,8 +98,8 @@ class ImportedWeights:
             f"{self.num_matched} of {self.num_tensors} tensors matched"
             + ("" if self.num_matched == self.num_tensors else ", these not:"),
         ]
-        lines += [f"  {_few(names)}: {reason}" for reason, names in self.left_out.items()]
-        lines += [f"  {network} keeps its initial {_few(names)}" for network, names in self.missing.items()]
+        lines += [f"  {few(names)}: {reason}" for reason, names in self.left_out.items()]
+        lines += [f"  {network} keeps its initial {few(names)}" for network, names in self.missing.items()]
         return lines + [f"note: {remark}" for remark in self.remarks]
 
 
@@ -133,7 +131,10 @@ def import_weights(path: Path, options: Options = Options()) -> ImportedWeights:
     if layout is None:
         raise ForeignFileError(_unknown_layout(path, tensors))
     method = _method_name(path, layout.method, options.method, known.method)
-    known = Known(method, known.num_heads, known.norm_eps, known.image_size, known.layer_scale)
+    pools_first = any(name.startswith("fc_norm.") for name in tensors) or bool(
+        file.config and file.config.get("use_mean_pooling")
+    )
+    known = replace(known, method=method, may_lack_norm=pools_first)
     routed = route(tensors, layout)
     left_out |= routed.left_out
     networks = _chosen(path, routed.networks, options.network)
@@ -174,19 +175,21 @@ class _Import:
             heads = self.predictor_heads or (_DECODER_HEADS if method == "mae" else None)
             settings = predictor_settings(method, beside, heads)
             found[PREDICTOR] = beside
-        expected = _expected(registered, settings, config, found)
-        problems, missing = _compared(found, expected)
-        if absent := _absent_modules(found, missing):
+        wanted = expected_networks(registered, settings, config, found)
+        problems, missing = compared(found, wanted)
+        if absent := absent_modules(found, missing):
             remarks = [*remarks, f"the file has no {', '.join(absent)}"]
         problems += [f"{name} is unknown" for name in unknown]
         if (problems or missing) and not self.options.allow_partial:
-            raise ForeignFileError(_mismatch(self.path, method, problems, missing))
+            raise ForeignFileError(mismatch(self.path, method, problems, missing))
         taken = {
-            network: {
-                name: t for name, t in of.items() if name in expected[network] and _fits(t, expected[network][name])
-            }
+            network: {name: t for name, t in of.items() if name in wanted[network] and fits(t, wanted[network][name])}
             for network, of in found.items()
         }
+        if missing:
+            fresh = expected_networks(registered, settings, config, found, device="cpu")
+            for network, names in missing.items():
+                taken[network] |= {name: fresh[network][name] for name in names}
         grouped = _by_reason(left_out)
         if problems:
             grouped["not part of these networks, or of another shape"] = problems
@@ -234,67 +237,11 @@ def _chosen(path: Path, networks: Mapping[str, dict[str, Tensor]], wanted: str |
     return {wanted: there[wanted]}
 
 
-def _expected(
-    method: str, settings: Mapping[str, Any], backbone: ViTConfig, found: Mapping[str, Any]
-) -> Mapping[str, Mapping[str, Tensor]]:
-    """Return names and shapes of the networks, on the meta device."""
-    built = built_method(method, settings, backbone)
-    encoder = built.encoder.state_dict()
-    return {name: encoder if name in ENCODERS else predictor(built) for name in found}
-
-
-def built_method(method: str, settings: Mapping[str, Any], backbone: ViTConfig) -> Method:
-    """Build a method with its default targets on the meta device."""
-    cls = METHODS.get(method)
-    target = None if cls.default_targets is None else TARGETS.config_of(cls.default_targets)()
-    return build_method(METHODS.config_of(method)(**settings), backbone, target, seed=0, device="meta")
-
-
-def _fits(tensor: Tensor, expected: Tensor) -> bool:
-    return tensor.shape == expected.shape and tensor.is_floating_point() == expected.is_floating_point()
-
-
-def _compared(
-    found: Mapping[str, Mapping[str, Tensor]], expected: Mapping[str, Mapping[str, Tensor]]
-) -> tuple[list[str], dict[str, list[str]]]:
-    problems, missing = [], {}
-    for network, tensors in found.items():
-        wanted = expected[network]
-        problems += [f"{network}: {name} is unknown" for name in tensors if name not in wanted]
-        problems += [
-            f"{network}: {name} has shape {list(tensor.shape)}, not {list(wanted[name].shape)}"
-            for name, tensor in tensors.items()
-            if name in wanted and not _fits(tensor, wanted[name])
-        ]
-        if lacking := [name for name in wanted if name not in tensors and not _derived(name)]:
-            missing[network] = lacking
-    return problems, missing
-
-
-def _absent_modules(found: Mapping[str, Mapping[str, Tensor]], missing: dict[str, list[str]]) -> list[str]:
-    """Remove modules beside the encoders from ``missing`` of which the file has no tensor at all, and return them."""
-    there = {name.partition(".")[0] for name in found.get(PREDICTOR, ())}
-    lacking = missing.pop(PREDICTOR, [])
-    if broken := [name for name in lacking if name.partition(".")[0] in there]:
-        missing[PREDICTOR] = broken
-    return sorted({name.partition(".")[0] for name in lacking} - there)
-
-
-def _derived(name: str) -> bool:
-    """Whether a tensor outside the encoders follows from others, and official files do not have it."""
-    return name.endswith("relative_position_index")
-
-
 def _by_reason(left_out: Mapping[str, str]) -> dict[str, list[str]]:
     grouped: dict[str, list[str]] = defaultdict(list)
     for name, reason in left_out.items():
         grouped[reason].append(name)
     return dict(grouped)
-
-
-def _few(names: Sequence[str]) -> str:
-    more = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def _unknown_layout(path: Path, tensors: Mapping[str, Tensor]) -> str:
@@ -303,16 +250,7 @@ def _unknown_layout(path: Path, tensors: Mapping[str, Tensor]) -> str:
     known = ", ".join(dict.fromkeys(layout.method for layout in LAYOUTS))
     return (
         f"{path}: its names are of no layout that is known ({known}; names of timm and Hugging Face). It has "
-        f"{_few(sorted(tensors))}"
-    )
-
-
-def _mismatch(path: Path, method: str, problems: Sequence[str], missing: Mapping[str, Sequence[str]]) -> str:
-    listed = [f"{network} lacks {_few(names)}" for network, names in missing.items()]
-    listed += [_few(problems)] if problems else []
-    return (
-        f"{path}, read as {method}, does not match: {'; '.join(listed)}. Pass --as METHOD if it is of another, --network "
-        "to take an encoder alone, or --allow-partial to take what fits"
+        f"{few(sorted(tensors))}"
     )
 
 

@@ -1,6 +1,6 @@
 """Layouts of official files: which method wrote one, and which of its tensors are the encoder's, the predictor's, ...
 
-Names are those of the files without wrappers: ``student.module.backbone.norm.weight`` is ``student.backbone.norm.weight``.
+Names are those of the files without wrappers: ``student.module.backbone.norm.bias`` is ``student.backbone.norm.bias``.
 A layout is recognised by beginnings of such names, and its routes say what becomes of each tensor.
 """
 

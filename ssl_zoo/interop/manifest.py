@@ -143,6 +143,7 @@ class Manifest:
 def backbone_values(config: BackboneConfig) -> dict[str, Any]:
     """Return a backbone's registered name and config as plain values, as ``Manifest.backbone`` has them."""
     values = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
+    values.pop("init_from", None)  # a path of this machine, and of the run alone
     return {"name": BACKBONES.name_of(config), **values}
 
 

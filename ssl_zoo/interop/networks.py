@@ -89,8 +89,8 @@ def _shared_bias(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {}
     if any(not table.equal(tables[0]) for table in tables[1:]):
         raise ForeignFileError(
-            "every block has a relative position bias of its own, as after fine-tuning; the encoder here has one for all "
-            "blocks. Import the weights from before the fine-tuning"
+            "every block has a relative position bias of its own, as after fine-tuning; the encoder here has one for "
+            "all blocks. Import the weights from before the fine-tuning"
         )
     return {_TABLE: tables[0]}
 

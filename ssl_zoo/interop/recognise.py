@@ -13,6 +13,7 @@ from ssl_zoo.nn.relative_position import relative_position_index
 
 _NUM_HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16, 1664: 16}  # of published widths (arXiv 2010.11929)
 _MOCO_V3_HEADS = {384: 12}  # arXiv 2104.02057, its code: heads of 32 channels
+_DEPTHS = {192: (12,), 384: (12,), 768: (12,), 1024: (24,), 1280: (32,), 1408: (40,), 1664: (48,)}
 _LAYER_SCALE = 1e-5  # initial factor where no file says it; only a fresh start would use it
 _SINCOS_TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-2}
 _TABLE, _INDEX = "rel_pos_bias.relative_position_bias_table", "rel_pos_bias.relative_position_index"
@@ -21,13 +22,18 @@ _BLOCK = re.compile(r"^blocks\.(\d+)\.(.+)$")
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of an encoder beside its tensors; None is found out or has the usual value."""
+    """What is known of an encoder beside its tensors; None is found out or has the usual value.
+
+    Attributes:
+        may_lack_norm: whether the network may end without a norm, since it has one of pooled features instead.
+    """
 
     method: str = "vit"
     num_heads: int | None = None
     norm_eps: float | None = None
     image_size: tuple[int, int] | None = None
     layer_scale: float | None = None
+    may_lack_norm: bool = False
 
 
 def recognise(tensors: Mapping[str, Tensor], known: Known) -> tuple[ViTConfig, dict[str, Tensor], list[str]]:
@@ -76,10 +82,14 @@ def recognise(tensors: Mapping[str, Tensor], known: Known) -> tuple[ViTConfig, d
         qkv_bias=bool({"blocks.0.attn.qkv.bias", "blocks.0.attn.qkv.q_bias"} & names),
         key_bias="blocks.0.attn.qkv.q_bias" not in names,
         norm_position=NormPosition.post if is_post else NormPosition.pre,
-        final_norm=is_post or "norm.weight" in names,
+        final_norm=is_post or "norm.weight" in names or not known.may_lack_norm,
         norm_eps=1e-6 if known.norm_eps is None else known.norm_eps,
         layer_scale=(known.layer_scale or _LAYER_SCALE) if has_scale else None,
     )
+    if depth not in _DEPTHS.get(dim, (depth,)):
+        remarks.append(
+            f"{depth} blocks of width {dim}: published networks have {_DEPTHS[dim][0]}; is the file complete?"
+        )
     config, tensors, of_positions = _with_positions(config, tensors, known)
     return config, tensors, remarks + of_positions
 
@@ -92,8 +102,8 @@ def _num_heads(tensors: Mapping[str, Tensor], dim: int, known: Known) -> int:
     usual = (_MOCO_V3_HEADS if known.method == "moco_v3" else {}).get(dim) or _NUM_HEADS.get(dim)
     if usual is None:
         raise ForeignFileError(
-            f"the width {dim} is none of the published {', '.join(map(str, _NUM_HEADS))}, and no tensor shows the number "
-            "of attention heads; give it as --num-heads N"
+            f"the width {dim} is none of the published {', '.join(map(str, _NUM_HEADS))}, and no tensor shows the "
+            "number of attention heads; give it as --num-heads N"
         )
     return usual
 

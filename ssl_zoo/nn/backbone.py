@@ -25,6 +25,9 @@ class BackboneConfig(Settings):
     image_width: int | None = setting(None, "width of the images in pixels where they are not square")
     patch_size: int = setting(16, "side of a patch in pixels", at_least=1)
     in_channels: int = setting(3, "colour channels of an image", at_least=1)
+    init_from: str | None = setting(
+        None, "weights that a new run starts from: a run, a folder of weights, or a file of another project"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -95,6 +95,22 @@ def restore(checkpoint: Checkpoint, method: nn.Module, optimizer: torch.optim.Op
     for parameter, states in moments.items():
         optimizer.state[parameter] = {moment: value for moment, (_, value) in states.items()}
         wanted |= dict(states.values())
+    _read(checkpoint, wanted)
+
+
+def read_tensors(checkpoint: Checkpoint, part: str = "method") -> dict[str, Tensor]:
+    """Read all tensors of a checkpoint's part by their state-dict names, full ones also where ranks wrote shards."""
+    beginning = key_of(part, "")
+    wanted = {
+        key: torch.empty(tensor.size, dtype=tensor.properties.dtype)
+        for key, tensor in checkpoint.reader.tensors.items()
+        if key.startswith(beginning)
+    }
+    _read(checkpoint, wanted)
+    return {key.removeprefix(beginning): tensor for key, tensor in wanted.items()}
+
+
+def _read(checkpoint: Checkpoint, wanted: Mapping[str, Tensor]) -> None:
     warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninit")
     dcp.load(
         {key: tensor for key, tensor in wanted.items() if local(tensor).numel()},
