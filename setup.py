@@ -38,6 +38,7 @@ setup(
             "ssl-zoo-verify-golden = ssl_zoo.tools.verify_golden:main",
             "ssl-zoo-visualize = ssl_zoo.tools.visualize:main",
             "ssl-zoo-export-weights = ssl_zoo.tools.export_weights:main",
+            "ssl-zoo-import-weights = ssl_zoo.tools.import_weights:main",
         ]
     },
     python_requires=">=3.10",

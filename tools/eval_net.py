@@ -16,10 +16,20 @@ if __package__ in (None, ""):  # run as a file: the checkout's packages are one 
 from rich.console import Console
 from rich.logging import RichHandler
 
-from ssl_zoo.api.evaluation import ALL_IMAGES, Request, Session, eval_folder, evaluate_trained
+from ssl_zoo.api.evaluation import (
+    ALL_IMAGES,
+    Evaluation,
+    Request,
+    Session,
+    eval_folder,
+    evaluate_encoder,
+    evaluate_trained,
+)
+from ssl_zoo.api.loading import load
 from ssl_zoo.config import Config, compose
 from ssl_zoo.data.workers import LoaderError
 from ssl_zoo.engine.distributed import processes
+from ssl_zoo.engine.settings import Device
 from ssl_zoo.engine.trained import TrainedMethod, open_run, open_weights
 from ssl_zoo.eval.offline import EvaluatorResult, table
 from ssl_zoo.machine import refuse_windows
@@ -37,17 +47,35 @@ def run(
         config: the configuration of the network.
     """
     trained, out = open_network(arguments, source, name, config)
-    request = Request(
+    evaluation = evaluate_trained(trained, config, out, request_of(arguments), session)
+    show(str(trained.checkpoint), evaluation, session.console)
+    return evaluation.results
+
+
+def evaluate_weights(arguments: argparse.Namespace, words: Sequence[str], console: Console) -> None:
+    """Evaluate an encoder of an exported or imported folder, whose manifest describes it."""
+    encoder = load(arguments.weights, network=arguments.network)
+    folder = arguments.weights if arguments.weights.is_dir() else arguments.weights.parent
+    with processes(Device.auto) as ranks:
+        console.quiet = not ranks.is_main
+        out = arguments.out or folder / "eval" / encoder.origin.network
+        evaluation = evaluate_encoder(encoder, words, out, request_of(arguments), Session(ranks, console))
+        show(str(encoder.origin.path), evaluation, console)
+
+
+def request_of(arguments: argparse.Namespace) -> Request:
+    return Request(
         arguments.protocol,
         arguments.label or (None,),
         arguments.network,
         has_baseline=not arguments.no_baseline,
         is_cached=not arguments.no_cache,
     )
-    evaluation = evaluate_trained(trained, config, out, request, session)
-    session.console.print(table({str(trained.checkpoint): evaluation.results}))
-    session.console.print("\n".join(map(str, evaluation.files)), highlight=False)
-    return evaluation.results
+
+
+def show(title: str, evaluation: Evaluation, console: Console) -> None:
+    console.print(table({title: evaluation.results}))
+    console.print("\n".join(map(str, evaluation.files)), highlight=False)
 
 
 def open_network(arguments: argparse.Namespace, source: Path, name: str, config: Config) -> tuple[TrainedMethod, Path]:
@@ -72,7 +100,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, epilog="Names of evaluators: tools/list.py evaluators")
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--run", type=Path, nargs="+", metavar="DIR", help="directories of runs")
-    which.add_argument("--weights", type=Path, metavar="FILE", help="safetensors of an encoder; needs --config")
+    which.add_argument(
+        "--weights",
+        type=Path,
+        metavar="PATH",
+        help="a folder of weights (exported or imported), a file in it, or with --config any safetensors of an encoder",
+    )
     parser.add_argument("--config", metavar="RECIPE", help="recipe of the network that --weights are for")
     parser.add_argument("--prefix", default="", help="load the tensors of --weights whose names start with this prefix")
     parser.add_argument("--checkpoint", default="last", help="of --run: last (default), best or a step number")
@@ -95,8 +128,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
             str(word) for word in values if "=" in str(word)
         ]  # argparse reads them as further values
         values[:] = [word for word in values if "=" not in str(word)]
-    if arguments.weights and not arguments.config:
-        parser.error("--weights needs --config RECIPE, the configuration of the network")
     if arguments.run == []:
         parser.error("--run needs the directory of a run before the key=value settings")
     if len({folder.resolve() for folder in arguments.run or []}) < len(arguments.run or []):
@@ -111,6 +142,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         discover(arguments.plugin)
         overrides = [*ALL_IMAGES, *arguments.overrides]
+        if arguments.weights and not arguments.config:
+            evaluate_weights(arguments, overrides, Console(soft_wrap=True))
+            return 0
         sources = arguments.run or [arguments.weights]
         configs = [compose(arguments.config or source / "config.yaml", overrides).config for source in sources]
         with processes(configs[0].trainer.device) as ranks:

@@ -13,10 +13,13 @@ if __package__ in (None, ""):  # run as a file: the checkout's packages are one 
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from ssl_zoo.config.document import presets
+from ssl_zoo.interop.released import RELEASED
 from ssl_zoo.io import write_atomic
 from ssl_zoo.machine import refuse_windows
 from ssl_zoo.plugins import discover
 from ssl_zoo.registry import BROKEN_PLUGINS, REGISTRIES, Registry, UnknownName, nearest
+
+WEIGHTS = "weights"  # published ones, which tools/import_weights.py --download knows
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         discover(arguments.plugin)
         if arguments.zoo:
             return _zoo(arguments.zoo, arguments.out)
-        rows = _kinds() if arguments.kind is None else _names(_registry(arguments.kind))
+        rows = _rows(arguments.kind)
     except (ValueError, LookupError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -56,8 +59,15 @@ def _zoo(paths: Sequence[Path], out: Path | None) -> int:
     return 0
 
 
+def _rows(kind: str | None) -> list[tuple[str, str]]:
+    if kind == WEIGHTS:
+        return [(name, released.summary) for name, released in RELEASED.items()]
+    return _kinds() if kind is None else _names(_registry(kind))
+
+
 def _kinds() -> list[tuple[str, str]]:
-    return [(group, ", ".join(name for name, _ in _names(kind))) for group, kind in REGISTRIES.items()]
+    parts = [(group, ", ".join(name for name, _ in _names(kind))) for group, kind in REGISTRIES.items()]
+    return [*parts, (WEIGHTS, ", ".join(RELEASED))]
 
 
 def _names(registry: Registry) -> list[tuple[str, str]]:
@@ -71,9 +81,9 @@ def _registry(word: str) -> Registry:
         spelling: kind for kind in REGISTRIES.values() for spelling in (kind.group, kind.kind, f"{kind.kind}s")
     }
     if word not in spellings:
-        near = nearest(word, spellings)
+        near = nearest(word, [*spellings, WEIGHTS])
         hint = f" Did you mean {near!r}?" if near else ""
-        raise UnknownName(f"no parts of kind {word!r}.{hint} Kinds: {', '.join(REGISTRIES)}")
+        raise UnknownName(f"no parts of kind {word!r}.{hint} Kinds: {', '.join([*REGISTRIES, WEIGHTS])}")
     return spellings[word]
 
 

@@ -146,7 +146,7 @@ def evaluate(
     encoder = path if isinstance(path, Encoder) else load(path, network=network)
     device = Device.cpu if encoder.device.type == "cpu" else Device.auto
     with processes(device) as ranks:
-        evaluation = _evaluate_encoder(encoder, words, folder, request, Session(ranks, console))
+        evaluation = evaluate_encoder(encoder, words, folder, request, Session(ranks, console))
     return _shown(evaluation, str(encoder.origin.path), console)
 
 
@@ -185,9 +185,14 @@ def evaluate_trained(
     return _evaluate(encoder, initial, task, out, request, session, choice, metadata)
 
 
-def _evaluate_encoder(
+def evaluate_encoder(
     encoder: Encoder, words: Sequence[str], out: Path | None, request: Request, session: Session
 ) -> Evaluation:
+    """Evaluate a loaded encoder; arguments as for ``evaluate_trained``.
+
+    Args:
+        words: overrides that choose and set the data and the evaluators.
+    """
     data, probe, seed = _sections(encoder, words)
     view = ViewConfig(mean=list(encoder.transform.mean), std=list(encoder.transform.std))
     task = Task(seed, encoder.backbone, probe, data, view)

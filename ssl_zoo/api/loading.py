@@ -176,4 +176,4 @@ def _explanation(path: Path) -> str:
         )
     if path.suffix == ".safetensors":
         return f"{path} has no {MANIFEST} beside it, which describes the encoder; give the complete exported folder"
-    return f"{path} is no run and no folder of weights; convert it with tools/import_weights.py {path}"
+    return f"{path} is no run and no folder of weights; import it first:\n  python tools/import_weights.py {path}"

@@ -133,7 +133,8 @@ def open_weights(file: Path, config: RunConfig, prefix: str = "") -> TrainedMeth
         tensors = load_file(file)
     except SafetensorError as error:
         raise CheckpointError(
-            f"{file} is no safetensors file ({error}); other formats can execute code when read and are refused"
+            f"{file} is no safetensors file ({error}). Import it first, which executes nothing in it:\n"
+            f"  python tools/import_weights.py {file}"
         ) from error
     method = build_run_method(config)
     chosen = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

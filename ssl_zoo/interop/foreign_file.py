@@ -144,8 +144,8 @@ def _refusal(path: Path, error: Exception) -> str:
     cause = str(error).partition("WeightsUnpickler error:")[2].strip().partition("\n")[0]
     reason = f"it refers to {needed[1]}" if needed else cause or "it is no state dict"
     return (
-        f"{path} is refused: {reason}, and reading that could execute code. If you trust its origin, load it "
-        'where that may happen, save its tensors alone with torch.save({"model": state_dict}, FILE), and import that file'
+        f"{path} is refused: {reason}, and reading that could execute code. If you trust its origin, load it where "
+        'that may happen, save its tensors alone with torch.save({"model": state_dict}, FILE), and import that file'
     )
 
 

@@ -119,8 +119,8 @@ def _grid(tensors: Mapping[str, Tensor], known: Known, patch_size: int) -> tuple
             height, width = known.image_size
             raise ForeignFileError(f"the tables of positions are for images of {rows} pixels, not {height}x{width}")
         return wanted, []
-    square = [grid for grid in grids if grid[0] == grid[1]]
-    matching = square or [grid for grid in grids if _sincos_layout(tensors, grid, num_slots) is not None]
+    matching = [grid for grid in grids if _sincos_layout(tensors, grid, num_slots) is not None]
+    matching = matching or [grid for grid in grids if grid[0] == grid[1]] or grids
     if len(matching) == 1:
         return matching[0], []
     if not grids:
@@ -135,14 +135,15 @@ def _grids(tensors: Mapping[str, Tensor], num_slots: int) -> Sequence[tuple[int,
     if "pos_embed" in tensors:
         num_patches = tensors["pos_embed"].shape[-2] - num_slots
         return [(h, num_patches // h) for h in range(1, num_patches + 1) if num_patches % h == 0]
-    if _INDEX in tensors:
-        num_patches = len(tensors[_INDEX]) - num_slots
-        found = [(h, num_patches // h) for h in range(1, num_patches + 1) if num_patches % h == 0]
-        return [grid for grid in found if relative_position_index(grid, bool(num_slots)).equal(tensors[_INDEX].cpu())]
     if _TABLE in tensors:
         offsets = len(tensors[_TABLE]) - 3 * num_slots
         odd = [(a, offsets // a) for a in range(1, offsets + 1, 2) if offsets % a == 0]
-        return [((a + 1) // 2, (b + 1) // 2) for a, b in odd if b % 2]
+        grids = [((a + 1) // 2, (b + 1) // 2) for a, b in odd if b % 2]
+        index = tensors.get(_INDEX)
+        matching = [g for g in grids if index is not None and relative_position_index(g, bool(num_slots)).equal(index)]
+        if index is not None and not matching:
+            raise ForeignFileError(f"{_INDEX} numbers the rows of the table in another order than BEiT's code")
+        return matching or grids
     return []
 
 

@@ -1,4 +1,7 @@
-"""Weights that authors have published: names, addresses, licences. The project itself ships and mirrors none."""
+"""Weights that authors have published: names, addresses, licences. The project itself ships and mirrors none.
+
+Addresses are those that the authors' repositories and model cards give.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -106,9 +109,7 @@ RELEASED = {
         for patch in (16, 8)
     },
     "msn_vitb16": Released("msn", f"{_HUB}/facebook/vit-msn-base", "MSN ViT-B/16, Hugging Face"),
-    "data2vec_vitb16": Released(
-        "data2vec", f"{_HUB}/facebook/data2vec-vision-base", "data2vec ViT-B/16, Hugging Face, without final norm"
-    ),
+    "data2vec_vitb16": Released("data2vec", f"{_HUB}/facebook/data2vec-vision-base", "data2vec ViT-B/16, Hugging Face"),
 }
 
 

@@ -63,8 +63,8 @@ def start_from(method: Method, path: str | Path) -> Mapping[str, Any]:
     """Load the weights at a path into a new method, and return what came from where, as plain values.
 
     The encoder and its EMA weights start from their counterparts, or both from the evaluated network of the source
-    where one of the two is missing on either side. Networks beside the encoder start from those of the same method that fit.
-    Everything else stays as initialised.
+    where one of the two is missing on either side. Networks beside the encoder start from those of the same method that
+    fit. Everything else stays as initialised.
 
     Args:
         path: a run, one of its checkpoints, a folder of an export or import or a file in it, or a file or folder that
@@ -105,7 +105,9 @@ def described(record: Mapping[str, Any]) -> str:
     origin = f"{record['kind']} of {record['method']}"
     if record["step"] is not None:
         origin += f", step {record['step']}"
-    loaded = [name if name == place else f"{name} from {place}" for name, place in record["loaded"].items()]
+    loaded = [
+        name if place in (name, PREDICTOR) else f"{name} (its {place})" for name, place in record["loaded"].items()
+    ]
     parts = [f"{', '.join(loaded)} from {record['path']} ({origin})"]
     if record["fresh"]:
         parts.append(f"{', '.join(record['fresh'])} fresh")
