@@ -175,6 +175,8 @@ class _Import:
             heads = self.predictor_heads or (_DECODER_HEADS if method == "mae" else None)
             settings = predictor_settings(method, beside, heads)
             found[PREDICTOR] = beside
+            if "decoder.pos_embed" in beside and beside["decoder.pos_embed"][:, : int(config.class_token)].any():
+                remarks = [*remarks, "the decoder here adds no position to the class token, the file's does"]
         wanted = expected_networks(registered, settings, config, found)
         problems, missing = compared(found, wanted)
         if absent := absent_modules(found, missing):

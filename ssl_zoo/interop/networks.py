@@ -2,10 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import isqrt
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ssl_zoo.interop.foreign_file import ForeignFileError
@@ -58,10 +56,7 @@ def our_encoder(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         for name, tensor in _in_one_stack(tensors).items()
     }
     own |= _shared_bias(own)
-    own = {name: tensor for name, tensor in own.items() if not name.endswith((_BLOCK_TABLE, _BLOCK_INDEX))}
-    if "pos_embed" in own and "cls_token" in own:
-        own["pos_embed"] = _with_class_slot(own["pos_embed"])
-    return own
+    return {name: tensor for name, tensor in own.items() if not name.endswith((_BLOCK_TABLE, _BLOCK_INDEX))}
 
 
 def _modern(name: str) -> str:
@@ -93,14 +88,6 @@ def _shared_bias(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             "all blocks. Import the weights from before the fine-tuning"
         )
     return {_TABLE: tables[0]}
-
-
-def _with_class_slot(table: Tensor) -> Tensor:
-    """Add a row of zeros for the class token to a table of the patches alone (timm's ``no_embed_class``)."""
-    rows = table.shape[-2]
-    if isqrt(rows) ** 2 != rows or isqrt(rows - 1) ** 2 == rows - 1:
-        return table
-    return torch.cat([table.new_zeros(1, 1, table.shape[-1]), table.view(1, rows, -1)], dim=1)
 
 
 def our_predictor(method: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import isqrt
 
 import torch
 from torch import Tensor
@@ -62,7 +63,7 @@ def recognise(tensors: Mapping[str, Tensor], known: Known) -> tuple[ViTConfig, d
         raise ForeignFileError(
             "blocks.0.mlp.fc1.weight is missing: the file holds no transformer with MLPs of two layers"
         )
-    names = set(tensors)
+    tensors, names = _with_class_slot(tensors, known, patch_size), set(tensors)
     depth = 1 + max(int(match[1]) for match in map(_BLOCK.match, names) if match)
     has_scale, is_post = "blocks.0.ls1.gamma" in names, "norm_pre.weight" in names
     grid, remarks = _grid(tensors, known, patch_size)
@@ -92,6 +93,22 @@ def recognise(tensors: Mapping[str, Tensor], known: Known) -> tuple[ViTConfig, d
         )
     config, tensors, of_positions = _with_positions(config, tensors, known)
     return config, tensors, remarks + of_positions
+
+
+def _with_class_slot(tensors: Mapping[str, Tensor], known: Known, patch_size: int) -> dict[str, Tensor]:
+    """Add a row of zeros for the class token to positions of the patches alone (timm's ``no_embed_class``)."""
+    table = tensors.get("pos_embed")
+    if table is None or "cls_token" not in tensors:
+        return dict(tensors)
+    rows, usual = table.shape[-2], {"reg_token", "norm_pre.weight"} & set(tensors)
+    if known.image_size is not None:
+        is_lacking = rows == (known.image_size[0] // patch_size) * (known.image_size[1] // patch_size)
+    else:
+        is_lacking = bool(usual) and isqrt(rows) ** 2 == rows and isqrt(rows - 1) ** 2 != rows - 1
+    if not is_lacking:
+        return dict(tensors)
+    table = table.reshape(1, rows, -1)
+    return {**tensors, "pos_embed": torch.cat([table.new_zeros(1, 1, table.shape[-1]), table], dim=1)}
 
 
 def _num_heads(tensors: Mapping[str, Tensor], dim: int, known: Known) -> int:

@@ -55,7 +55,7 @@ class Released:
 
     @property
     def is_folder(self) -> bool:
-        return self.address.startswith(_HUB) and "/resolve/" not in self.address
+        return not self.address.endswith((".pth", ".pt", ".tar", ".safetensors"))
 
 
 RELEASED = {
