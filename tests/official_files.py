@@ -23,7 +23,7 @@ def blocks(name: str, dim: int, depth: int, *, beit: bool = False) -> State:
             **{"mlp.fc2.weight": (dim, 4 * dim), "mlp.fc2.bias": (dim,)},
         }
         own = ("gamma_1", "gamma_2", "attn.q_bias", "attn.v_bias")
-        shapes |= {key: (dim,) for key in own} if beit else {"attn.qkv.bias": (3 * dim,)}
+        shapes |= dict.fromkeys(own, (dim,)) if beit else {"attn.qkv.bias": (3 * dim,)}
         state |= {f"{name}.{i}.{key}": torch.randn(shape) for key, shape in shapes.items()}
     return state
 

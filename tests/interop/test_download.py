@@ -145,7 +145,7 @@ def test_published_weights_are_found_by_name(server: Server, tmp_path: Path, mon
     monkeypatch.setitem(RELEASED, "tiny", Released("mae", server.url("hub/tiny.pth"), "of this test", SHA256))
     file, released = download("tiny", tmp_path)
     assert (file.name, released.method, file.read_bytes()) == ("tiny.pth", "mae", CONTENT)
-    with pytest.raises(DownloadError, match="named 'tini'. Did you mean 'tiny'"):
+    with pytest.raises(DownloadError, match=r"named 'tini'\. Did you mean 'tiny'"):
         download("tini", tmp_path)
 
 

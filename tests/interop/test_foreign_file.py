@@ -103,7 +103,10 @@ def test_configurations_and_numpy_values_beside_the_weights_are_ignored(tmp_path
 
 def test_no_third_party_class_of_a_configuration_is_imported(tmp_path: Path) -> None:
     """A CfgNode of yacs, which is not installed, is pickled as its class by name, with items and state."""
-    by_name = b"\x80\x02}q\x00(X\x01\x00\x00\x00aq\x01cyacs.config\nCfgNode\nq\x02)\x81q\x03X\x01\x00\x00\x00bq\x04K\x01s}q\x05X\x01\x00\x00\x00cq\x06K\x02sbu."
+    by_name = (
+        b"\x80\x02}q\x00(X\x01\x00\x00\x00aq\x01cyacs.config\nCfgNode\nq\x02)\x81q\x03X\x01\x00\x00\x00bq\x04K\x01s}q\x05"
+        b"X\x01\x00\x00\x00cq\x06K\x02sbu."
+    )
     with zipfile.ZipFile(tmp_path / "weights.pth", "w") as archive:
         archive.writestr("archive/data.pkl", by_name)
         archive.writestr("archive/version", "3\n")

@@ -1,4 +1,4 @@
-"""Official layouts, rebuilt from the tables of their names: every tensor is taken, left out with a reason, or refused."""
+"""Official layouts, from the tables of their names: every tensor is taken, left out with a reason, or refused."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -111,7 +111,7 @@ def test_positions_without_a_row_for_the_class_token_get_one(imported: Import) -
 
 
 def test_an_unknown_width_needs_the_number_of_heads(imported: Import) -> None:
-    with pytest.raises(ForeignFileError, match="the width 48 .* --num-heads N"):
+    with pytest.raises(ForeignFileError, match=r"the width 48 .* --num-heads N"):
         imported(vit(), num_heads=None)
 
 
@@ -157,14 +157,14 @@ def test_names_with_another_beginning_are_refused(imported: Import) -> None:
 def test_one_network_of_a_file_can_be_taken_alone(imported: Import) -> None:
     weights = imported(official_files.ijepa(), network="encoder")
     assert (set(weights.networks), weights.evaluated) == ({"encoder"}, "encoder")
-    with pytest.raises(ForeignFileError, match="--network target_encoder: .* has encoder"):
+    with pytest.raises(ForeignFileError, match=r"--network target_encoder: .* has encoder"):
         imported(official_files.mae(), network="target_encoder")
 
 
 def test_the_method_can_be_given_where_names_leave_it_open(imported: Import) -> None:
     assert imported(vit(), method="dino").method == "dino"
     assert imported(vit(), name="dino_vitbase16_pretrain.pth").method == "dino"
-    with pytest.raises(ForeignFileError, match="--as dino: the names .* are those of ijepa"):
+    with pytest.raises(ForeignFileError, match=r"--as dino: the names .* are those of ijepa"):
         imported(official_files.ijepa(), method="dino")
 
 
@@ -180,7 +180,7 @@ def test_a_bias_per_block_is_taken_where_all_blocks_have_the_same(imported: Impo
 def test_an_index_of_relative_positions_in_another_order_is_refused(imported: Import) -> None:
     content = official_files.simmim()
     content["model"]["encoder.rel_pos_bias.relative_position_index"] += 1
-    with pytest.raises(ForeignFileError, match="relative_position_index numbers the rows .* in another order"):
+    with pytest.raises(ForeignFileError, match=r"relative_position_index numbers the rows .* in another order"):
         imported(content)
 
 
