@@ -44,13 +44,17 @@ def compared(
         wanted = expected[network]
         problems += [f"{network}: {name} is unknown" for name in tensors if name not in wanted]
         problems += [
-            f"{network}: {name} has shape {list(tensor.shape)}, not {list(wanted[name].shape)}"
+            f"{network}: {name} has {_kind(tensor)}, not {_kind(wanted[name])}"
             for name, tensor in tensors.items()
             if name in wanted and not fits(tensor, wanted[name])
         ]
         if lacking := [name for name in wanted if name not in tensors and not _derived(name)]:
             missing[network] = lacking
     return problems, missing
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"shape {list(tensor.shape)}" + ("" if tensor.is_floating_point() else f" of {tensor.dtype}")
 
 
 def absent_modules(found: Mapping[str, Mapping[str, Tensor]], missing: dict[str, list[str]]) -> list[str]:

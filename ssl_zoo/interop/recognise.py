@@ -64,7 +64,7 @@ def recognise(tensors: Mapping[str, Tensor], known: Known) -> tuple[ViTConfig, d
             "blocks.0.mlp.fc1.weight is missing: the file holds no transformer with MLPs of two layers"
         )
     tensors, names = _with_class_slot(tensors, known, patch_size), set(tensors)
-    depth = 1 + max(int(match[1]) for match in map(_BLOCK.match, names) if match)
+    depth = _depth(names)
     has_scale, is_post = "blocks.0.ls1.gamma" in names, "norm_pre.weight" in names
     grid, remarks = _grid(tensors, known, patch_size)
     config = ViTConfig(
@@ -93,6 +93,16 @@ def recognise(tensors: Mapping[str, Tensor], known: Known) -> tuple[ViTConfig, d
         )
     config, tensors, of_positions = _with_positions(config, tensors, known)
     return config, tensors, remarks + of_positions
+
+
+def _depth(names: set[str]) -> int:
+    numbers = {int(match[1]) for match in map(_BLOCK.match, names) if match}
+    if len(numbers) <= max(numbers):
+        lacking = min(set(range(len(numbers) + 1)) - numbers)
+        raise ForeignFileError(
+            f"blocks.{lacking} is missing, but there is blocks.{max(numbers)}; the file is incomplete"
+        )
+    return len(numbers)
 
 
 def _with_class_slot(tensors: Mapping[str, Tensor], known: Known, patch_size: int) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from ssl_zoo.engine.checkpoint.state import list_checkpoints, read_checkpoint, r
 from ssl_zoo.engine.checkpoint.storage import fingerprint
 from ssl_zoo.engine.trained import encoders
 from ssl_zoo.interop.fit import UnfitWeights, fit_encoder
+from ssl_zoo.interop.foreign_file import ForeignFileError
 from ssl_zoo.interop.importing import import_weights
 from ssl_zoo.interop.manifest import MANIFEST, Manifest
 from ssl_zoo.interop.networks import ENCODERS, PREDICTOR
@@ -135,6 +136,10 @@ def open_source(path: Path) -> Source:
             if names:
                 return _of_folder(folder, manifest, names, path)
         return _of_foreign(path)
+    except ForeignFileError as error:
+        raise InitError(
+            f"{KEY}={path}: {error}\nOptions for a file are those of: python tools/import_weights.py {path}"
+        ) from error
     except ValueError as error:
         raise InitError(f"{KEY}={path}: {error}") from error
 

@@ -119,10 +119,12 @@ def test_an_unknown_width_needs_the_number_of_heads(imported: Import) -> None:
     ("change", "message"),
     [
         ({"norm.bias": None}, "encoder lacks norm.bias"),
+        ({"norm.bias": torch.ones(DIM, dtype=torch.int64)}, r"norm.bias has shape \[48\] of torch.int64"),
+        ({"blocks.99999999.norm1.bias": torch.ones(DIM)}, r"blocks\.2 is missing, but there is blocks\.99999999"),
         ({"norm.bias": None, "norm.weight": None}, "encoder lacks norm.weight, norm.bias"),
         ({"blocks.0.mlp.fc2.bias": None}, "encoder lacks blocks.0.mlp.fc2.bias"),
         ({"blocks.1.attn.q_norm.weight": torch.ones(12)}, "blocks.1.attn.q_norm.weight is unknown"),
-        ({"blocks.1.norm1.bias": torch.ones(3)}, r"blocks.1.norm1.bias has shape \[3\], not \[48\]"),
+        ({"blocks.1.norm1.bias": torch.ones(3)}, r"blocks.1.norm1.bias has shape \[3\], not shape \[48\]"),
         ({"blocks.0.mlp.fc1.weight": None}, "blocks.0.mlp.fc1.weight is missing"),
         ({"patch_embed.proj.weight": torch.ones(DIM, 3, 2, PATCH, PATCH)}, "networks of videos"),
         ({"patch_embed.proj.weight": torch.ones(DIM, 3, 4, PATCH)}, "square ones"),

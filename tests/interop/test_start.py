@@ -165,6 +165,12 @@ def test_an_altered_or_missing_source_is_refused(tmp_path: Path) -> None:
         start_from(method_of("mae"), folder)
 
 
+def test_a_file_that_needs_options_names_the_tool_that_takes_them(tmp_path: Path) -> None:
+    torch.save(official_files.mae_encoder(), tmp_path / "mae.pth")
+    with pytest.raises(InitError, match=r"--num-heads N\n.*python tools/import_weights\.py .*mae\.pth"):
+        start_from(method_of("mae"), tmp_path / "mae.pth")
+
+
 def test_one_line_says_what_came_from_where(tmp_path: Path) -> None:
     record = start_from(method_of("ijepa"), imported(tmp_path, "mae"))
     line = described(record)
