@@ -12,7 +12,8 @@ from omegaconf.errors import OmegaConfBaseException
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ssl_zoo.engine.checkpoint.state import list_checkpoints, read_checkpoint, read_tensors
+from ssl_zoo.engine.checkpoint.folders import list_checkpoints
+from ssl_zoo.engine.checkpoint.state import read_checkpoint, read_tensors
 from ssl_zoo.engine.checkpoint.storage import fingerprint
 from ssl_zoo.engine.trained import encoders
 from ssl_zoo.interop.fit import UnfitWeights, fit_encoder
