@@ -86,6 +86,7 @@ class IJEPA(Method):
             num_heads=num_heads,
             grid=encoder.grid,
         )
+        self.distance = partial(config.distance, beta=config.smooth_l1_beta)
 
     def schedules(self) -> Mapping[str, Schedule]:
         config, schedules = self.config, {}
@@ -98,37 +99,38 @@ class IJEPA(Method):
 
     def forward(self, batch: Batch, step: Step) -> Output:
         images, masks = batch.views["image"], batch.masks["image"]
-        targets, context_targets = self.targets(batch)
-        context, predictions = self.predict(images, masks, self.position_noise(batch, step))
-        losses, distance = {}, partial(self.config.distance, beta=self.config.smooth_l1_beta)
+        targets, context_targets = self.targets(batch)  # stop-gradient
+        context, predictions, at_context = self.predict(images, masks, self.position_noise(batch, step))
+        losses = {"prediction": self.distance(predictions, masks.paired(targets))}
         if context_targets is not None:
-            at_context, predictions = predictions.tensor_split([-targets.shape[-2]], dim=-2)
-            at_context = distance(
-                at_context, context_targets.expand_as(at_context), weights=self.context_weights(masks)
-            )
-            losses["context"] = step.values["context_loss_weight"] * at_context
-        losses["prediction"] = distance(predictions, masks.paired(targets))
+            context_loss = self.distance(at_context, context_targets, weights=self.context_weights(masks))
+            losses["context"] = step.values["context_loss_weight"] * context_loss
         losses |= self.regularize(step, tokens=context, predictions=predictions)
         return Output(losses, feature_metrics(predictions, targets, masks, self.encoder.num_patches))
 
     def predict(
         self, images: Float[Tensor, "B _ H W"], masks: Masks, noise: Float[Tensor, "B C pairs T D"] | None = None
-    ) -> tuple[Float[Tensor, "B C K D"], Float[Tensor, "B C pairs T target"]]:
+    ) -> tuple[Float[Tensor, "B C K D"], Float[Tensor, "B C pairs T target"], Float[Tensor, "B C pairs K target"]]:
         """Encode each context, and predict every target block from it, each in a predictor pass of its own.
 
-        With the context loss, predictions at the K context patches stand before those of each block.
+        Returns:
+            The context's features, the predictions of the T patches of each block and, for the context loss alone,
+            those of the K context patches beside each block; without it that tensor has no patches.
         """
         context = self.encoder.patches(self.encoder(images, keep=masks.context))
         wanted, with_context = masks.paired(masks.targets), self.config.context_loss_weight > 0
-        return context, self.predictor(context, masks.context, wanted, noise=noise, with_context=with_context).float()
+        predicted = self.predictor(context, masks.context, wanted, noise=noise, with_context=with_context).float()
+        at_context, predictions = predicted.tensor_split([-wanted.shape[-1]], dim=-2)
+        return context, predictions, at_context
 
-    def targets(self, batch: Batch) -> tuple[Float[Tensor, "B M T target"], Float[Tensor, "B C 1 K target"] | None]:
+    def targets(self, batch: Batch) -> tuple[Float[Tensor, "B M T target"], Float[Tensor, "B C pairs K target"] | None]:
         """Return the targets of target blocks and, for the context loss, of context patches, from one pass."""
         masks = batch.masks["image"]
         if not self.config.context_loss_weight:
             return self.target(batch, masks, self.encoder), None
         features = self.target(batch, masks.everywhere(self.encoder.num_patches), self.encoder)[:, 0]
-        return take(features, masks.targets), take(features, masks.context)[:, :, None]
+        pairs = masks.paired(masks.targets).shape[2]
+        return take(features, masks.targets), take(features, masks.context)[:, :, None].expand(-1, -1, pairs, -1, -1)
 
     def context_weights(self, masks: Masks) -> Float[Tensor, "B C pairs K"]:
         """Weigh a context patch by 1 / sqrt(its distance from the target block) (V-JEPA 2.1)."""
@@ -152,6 +154,5 @@ class IJEPA(Method):
 
     def visualize(self, batch: Batch) -> Mapping[str, Float[Tensor, "3 rows columns"]]:
         masks = batch.masks["image"]
-        _, predictions = self.predict(batch.views["image"], masks)
-        predictions = predictions[..., -masks.targets.shape[-1] :, :]
+        _, predictions, _ = self.predict(batch.views["image"], masks)
         return show_predictions(self.target, predictions, batch, self.encoder)

@@ -18,6 +18,7 @@ from ssl_zoo.config import compose_section
 from ssl_zoo.data.shards.inputs import AllImages
 from ssl_zoo.data.sources import Source, Split, build_source
 from ssl_zoo.data.statistics import PERCENTILES, ImageStatistics, measure
+from ssl_zoo.machine import refuse_windows
 from ssl_zoo.plugins import discover
 
 _NUM_NAMED = 5  # unreadable images that are named
@@ -37,6 +38,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    refuse_windows()
     arguments = parse(argv)
     try:
         discover(arguments.plugin)

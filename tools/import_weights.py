@@ -20,6 +20,7 @@ from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
 from ssl_zoo.interop.download import download
 from ssl_zoo.interop.import_folder import write_import
 from ssl_zoo.interop.importing import Options, import_weights
+from ssl_zoo.machine import refuse_windows
 from ssl_zoo.plugins import discover
 
 _ENDINGS = (".pth.tar", ".safetensors", ".pth", ".pt", ".bin", ".tar")
@@ -53,6 +54,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    refuse_windows()
     arguments = parse(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:

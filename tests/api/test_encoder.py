@@ -154,7 +154,7 @@ def test_nothing_to_load_is_one_sentence_with_the_remedy(run: ssl_zoo.Run, folde
     cases = {
         tmp_path / "missing": "there is no",
         tmp_path: "neither a run .* nor a folder of weights",
-        tmp_path / "x.pth": r"convert it with tools/import_weights\.py",
+        tmp_path / "x.pth": r"import it first:\n  python tools/import_weights\.py",
         tmp_path / "alone.safetensors": r"has no manifest\.json beside it",
     }
     for path, message in cases.items():

@@ -55,7 +55,7 @@ def test_l2_is_the_mean_square_of_the_paper() -> None:
     method = tiny_method("ijepa", distance=Distance.l2)
     batch = tiny_batch(method, "ijepa")
     masks = batch.masks["image"]
-    _, predictions = method.predict(batch.views["image"], masks)
+    _, predictions, _ = method.predict(batch.views["image"], masks)
     squares = (predictions - masks.paired(method.target(batch, masks, method.encoder))) ** 2
     torch.testing.assert_close(method(batch, step_of(method)).loss, squares.mean())
 
