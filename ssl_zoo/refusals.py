@@ -11,10 +11,20 @@ from ssl_zoo.targets import FeatureTarget, MaskTeacher, Target
 IMAGE = "image"  # the view of methods that see one crop
 
 
-def require_target(method: str, target: Target | None) -> None:
-    """Refuse to build a method without a target."""
+def require_target(method: str, target: Target | None, *, categories: bool = False) -> None:
+    """Refuse to build a method without a target, or with categories as targets.
+
+    Args:
+        categories: the method can predict categories, i.e. has a loss for logits.
+    """
     if target is None:
-        raise ValueError(f"{method} predicts a target: choose targets=teacher or targets=pixels")
+        choice = "targets=tokens" if categories else "targets=teacher"
+        raise ValueError(f"{method} predicts a target: choose {choice} or targets=pixels")
+    if target.is_categorical and not categories:
+        raise ValueError(
+            f"{method} compares features or pixels, and {type(target).__name__} has categories: choose targets=teacher "
+            "or targets=pixels, or method=cae, which predicts categories"
+        )
 
 
 def refuse_target(method: str, target: Target | None) -> None:
@@ -44,6 +54,8 @@ def require_masked_image(method: Method, views: Mapping[str, ViewSpec], masks: M
             f"{name} predicts masked patches of every image, and these masks leave some images without any; choose "
             f"others, e.g. masks={method.default_masks}"
         )
+    if method.target is not None:
+        method.target.check_views(views, method.encoder)
 
 
 def require_one_mask(method: Method, masks: Masks) -> None:

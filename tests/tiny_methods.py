@@ -25,6 +25,7 @@ PROGRESS = Progress(step=10, num_steps=100, samples=80, steps_per_epoch=2)
 # Settings that bring a method or mask generator down to width 48 on a 4x4 grid; everything else is its default.
 TINY_HEAD = {"num_prototypes": 32, "head_dim": 32, "bottleneck_dim": 16, "freeze_last_layer_epochs": 0.0}
 TINY_METHOD = {
+    "cae": {"regressor_depth": 1, "decoder_depth": 1, "layer_scale": None},
     "dino": TINY_HEAD,
     "ibot": TINY_HEAD,
     "simclr": {"head_dim": 32, "projection_dim": 16},
@@ -41,7 +42,7 @@ TINY_MASKS = {
     "blockwise": {"min_block_area": 2, "shortfall": Shortfall.keep},
     "inverse_block": {"num_masks": 3, "block_side": 1, "mask_ratio": 0.6},
 }
-TINY_TARGETS = {"topk_teacher": {"average_top_k_layers": 2}}
+TINY_TARGETS = {"tokens": {"num_tokens": 32}, "topk_teacher": {"average_top_k_layers": 2}}
 TINY_BACKBONE = ViTConfig(image_size=16, patch_size=4, embed_dim=48, depth=2, num_heads=4)
 
 

@@ -60,6 +60,19 @@ BEIT_ENCODER = NameMap(
         "attn.v_bias": "attn.qkv.v_bias",
     }
 )
+# Atten4Vis/CAE: models/modeling_cae.py; its encoder is BEiT's with fixed positions.
+CAE_REGRESSOR = NameMap(
+    {"regressor_blocks": "blocks"},
+    {
+        "gamma_1_cross": "ls1.gamma",
+        "gamma_2_cross": "ls2.gamma",
+        "cross_attn.q_bias": "cross_attn.q.bias",
+        "cross_attn.v_bias": "cross_attn.v.bias",
+        **{f"norm2_cross.{kind}": f"norm2.{kind}" for kind in ("weight", "bias")},
+        **{f"mlp_cross.{part}": f"mlp.{part}" for part in ("fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias")},
+    },
+)
+CAE_DECODER = NameMap({"decoder_blocks": "blocks"}, BEIT_ENCODER.endings)
 
 
 def split_data2vec(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

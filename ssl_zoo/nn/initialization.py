@@ -52,6 +52,10 @@ class Initialization(Enum):
     xavier_uniform = InitScheme(linear=Distribution.xavier_uniform, patch_embed=Distribution.xavier_uniform)
     # BEiT (arXiv 2106.08254), data2vec 1.0, SimMIM
     trunc_normal_scaled = InitScheme(zero_patch_bias=True, truncation=1.0, scale_branches=True)
+    # CAE (arXiv 2202.03026). Its code initialises as BEiT and then overwrites linear layers alone.
+    xavier_uniform_normal_patch_embed = InitScheme(
+        linear=Distribution.xavier_uniform, zero_patch_bias=True, truncation=1.0
+    )
     # data2vec 2.0 (arXiv 2212.07525)
     normal_xavier_patch_embed = InitScheme(patch_embed=Distribution.xavier_uniform, token_std=1.0)
     # DINO (arXiv 2104.14294), iBOT

@@ -78,6 +78,22 @@ def cross_attention(
     return _attend(q.unflatten(-1, (num_heads, -1)).transpose(1, 2), k, v, bias, dropout, fused)
 
 
+def separate_attention(
+    q: Float[Tensor, "S T D"],
+    k: Float[Tensor, "S L D"],
+    v: Float[Tensor, "S L D"],
+    num_heads: int,
+    *,
+    dropout: float = 0.0,
+    fused: bool | None = None,
+) -> Float[Tensor, "S T D"]:
+    """Compute ``attention`` for queries, keys and values of projections of their own."""
+    if fused is None and not dropout and _plain_is_faster(q) and _is_bf16_on_cpu(q):
+        return _Attention.apply(num_heads, q, k, v)
+    q, k, v = (part.unflatten(-1, (num_heads, -1)).transpose(1, 2) for part in (q, k, v))
+    return _attend(q, k, v, None, dropout, fused)
+
+
 def _attend(
     q: Float[Tensor, "S H T d"],
     k: Float[Tensor, "S H L d"],
@@ -177,7 +193,7 @@ class _Attention(torch.autograd.Function):
         by_weights = torch.bmm(gradient, v.mT)
         by_logits = torch._softmax_backward_data(by_weights, weights, -1, q.dtype)
         counts = _PACKS[ctx.num_packs]
-        packs = [like.new_empty(count, *like.shape) for like, count in zip((q, k), counts, strict=False)]
+        packs = [like.new_empty(count, *like.shape) for like, count in zip((q, k, v), counts, strict=False)]
         by_q, by_k, by_v = chain.from_iterable(packs)
         torch.baddbmm(by_q, by_logits, k, beta=0, alpha=scale, out=by_q)
         torch.baddbmm(by_k, by_logits.mT, q, beta=0, alpha=scale, out=by_k)
@@ -185,7 +201,7 @@ class _Attention(torch.autograd.Function):
         return None, *(pack.unflatten(1, (-1, num_heads)).permute(1, 3, 0, 2, 4).flatten(2) for pack in packs)
 
 
-_PACKS = {1: (3,), 2: (1, 2)}  # number of packs -> how many of queries, keys, values each one holds
+_PACKS = {1: (3,), 2: (1, 2), 3: (1, 1, 1)}  # number of packs -> how many of queries, keys, values each one holds
 
 
 def _heads_first(pack: Float[Tensor, "S L parts_D"], count: int, num_heads: int) -> Float[Tensor, "parts S_H L d"]:

@@ -61,6 +61,7 @@ class ViTConfig(BackboneConfig):
     initialization: Initialization = setting(
         Initialization.normal,
         "normal (I-JEPA), xavier_uniform (MAE), trunc_normal_scaled (BEiT, data2vec, SimMIM), "
+        "xavier_uniform_normal_patch_embed (CAE), "
         "normal_xavier_patch_embed (data2vec 2.0), normal_default_patch_embed (DINO, iBOT, MSN)",
     )
 

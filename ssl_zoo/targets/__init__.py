@@ -5,4 +5,5 @@ from ssl_zoo.targets.features import FeatureTarget, MaskTeacher, Normalization
 from ssl_zoo.targets.online import Online, OnlineConfig
 from ssl_zoo.targets.pixels import Pixels, PixelsConfig
 from ssl_zoo.targets.teacher import Teacher, TeacherConfig
+from ssl_zoo.targets.tokens import Tokenizer, Tokens, TokensConfig
 from ssl_zoo.targets.topk_teacher import TopKTeacher, TopKTeacherConfig

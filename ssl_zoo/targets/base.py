@@ -3,12 +3,13 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ssl_zoo.collapse import Limit
-from ssl_zoo.data.batch import Batch
+from ssl_zoo.data.batch import Batch, ViewSpec
 from ssl_zoo.ema import Ema
 from ssl_zoo.masks.base import Masks
 from ssl_zoo.nn.vit import ViT
@@ -24,17 +25,30 @@ class TargetConfig(Settings):
 
 
 class Target(nn.Module, ABC):
-    """What a masked method predicts for each target patch."""
+    """What a masked method predicts for each target patch.
 
-    dim: int  # width of one patch's target
+    Attributes:
+        dim: width of a prediction: that of a patch's target, or the number of categories.
+        is_categorical: each patch has one of ``dim`` categories; a method predicts their logits.
+    """
+
+    dim: int
+    is_categorical: ClassVar[bool] = False
 
     @abstractmethod
-    def forward(self, batch: Batch, masks: Masks, encoder: ViT) -> Float[Tensor, "B M T dim"]:
-        """Return the targets of the patches ``masks.targets``, float32.
+    def forward(self, batch: Batch, masks: Masks, encoder: ViT) -> Float[Tensor, "B M T dim"] | Int[Tensor, "B M T"]:
+        """Return the targets of the patches ``masks.targets``: float32, or categories as int64.
 
         Args:
             batch: with the view ``image`` that the method sees, and any other view that a target needs.
             encoder: the encoder that is trained, for targets that it computes itself.
+        """
+
+    def check_views(self, views: Mapping[str, ViewSpec], encoder: ViT) -> None:
+        """Refuse views from which these targets can't be computed, before a run starts.
+
+        Raises:
+            ValueError: with the reason and what to change.
         """
 
     def visualize(
