@@ -92,7 +92,9 @@ def test_mae_recipes_have_the_reference_values(name: str, dim: int, patch_size: 
     assert rates == pytest.approx([0, 1.2e-3, 2.4e-3, 1.2e-3, 0], abs=1e-12)
 
 
-@pytest.mark.parametrize("other", ["mae", "data2vec", "data2vec2", "simmim", "dino", "ibot", "simclr", "msn", "lejepa"])
+@pytest.mark.parametrize(
+    "other", ["cae", "mae", "data2vec", "data2vec2", "simmim", "dino", "ibot", "simclr", "msn", "lejepa"]
+)
 @pytest.mark.parametrize("name", ["cifar10_vitt4", "demo"])
 def test_methods_are_compared_on_one_backbone_view_optimizer_and_budget(name: str, other: str) -> None:
     ijepa, other = (load_config(ROOT / method / f"{name}.yaml") for method in ("ijepa", other))
@@ -254,3 +256,43 @@ def test_data2vec2_recipes_see_as_many_patches_as_the_reference(name: str, seen:
         == average.momentum(1.0)
         == config.targets.ema.final_momentum
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "epochs", "warmup", "layer_scale", "encoder", "rest"),
+    [
+        ("vitb16", 800, 20, 0.1, 85_807_872, 28_368_384 + 34_655_744 + 768),
+        # Regressor and decoder as those of ViT-B, behind a projection from 1024 to 768.
+        ("vitl16", 1600, 40, 1e-5, 303_326_208, 28_368_384 + 34_655_744 + 768 + (1024 + 1 + 2) * 768),
+    ],
+)
+def test_cae_recipes_have_the_reference_values_and_sizes(
+    name: str, epochs: int, warmup: int, layer_scale: float, encoder: int, rest: int
+) -> None:
+    config = load_config(ROOT / "cae" / f"{name}.yaml")
+    method = build_method(config.method, config.backbone, config.targets, seed=0, device="meta")
+    assert sum(p.numel() for p in method.encoder.parameters()) == encoder
+    trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
+    assert trained == encoder - method.encoder.pos_embed.numel() + rest
+    backbone, method, optim, view = config.backbone, config.method, config.optim, config.views
+    assert (backbone.layer_scale, backbone.drop_path, method.layer_scale) == (layer_scale, 0.1, 0.1)
+    assert (method.alignment_weight, config.targets.num_tokens) == (2.0, 8192)
+    assert (view.crop_scale, view.interpolation, view.horizontal_flip) == ([0.08, 1.0], "bicubic", 0.5)
+    masks = MASKS.build(config.masks, backbone.grid)(8, torch.Generator().manual_seed(0))
+    assert masks.context.shape == masks.targets.shape == (8, 1, 98)
+    assert (config.trainer.batch_size, config.trainer.epochs, optim.clip_grad_norm) == (2048, epochs, 3.0)
+    assert (optim.betas, optim.weight_decay, optim.final_weight_decay) == ([0.9, 0.999], 0.05, None)
+    schedules = RateSchedules(optim, num_steps=epochs * 10, steps_per_epoch=10)
+    rates = [schedules(10 * epoch).lr for epoch in (0, warmup / 2, warmup, epochs)]
+    assert rates == pytest.approx([0, 7.5e-4, 1.5e-3, 1e-5], abs=1e-12)
+
+
+def test_cae_sees_the_crop_of_its_reference_again_at_112_pixels_for_dalles_tokenizer() -> None:
+    tokenizer = ["views=cae_dalle", "targets.tokenizer=dalle", "targets.weights=encoder.safetensors"]
+    config = load_config(ROOT / "cae" / "vitb16.yaml", tokenizer)
+    method = build_method(config.method, config.backbone, config.targets, seed=0, device="meta")
+    views = {spec.name: spec for spec in build_views(config.views, config.backbone)}
+    assert (views["image"].size, views["tokenizer"].size) == ((224, 224), (112, 112))
+    assert views["image"].config.crop_scale == views["tokenizer"].config.crop_scale == [0.08, 1.0]
+    generators = build_generators(list(views.values()), config.masks, config.backbone)
+    method.check_inputs(views, {name: masks(1, torch.Generator()) for name, masks in generators.items()})

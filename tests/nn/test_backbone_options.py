@@ -110,6 +110,15 @@ def test_scaled_truncated_normal_weights_end_at_one_std_and_shrink_with_depth() 
         assert block.mlp.fc2.weight.std().item() == pytest.approx(0.0108 / math.sqrt(2 * number), rel=0.03)
 
 
+def test_xavier_weights_come_with_a_truncated_normal_patch_embedding_and_class_token() -> None:
+    torch.manual_seed(0)
+    scheme = Initialization.xavier_uniform_normal_patch_embed
+    encoder = ViT(ViTConfig(depth=1, class_token=True, key_bias=False, initialization=scheme))
+    assert encoder.blocks[0].mlp.fc1.weight.abs().max().item() == pytest.approx(0.03953, abs=1e-5)  # measured: CAE
+    assert encoder.patch_embed.proj.weight.std().item() == pytest.approx(0.0108, abs=2e-4)
+    assert encoder.cls_token.abs().max() <= 0.02 and not encoder.patch_embed.proj.bias.any()
+
+
 def test_default_patch_embedding_keeps_torchs_initialization() -> None:
     torch.manual_seed(0)
     scheme = Initialization.normal_default_patch_embed

@@ -74,6 +74,21 @@ def test_attention_of_the_last_queries_is_the_end_of_full_attention(count: int, 
         torch.testing.assert_close(result, wanted, **tolerance)
 
 
+@pytest.mark.parametrize("bf16", [False, True])
+def test_attention_of_projections_of_their_own_is_that_of_packed_ones(bf16: bool) -> None:
+    qkv = torch.randn(3, 7, 3 * 24)
+    qkv = qkv.bfloat16() if bf16 else qkv
+
+    def separate(x: Tensor) -> Tensor:
+        q, k, v = x.chunk(3, dim=-1)
+        return kernels.separate_attention(q[:, :5], k, v, 4)
+
+    tolerance = {"rtol": 0.02, "atol": 0.02} if bf16 else {"rtol": 0, "atol": 1e-6}
+    full = with_gradients(lambda x: kernels.attention(x, 4)[:, :5], qkv, bf16=bf16)
+    for wanted, result in zip(full, with_gradients(separate, qkv, bf16=bf16), strict=True):
+        torch.testing.assert_close(result, wanted, **tolerance)
+
+
 @torch.no_grad()
 def test_mlp_without_gradient_in_bf16_errs_no_more_than_torch() -> None:
     first, second, x = nn.Linear(48, 96), nn.Linear(96, 48), torch.randn(4, 9, 48)
