@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ssl_zoo.collapse import feature_metrics
-from ssl_zoo.method import METHODS, Batch, Masks, Method, MethodConfig, Output, Step, Target, ViewSpec, ViT
+from ssl_zoo.method import METHODS, Batch, Masks, Method, MethodConfig, Output, Place, Step, Target, ViewSpec, ViT
 from ssl_zoo.nn import Initialization, ViTConfig, sincos_positions
 from ssl_zoo.nn.blocks import transformer_blocks
 from ssl_zoo.nn.cross_attention import CrossAttentionBlock
@@ -57,7 +57,7 @@ class CAE(Method):
     default_views = "cae"
     default_masks = "blockwise"
     default_targets = "tokens"
-    regularizes = True
+    regularizes = tuple(Place)
 
     config: CAEConfig
     target: Target
@@ -102,7 +102,7 @@ class CAE(Method):
         return Output(losses, metrics)
 
     @torch.no_grad()
-    def latents(self, images: Float[Tensor, "B 3 H W"], masks: Masks) -> Float[Tensor, "B M T dim"]:
+    def latents(self, images: Float[Tensor, "B _ H W"], masks: Masks) -> Float[Tensor, "B M T dim"]:
         """Encode the masked patches of each target block without any other patch.
 
         The reference keeps a second encoder for this, whose storage is that of the first: the weights are the same.
@@ -110,7 +110,7 @@ class CAE(Method):
         return self.project(self.encoder.patches(self.encoder(images, keep=masks.targets))).float()
 
     def predict(
-        self, images: Float[Tensor, "B 3 H W"], masks: Masks
+        self, images: Float[Tensor, "B _ H W"], masks: Masks
     ) -> tuple[Float[Tensor, "B C K D"], Float[Tensor, "B C pairs T dim"], Float[Tensor, "B C pairs T target"]]:
         """Encode the visible patches; predict the latents of each target block, and its targets from these."""
         visible, masked = self.encoder.patches(self.encoder(images, keep=masks.context)), masks.paired(masks.targets)

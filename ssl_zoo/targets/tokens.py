@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ssl_zoo.data.batch import Batch, ViewSpec
 from ssl_zoo.masks.base import Masks
 from ssl_zoo.nn import ViT
+from ssl_zoo.precision import full_precision
 from ssl_zoo.seeding import seed_for
 from ssl_zoo.settings import setting
 from ssl_zoo.targets.base import TARGETS, Target, TargetConfig
@@ -97,10 +98,15 @@ class Tokens(Target):
                 f"of {spec.size[0]}x{spec.size[1]} pixels must be {needed[0]}x{needed[1]} for {encoder.grid[0]}x"
                 f"{encoder.grid[1]} patches; set views.rendering_scale={DALLE_STRIDE / encoder.patch_size:g}"
             )
-        if list(spec.config.mean) != [0.0] * 3 or list(spec.config.std) != [1.0] * 3:
+        if set(spec.mean) != {0.0} or set(spec.std) != {1.0}:
             raise ValueError(
                 f"targets.tokenizer=dalle needs pixels in 0..1, but the view {RENDERING} is normalised with "
-                f"mean={spec.config.mean}, std={spec.config.std}; choose views=two_renderings"
+                f"mean={list(spec.mean)}, std={list(spec.std)}; choose views=two_renderings"
+            )
+        if spec.channels != 3:
+            raise ValueError(
+                f"targets.tokenizer=dalle knows RGB images, but backbone.in_channels={spec.channels}; "
+                "targets.tokenizer=rpq takes any number of channels"
             )
 
 
@@ -127,11 +133,5 @@ class RandomProjection(nn.Module):
 
     def forward(self, batch: Batch, masks: Masks, encoder: ViT) -> Int[Tensor, "B M T"]:
         patches = self.pixels(batch, masks, encoder)
-        kind = patches.device.type
-        if not torch.amp.is_autocast_available(kind):  # the meta device
-            return self._nearest(patches)
-        with torch.autocast(kind, enabled=False):  # bf16 can't tell thousands of codes apart
-            return self._nearest(patches)
-
-    def _nearest(self, patches: Float[Tensor, "B M T P"]) -> Int[Tensor, "B M T"]:
-        return (patches @ self.projection @ self.codes.T).argmax(dim=-1)
+        with full_precision(patches.device):  # bf16 can't tell thousands of codes apart
+            return (patches @ self.projection @ self.codes.T).argmax(dim=-1)

@@ -35,5 +35,5 @@ class TwoRenderings(SingleCrop):
                 f"views.rendering_scale={self.config.rendering_scale} of {image_size[0]}x{image_size[1]} pixels leaves "
                 "no pixel"
             )
-        pixels = replace(self.config, mean=[0.0] * 3, std=[1.0] * 3)
+        pixels = replace(self.config, mean=[0.0], std=[1.0])  # one value for all channels
         return [*super().specs(image_size), ViewSpec("tokenizer", size, pixels, masked=False, same_as="image")]

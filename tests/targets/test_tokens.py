@@ -148,8 +148,20 @@ def test_a_second_rendering_shows_the_same_crop_in_pixels(weights: Path) -> None
     image, second = views["image"], views["tokenizer"]
     assert (second.size, second.same_as, second.masked) == ((32, 32), "image", False)
     assert (second.config.crop_scale, second.config.horizontal_flip) == (image.config.crop_scale, 0.5)
-    assert (list(second.config.mean), list(second.config.std)) == ([0.0] * 3, [1.0] * 3)
+    shown = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
+    torch.testing.assert_close(second.normalize(shown), shown / 255)
     cae(config(weights)).check_inputs(views, tiny_batch(tiny_method("cae"), "cae").masks)
+
+
+def test_the_dalle_encoder_refuses_images_that_are_not_rgb_and_other_pixels_than_0_to_1(weights: Path) -> None:
+    views = two_renderings(rendering_scale=2)
+    grey = {name: replace(spec, channels=1) for name, spec in views.items()}
+    masks = tiny_batch(tiny_method("cae"), "cae").masks
+    with pytest.raises(ValueError, match=r"knows RGB images, but backbone\.in_channels=1; targets\.tokenizer=rpq"):
+        cae(config(weights)).check_inputs(grey, masks)
+    normalised = {**views, "tokenizer": replace(views["tokenizer"], config=views["image"].config)}
+    with pytest.raises(ValueError, match=r"needs pixels in 0\.\.1, but .* mean=\[0\.485, 0\.456, 0\.406\]"):
+        cae(config(weights)).check_inputs(normalised, masks)
 
 
 @pytest.mark.parametrize(
