@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from ssl_zoo.collapse import feature_metrics
 from ssl_zoo.method import METHODS, Batch, Masks, Method, MethodConfig, Output, Place, Step, Target, ViewSpec, ViT
-from ssl_zoo.nn import Initialization, ViTConfig, sincos_positions
+from ssl_zoo.nn import CrossAttentionBlock, Initialization, ViTConfig, sincos_positions
 from ssl_zoo.nn.blocks import transformer_blocks
-from ssl_zoo.nn.cross_attention import CrossAttentionBlock
 from ssl_zoo.nn.initialization import initialize, initialize_token
 from ssl_zoo.refusals import require_masked_image, require_target
 from ssl_zoo.settings import setting

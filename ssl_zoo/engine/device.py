@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ssl_zoo.engine.settings import Precision, TrainerConfig
-from ssl_zoo.nn import set_fused_attention
+from ssl_zoo.nn import TRANSFORMER_BLOCKS, set_fused_attention
 
 _RECOMPILE_LIMIT = 64  # forms of a block: shapes, with a gradient and without, of all tokens or the last ones
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc malloc.h
@@ -86,6 +86,4 @@ def _samples_in_forward(method: nn.Module) -> bool:
 
 
 def _blocks(method: nn.Module) -> list[nn.Module]:
-    from timm.models.vision_transformer import Block
-
-    return [module for module in method.modules() if isinstance(module, Block)]
+    return [module for module in method.modules() if isinstance(module, TRANSFORMER_BLOCKS)]

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 import torch.distributed as dist
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
@@ -13,7 +12,7 @@ from torch.distributed.tensor import DTensor
 
 from ssl_zoo.engine.settings import TrainerConfig
 from ssl_zoo.method import Method
-from ssl_zoo.nn import BACKBONES, ViT, set_fused_attention
+from ssl_zoo.nn import BACKBONES, TRANSFORMER_BLOCKS, ViT, set_fused_attention
 
 
 def all_ranks(device: torch.device) -> DeviceMesh:
@@ -49,7 +48,7 @@ def shard(method: Method, config: TrainerConfig, mesh: DeviceMesh) -> None:
 
 
 def _units(method: Method) -> Iterator[nn.Module]:
-    yield from (module for module in method.modules() if isinstance(module, Block))
+    yield from (module for module in method.modules() if isinstance(module, TRANSFORMER_BLOCKS))
     for ema in method.emas():
         yield from (ema.online, ema.copy.module)
     # A child without children is a single layer, which is better gathered with the method's own parameters.

@@ -3,6 +3,7 @@
 from ssl_zoo.nn.backbone import BACKBONES, BackboneConfig
 from ssl_zoo.nn.blocks import LayerOutput, NormPosition, set_fused_attention
 from ssl_zoo.nn.convolutions import ConvolutionalDecoder
+from ssl_zoo.nn.cross_attention import TRANSFORMER_BLOCKS, CrossAttentionBlock
 from ssl_zoo.nn.diversity import cosine_between_images, mean_std, normalized_entropy
 from ssl_zoo.nn.initialization import Initialization
 from ssl_zoo.nn.patch_embed import PatchStem

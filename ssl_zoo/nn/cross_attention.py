@@ -4,6 +4,7 @@ from functools import partial
 
 from jaxtyping import Float
 from timm.layers import DropPath, LayerScale, Mlp
+from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from ssl_zoo.nn import kernels
@@ -78,3 +79,7 @@ class CrossAttentionBlock(nn.Module):
         attended = self.cross_attn(self.norm1_q(x + positions), self.norm1_k(y + y_positions), self.norm1_v(y))
         x = self.norm2(x + self.drop_path1(self.ls1(attended)))
         return x + self.drop_path2(self.ls2(kernels.mlp(x, self.mlp.fc1, self.mlp.fc2)))
+
+
+# What is compiled, recomputed in the backward pass and gathered as a unit.
+TRANSFORMER_BLOCKS = (Block, CrossAttentionBlock)

@@ -81,7 +81,9 @@ def load_dalle(encoder: DalleEncoder, weights: str, sha256: str | None) -> None:
         return
     path, key = Path(weights).expanduser(), f"targets.weights={weights}"
     if not path.is_file():
-        raise ValueError(f"{key}: no such file; name a safetensors file of DALL-E's encoder or set targets.tokenizer=rpq")
+        raise ValueError(
+            f"{key}: no such file; name a safetensors file of DALL-E's encoder or set targets.tokenizer=rpq"
+        )
     if sha256 is not None:
         digest = _sha256(path)
         if digest != sha256.lower():

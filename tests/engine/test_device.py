@@ -49,24 +49,25 @@ def test_mps_is_refused_where_it_is_not_there_and_with_several_ranks(monkeypatch
         pass
 
 
-def bytes_kept(activation_checkpointing: bool) -> tuple[int, Output, list[torch.Tensor]]:
+def bytes_kept(name: str, activation_checkpointing: bool) -> tuple[int, Output, list[torch.Tensor]]:
     """Return the bytes saved for the backward pass, the output, and the gradients."""
     config = TrainerConfig(activation_checkpointing=activation_checkpointing)
-    method, kept = prepare_method(tiny_method("ijepa"), config, CPU), {}
+    method, kept = prepare_method(tiny_method(name), config, CPU), {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        output = method(tiny_batch(method, "ijepa"), PROGRESS)
+        output = method(tiny_batch(method, name), PROGRESS)
     output.loss.backward()
     return sum(kept.values()), output, [p.grad for p in method.parameters() if p.requires_grad]
 
 
-def test_activation_checkpointing_saves_memory_and_changes_no_bit() -> None:
-    plain_bytes, plain, plain_gradients = bytes_kept(activation_checkpointing=False)
-    checkpointed_bytes, output, gradients = bytes_kept(activation_checkpointing=True)
+@pytest.mark.parametrize("name", ["ijepa", "cae"])  # blocks of self-attention, and of cross-attention beside them
+def test_activation_checkpointing_saves_memory_and_changes_no_bit(name: str) -> None:
+    plain_bytes, plain, plain_gradients = bytes_kept(name, activation_checkpointing=False)
+    checkpointed_bytes, output, gradients = bytes_kept(name, activation_checkpointing=True)
     assert checkpointed_bytes < 0.6 * plain_bytes
     assert torch.equal(output.loss, plain.loss)
     assert all(torch.equal(a, b) for a, b in zip(gradients, plain_gradients, strict=True))
