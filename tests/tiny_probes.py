@@ -51,8 +51,16 @@ def encoder(seed: int = 0) -> ViT:
         return ViT(BACKBONE)
 
 
-def probe(seed: int = 0, labelled: bool = True, cache: FeatureCache | None = None, **settings) -> Probe:
+def probe(
+    seed: int = 0,
+    labelled: bool = True,
+    cache: FeatureCache | None = None,
+    is_optional: bool = False,
+    has_test: bool = True,
+    **settings,
+) -> Probe:
     defaults = {"train_samples": 80, "test_samples": 40, "knn": KNNConfig(k=[1, 5])}
     config = SimpleNamespace(seed=seed, backbone=BACKBONE, probe=probe_config_class()(**{**defaults, **settings}))
     train, test = (Stripes(SourceConfig(), split, labelled) for split in Split)
-    return Probe(config, train, test, ViewConfig(mean=[0.5] * 3, std=[0.25] * 3), cache=cache)
+    view = ViewConfig(mean=[0.5] * 3, std=[0.25] * 3)
+    return Probe(config, train, test if has_test else None, view, cache=cache, is_optional=is_optional)

@@ -14,7 +14,6 @@ if __package__ in (None, ""):  # run as a file: the checkout's packages are one 
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from rich.console import Console
-from rich.logging import RichHandler
 
 from ssl_zoo.api.evaluation import (
     ALL_IMAGES,
@@ -30,6 +29,7 @@ from ssl_zoo.config import Config, compose
 from ssl_zoo.data.workers import LoaderError
 from ssl_zoo.engine.distributed import processes
 from ssl_zoo.engine.settings import Device
+from ssl_zoo.engine.terminal import log_handler
 from ssl_zoo.engine.trained import TrainedMethod, open_run, open_weights
 from ssl_zoo.eval.offline import EvaluatorResult, table
 from ssl_zoo.machine import refuse_windows
@@ -138,7 +138,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     refuse_windows()
     arguments = parse(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[RichHandler(show_path=False)])
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[log_handler(Console())])
     try:
         discover(arguments.plugin)
         overrides = [*ALL_IMAGES, *arguments.overrides]

@@ -21,7 +21,8 @@ from ssl_zoo.data.shards.adopt import index_shards
 from ssl_zoo.data.shards.check import check_shards
 from ssl_zoo.data.shards.inputs import AllImages
 from ssl_zoo.data.shards.write import make_shards
-from ssl_zoo.data.sources import SOURCES, Split, build_source
+from ssl_zoo.data.sources import SOURCES, MissingSplit, Split, build_source
+from ssl_zoo.data.summary import source_summary
 from ssl_zoo.machine import available_cpus, refuse_windows
 from ssl_zoo.plugins import discover
 
@@ -81,8 +82,17 @@ def _make(arguments: argparse.Namespace) -> list[Path]:
             name = f"{SOURCES.name_of(config)}, {split.value} split"
             sets[out / split.value] = name, partial(build_source, config, split, channels)
     options = {"shard_bytes": arguments.shard_size, "resize_short": arguments.resize_short}
-    for folder, (name, build) in sets.items():
-        make_shards(build(), folder, name=name, num_workers=arguments.workers, report=print, **options)
+    for folder, (name, build) in list(sets.items()):
+        try:
+            source = build()
+        except MissingSplit as missing:
+            if arguments.split:
+                raise
+            print(f"no shards in {folder}: {missing}")
+            del sets[folder]
+            continue
+        print(f"{name}: {source_summary(source)}")
+        make_shards(source, folder, name=name, num_workers=arguments.workers, report=print, **options)
     return list(sets) or [out]
 
 

@@ -12,14 +12,14 @@ if __package__ in (None, ""):  # run as a file of a checkout: its packages are o
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from rich.console import Console
-from rich.logging import RichHandler
 
-from ssl_zoo.api.training import train_composed
+from ssl_zoo.api.training import names_evaluators, train_composed
 from ssl_zoo.config import Composed, compose, describe
 from ssl_zoo.data.workers import LoaderError
 from ssl_zoo.engine.alarm import Collapse
 from ssl_zoo.engine.cluster import LOST_RANK_STATUS
 from ssl_zoo.engine.distributed import LostRank, processes
+from ssl_zoo.engine.terminal import log_handler
 from ssl_zoo.engine.trainer import NonFiniteLoss
 from ssl_zoo.machine import refuse_windows
 from ssl_zoo.planning.plan import Plan
@@ -32,6 +32,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--config", required=True, metavar="RECIPE", help="recipe file, anywhere")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings and group options to change")
     parser.add_argument("--resume", default="auto", help="auto (default), never, or the path of a checkpoint")
+    parser.add_argument(
+        "--accept-changed-data", action="store_true", help="resume although images or classes have changed since"
+    )
     parser.add_argument("--plugin", action="append", default=[], help="module or file that registers parts; repeatable")
     parser.add_argument("--dry-run", action="store_true", help="print the plan; no data, no accelerator, no weights")
     parser.add_argument("--help-config", action="store_true", help="print every key with type, default and meaning")
@@ -63,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(
         level=logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING,
         format="%(message)s",
-        handlers=[RichHandler(console=console, show_path=False)],
+        handlers=[log_handler(console)],
     )
     try:
         discover(arguments.plugin)
@@ -75,7 +78,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             trainer = composed.config.trainer
             with processes(trainer.device, trainer.parallel, trainer.timeout_minutes) as ranks:
-                train_composed(composed, arguments.resume, console, ranks)
+                train_composed(
+                    composed,
+                    arguments.resume,
+                    console,
+                    ranks,
+                    must_evaluate=names_evaluators(arguments.overrides),
+                    accept_changed_data=arguments.accept_changed_data,
+                )
     except (ValueError, LookupError, OSError, LoaderError, LostRank, NonFiniteLoss, Collapse) as error:
         print(f"error: {error}", file=sys.stderr)
         return LOST_RANK_STATUS if isinstance(error, LostRank) else 1

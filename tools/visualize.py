@@ -19,10 +19,12 @@ from torch import Tensor
 from ssl_zoo.config import Config, compose
 from ssl_zoo.data.decode import CorruptImage
 from ssl_zoo.data.files import read_images
-from ssl_zoo.data.sources import Split, build_source
+from ssl_zoo.data.listing import OUTPUT_MARK
+from ssl_zoo.data.sources import Source, build_splits
 from ssl_zoo.data.sources.imagefolder import FilesConfig, LimitedConfig
 from ssl_zoo.engine.trained import open_run
 from ssl_zoo.engine.visualize import save_images, visualize
+from ssl_zoo.io import write_atomic
 from ssl_zoo.machine import refuse_windows
 from ssl_zoo.plugins import discover
 
@@ -51,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         images = _images(arguments.images, arguments.num_images, config)
         shown = visualize(trained, config, images, seed=arguments.seed)
         folder = arguments.out or arguments.run / "figures" / "visualize"
+        if arguments.out and not arguments.out.exists():
+            write_atomic(arguments.out / OUTPUT_MARK, "Images made by ssl_zoo; this file keeps them out of data.\n")
         for path in save_images(shown, folder, trained.step):
             print(path)
     except (ValueError, LookupError, OSError, CorruptImage) as error:
@@ -64,8 +68,26 @@ def _images(paths: Sequence[str] | None, count: int, config: Config) -> list[Ten
     if paths:
         settings = config.data if isinstance(config.data, LimitedConfig) else FilesConfig()
         return read_images(paths, count, settings.limits, settings.pixels(channels))
-    source = build_source(config.data, Split.test, channels)
-    return [source.image(number) for number in range(min(count, len(source)))]
+    splits = build_splits(config.data, channels)
+    source = splits.train if splits.test is None else splits.test
+    if splits.test is None:
+        print(f"training images, since there is no test image: {splits.without_test}", file=sys.stderr)
+    return _first_decodable(source, count)
+
+
+def _first_decodable(source: Source, count: int) -> list[Tensor]:
+    images, first_error = [], None
+    for number in range(len(source)):
+        if len(images) == count:
+            break
+        try:
+            images.append(source.image(number))
+        except CorruptImage as error:
+            first_error = first_error or error
+            print(f"left out: {error}", file=sys.stderr)
+    if first_error is not None and not images:
+        raise first_error
+    return images
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Evaluation of encoders: what ``tools/eval_net.py`` and ``ssl_zoo.evaluate`` do."""
 
+import logging
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -18,8 +19,11 @@ from ssl_zoo.api.training import Run
 from ssl_zoo.config import Config, compose, compose_section
 from ssl_zoo.config.recipe import ROOT_RECIPE
 from ssl_zoo.data.batch import ViewConfig, ViewSpec
-from ssl_zoo.data.sources import SourceConfig, Split, build_source
+from ssl_zoo.data.sources import SourceConfig, build_splits
+from ssl_zoo.data.summary import summary
 from ssl_zoo.engine.build import build_run_method, build_views
+from ssl_zoo.engine.data_record import FILE_NAME as DATA_FILE
+from ssl_zoo.engine.data_record import compare_with_run, data_record
 from ssl_zoo.engine.device import autocast, prepare_method
 from ssl_zoo.engine.distributed import Processes, processes
 from ssl_zoo.engine.precision import PrecisionChoice, run_precision
@@ -33,6 +37,8 @@ from ssl_zoo.eval.probe import Probe, ProbeConfig
 from ssl_zoo.method import Method
 from ssl_zoo.nn import BACKBONES, BackboneConfig, ViT
 from ssl_zoo.scores import Score
+
+log = logging.getLogger(__name__)
 
 ALL_IMAGES = ("probe.train_samples=0", "probe.test_samples=0")
 
@@ -182,7 +188,15 @@ def evaluate_trained(
     metadata |= {"trained_grid": trained.grid}
     view = build_views(config.views, config.backbone)[0]
     task = Task(config.seed, config.backbone, config.probe, config.data, view)
-    return _evaluate(encoder, initial, task, out, request, session, choice, metadata)
+    return _evaluate(encoder, initial, task, out, request, session, choice, metadata, _own_data(trained, config))
+
+
+def _own_data(trained: TrainedMethod, config: Config) -> Path | None:
+    """Return the directory of the run if it is evaluated on its own data, as its configuration names it."""
+    run = trained.checkpoint.parent.parent
+    if not (run / DATA_FILE).is_file():
+        return None
+    return run if compose(run / "config.yaml").config.data == config.data else None
 
 
 def evaluate_encoder(
@@ -236,20 +250,29 @@ def _evaluate(
     session: Session,
     choice: PrecisionChoice,
     metadata: Mapping[str, Any],
+    trained_on: Path | None = None,
 ) -> Evaluation:
     ranks, view = session.ranks, task.view
     identity = {"data": repr(task.data), "size": task.backbone.image_shape, "precision": choice.precision.value}
     identity |= {"mean": list(view.mean), "std": list(view.std), "seed": task.seed}
     cache = FeatureCache(out / "features", identity) if request.is_cached and out is not None else None
     metadata = {**metadata, "environment": environment(ranks, choice)}
-    sources = [build_source(task.data, split, task.backbone.in_channels) for split in (Split.train, Split.test)]
+    splits = build_splits(task.data, task.backbone.in_channels)
+    if splits.test is None:
+        raise ValueError(splits.without_test)
+    metadata["data"] = data_record(splits)
+    if ranks.is_main:
+        log.info("data: %s", summary(splits))
+        if trained_on is not None and (changes := compare_with_run(trained_on, splits)):
+            log.warning("%s was trained on other data than this: %s", trained_on, changes)
     results, files = [], []
     with ExtractionProgress(session.console) as progress:
         for label in request.labels:
             settings = replace(task.probe, evaluators=list(request.evaluators), label=label or task.probe.label)
             probe = Probe(
                 replace(task, probe=settings),
-                *sources,
+                splits.train,
+                splits.test,
                 view,
                 device=ranks.device,
                 autocast=autocast(choice.precision, ranks.device),

@@ -1,8 +1,9 @@
 """Training of a recipe: what ``tools/train_net.py`` and ``ssl_zoo.train`` do."""
 
 import json
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,12 @@ from ssl_zoo.api.encoder import Encoder
 from ssl_zoo.api.loading import load
 from ssl_zoo.api.overrides import Overrides, as_words
 from ssl_zoo.config import Composed, compose, recipe_text
-from ssl_zoo.data.sources import Split, build_source
+from ssl_zoo.data.sources import Splits, build_splits
+from ssl_zoo.data.summary import classes_of_one_split, similar_classes, summary
 from ssl_zoo.engine import hooks
 from ssl_zoo.engine.alarm import CollapseAlarm
 from ssl_zoo.engine.build import build_data, build_run_method
+from ssl_zoo.engine.data_record import data_record, require_same_data, write_record
 from ssl_zoo.engine.device import autocast
 from ssl_zoo.engine.distributed import Processes, processes
 from ssl_zoo.engine.metrics import JsonLines, Metrics, TensorBoard
@@ -28,6 +31,8 @@ from ssl_zoo.engine.trainer import Trainer
 from ssl_zoo.eval.probe import Probe
 from ssl_zoo.interop.start import start_from
 from ssl_zoo.scores import Score
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,12 @@ class Run:
 
 
 def train(
-    recipe: str | os.PathLike[str], overrides: Overrides = (), *, resume: str = "auto", verbose: bool = True
+    recipe: str | os.PathLike[str],
+    overrides: Overrides = (),
+    *,
+    resume: str = "auto",
+    accept_changed_data: bool = False,
+    verbose: bool = True,
 ) -> Run:
     """Train a recipe, or resume it, as ``tools/train_net.py`` does.
 
@@ -73,6 +83,7 @@ def train(
         overrides: ``["trainer.epochs=10", "method=mae"]``, or ``{"trainer.epochs": 10, "method": "mae"}``.
         resume: ``auto`` resumes from the newest checkpoint in ``output_dir``, ``never`` refuses one, anything else is
             the path of a checkpoint.
+        accept_changed_data: resume although images or classes have changed since the run started.
         verbose: show progress and the summary on the terminal.
 
     Raises:
@@ -80,14 +91,39 @@ def train(
         NonFiniteLoss: the loss is not finite; the batch is saved.
         Collapse: the collapse alarm stopped the run; its policy is ``monitor.alarm.policy``.
     """
-    composed = compose(recipe, as_words(overrides))
+    words = as_words(overrides)
+    composed = compose(recipe, words)
     trainer = composed.config.trainer
     with processes(trainer.device, trainer.parallel, trainer.timeout_minutes) as ranks:
-        return train_composed(composed, resume, Console(soft_wrap=True, quiet=not verbose), ranks)
+        return train_composed(
+            composed,
+            resume,
+            Console(soft_wrap=True, quiet=not verbose),
+            ranks,
+            must_evaluate=names_evaluators(words),
+            accept_changed_data=accept_changed_data,
+        )
 
 
-def train_composed(composed: Composed, resume: str, console: Console, ranks: Processes) -> Run:
-    """Train a composed recipe in the given processes; the errors are those of ``train``."""
+def names_evaluators(overrides: Sequence[str]) -> bool:
+    """Return whether overrides choose the evaluators; those must be able to run, those of a recipe may be left out."""
+    return any(override.partition("=")[0] == "probe.evaluators" for override in overrides)
+
+
+def train_composed(
+    composed: Composed,
+    resume: str,
+    console: Console,
+    ranks: Processes,
+    *,
+    must_evaluate: bool = False,
+    accept_changed_data: bool = False,
+) -> Run:
+    """Train a composed recipe in the given processes; the errors are those of ``train``.
+
+    Args:
+        must_evaluate: raise an error where the data is no use for an evaluator, instead of leaving it out.
+    """
     config = composed.config
     chosen = {"choices": dict(composed.choices), **composed.plain()}
     run = RunDirectory(Path(config.output_dir), chosen, composed.plain_defaults())
@@ -97,24 +133,40 @@ def train_composed(composed: Composed, resume: str, console: Console, ranks: Pro
         start = run.recorded("init_from", checkpoint)  # its weights are in the checkpoint
     else:
         start = start_from(method, config.backbone.init_from) if config.backbone.init_from else None
-    data = build_data(config, ranks)
+    splits = build_splits(config.data, config.backbone.in_channels)
+    _log_data(splits)
+    data = build_data(config, ranks, splits.train)
     recorded = None if checkpoint is None else recorded_precision(checkpoint)
     choice = run_precision(method, config.trainer, ranks, recorded)
     precision = autocast(choice.precision, ranks.device)
-    test = build_source(config.data, Split.test, config.backbone.in_channels)
-    probe = Probe(config, data.source, test, data.views[0], device=ranks.device, autocast=precision)
+    probe = Probe(
+        config,
+        splits.train,
+        splits.test,
+        data.views[0],
+        is_optional=not must_evaluate,
+        without_test=splits.without_test,
+        device=ranks.device,
+        autocast=precision,
+    )
+    if (explanation := probe.explanation()) and ranks.is_main:
+        log.warning("evaluation: %s", explanation)
+    if checkpoint is not None and not accept_changed_data:
+        require_same_data(checkpoint, splits, is_evaluated=bool(probe.evaluators))
     tensorboard = TensorBoard(run.tensorboard, recipe_text(composed)) if config.monitor.tensorboard else None
     writers = [JsonLines(run.metrics), ProgressBar(console, live=config.monitor.progress_bar)]
     writers += [tensorboard] if tensorboard else []
     alarm = CollapseAlarm(config.monitor.alarm)
     metrics = Metrics(config.monitor.log_every, writers if ranks.is_main else [], alarm)
-    evaluation = hooks.Evaluation(probe, metrics, config.probe)
+    corrupt_samples = hooks.CorruptSamples(run.corrupt_samples, config.loader.max_corrupt_fraction)
+    evaluation = hooks.Evaluation(probe, metrics, config.probe, corrupt_samples)
     manifest = {"method": composed.choices["method"], "config": run.config, "precision": choice.precision.value}
+    manifest["data"] = data_record(splits)
     checkpointer = hooks.Checkpointer(run.path, config.trainer, manifest)
     observers = [
         hooks.StopOnSignal(),
         hooks.OffendingStep(run.path),
-        hooks.CorruptSamples(run.corrupt_samples, config.loader.max_corrupt_fraction),
+        corrupt_samples,
         metrics,
         alarm,
         evaluation,
@@ -131,7 +183,16 @@ def train_composed(composed: Composed, resume: str, console: Console, ranks: Pro
         length = {"num_steps": trainer.num_steps, "batch_size": config.trainer.batch_size}
         origin = {} if start is None else {"init_from": start}
         run.write_start(recipe_text(composed), {**environment(ranks, choice), **length, **origin})
+        write_record(run.path, splits)
     trainer.train()
     if ranks.is_main:
         report(console, run, trainer, evaluation)
     return Run(run.path, trainer.step, trainer.num_steps, {score.name: score for score in evaluation.scores})
+
+
+def _log_data(splits: Splits) -> None:
+    log.info("data: %s", summary(splits))
+    if one_sided := classes_of_one_split(splits):
+        log.info("classes: %s; both splits are numbered together", one_sided)
+    if similar := similar_classes(splits.train):
+        log.info(similar)

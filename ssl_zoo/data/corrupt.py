@@ -23,6 +23,8 @@ class Refusal(Enum):
     """Every reason for which a decoder refuses an image; docs/reliability.md has a remedy for each."""
 
     empty = "the file is empty"
+    unreadable = "it can't be read: {error}"
+    not_regular = "it is no regular file"
     too_many_bytes = "{bytes} bytes are more than data.max_image_bytes={limit}"
     too_many_pixels = "{width}x{height} pixels are more than data.max_image_pixels={limit}"
     far_too_many_pixels = "more pixels than data.max_image_pixels={limit}"

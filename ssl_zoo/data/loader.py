@@ -39,8 +39,11 @@ class LoaderConfig(Settings):
     prefetch_per_worker: int = setting(2, "batches that each worker keeps ready", at_least=1)
     pin_memory: bool | None = setting(None, "page-locked batches for faster copies; null: where there is a GPU")
     timeout_s: float = setting(300.0, "seconds after which a missing batch is an error; 0 waits forever", at_least=0)
-    max_corrupt_fraction: float = setting(
-        0.01, "fraction of undecodable samples above which the run stops", at_least=0, at_most=1
+    max_corrupt_fraction: float | None = setting(
+        None,
+        "fraction of undecodable samples above which the run stops; null: 0.01, but never for 100 per epoch or fewer",
+        at_least=0,
+        at_most=1,
     )
 
 
@@ -189,6 +192,10 @@ class TrainingData:
 _MAX_SUBSTITUTES = 100  # a data set with more corrupt images in a row is refused
 
 
+class NothingDecoded(ValueError):
+    """No image for an evaluation could be decoded."""
+
+
 class EvaluationData:
     """Images without augmentation, in order, with labels; undecodable ones are left out and counted.
 
@@ -225,7 +232,7 @@ class EvaluationData:
         """Normalised images, labels (None without any) and sample ids.
 
         Raises:
-            ValueError: no image at all could be decoded.
+            NothingDecoded: no image at all could be decoded.
         """
         labels, corrupt, num_images = self.source.labels, [], 0
         for batch in self._host_batches():
@@ -238,7 +245,7 @@ class EvaluationData:
         self.corrupt = tuple(corrupt)
         if num_images == 0:
             first = f": {corrupt[0].name}: {corrupt[0].reason}" if corrupt else ""
-            raise ValueError(f"none of {len(self.indices)} images for evaluation could be decoded{first}")
+            raise NothingDecoded(f"none of {len(self.indices)} images for evaluation could be decoded{first}")
 
     def _host_batches(self) -> Iterator[Batch]:
         if self.num_workers == 0:

@@ -9,7 +9,7 @@ import torch
 
 from ssl_zoo.data.batch import ViewSpec, default_mean, default_std
 from ssl_zoo.data.loader import LoaderConfig, TrainingData
-from ssl_zoo.data.sources import SourceConfig, Split, build_source
+from ssl_zoo.data.sources import Source, SourceConfig, Split, build_source
 from ssl_zoo.engine.distributed import Processes
 from ssl_zoo.engine.optim import OptimConfig
 from ssl_zoo.engine.settings import MonitorConfig, TrainerConfig
@@ -71,8 +71,11 @@ def build_run_method(config: RunConfig, device: torch.device | str = "cpu") -> M
     )
 
 
-def build_data(config: RunConfig, ranks: Processes) -> TrainingData:
+def build_data(config: RunConfig, ranks: Processes, source: Source | None = None) -> TrainingData:
     """Build the training batches of this rank.
+
+    Args:
+        source: the training images, if they have been built already.
 
     Raises:
         ValueError: impossible masks, data that is missing or in another layout or of other channels, a batch that can't
@@ -83,7 +86,7 @@ def build_data(config: RunConfig, ranks: Processes) -> TrainingData:
         _log_channels(config.views, views)
     return TrainingData(
         mask_generators=build_generators(views, config.masks, config.backbone),
-        source=build_source(config.data, Split.train, config.backbone.in_channels),
+        source=source or build_source(config.data, Split.train, config.backbone.in_channels),
         views=views,
         seed=config.seed,
         batch_size=config.trainer.batch_size,

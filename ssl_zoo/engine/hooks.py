@@ -10,6 +10,8 @@ from typing import Any, Protocol
 
 import torch
 
+from ssl_zoo.data.batch import Corrupt
+from ssl_zoo.data.names import printable
 from ssl_zoo.engine.checkpoint.saver import Saver
 from ssl_zoo.engine.checkpoint.state import Checkpoint, CheckpointError, restore
 from ssl_zoo.engine.metrics import Metrics, TensorBoard
@@ -24,6 +26,8 @@ from ssl_zoo.scores import Score
 from ssl_zoo.seeding import seed_for
 
 log = logging.getLogger(__name__)
+
+_MAX_CORRUPT_FRACTION, _FEW_CORRUPT = 0.01, 100
 
 
 class StopOnSignal(Hook):
@@ -117,29 +121,51 @@ class CorruptSamples(Hook):
     """Names and counts samples that could not be read; stops the run when they are too many.
 
     Args:
-        report: a file that gets one line a sample.
-        max_fraction: of all samples consumed; the first hundred may hold one in any case.
+        report: a file that gets one line per sample, when it is first met.
+        max_fraction: of all samples consumed, of which one may be corrupt in any case. None means 0.01, and permits a
+            hundred in an epoch, so that a few bad files do not end a run on a small data set.
     """
 
     name = "corrupt_samples"
 
-    def __init__(self, report: Path, max_fraction: float) -> None:
+    def __init__(self, report: Path, max_fraction: float | None) -> None:
         self.report, self.max_fraction, self.count = report, max_fraction, 0
+        self._known: set[str] = set()
+        self._read_bytes = 0
 
     def after_step(self, trainer: Trainer, result: StepResult) -> None:
         if not result.batch.corrupt:
             return
-        with open(self.report, "a") as file:
-            for sample in result.batch.corrupt:
-                file.write(f"step {trainer.step}\t{sample.name}\t{sample.reason}\n")
-                log.warning("unreadable sample %s: %s; another took its place", sample.name, sample.reason)
+        self.note(f"step {trainer.step}", result.batch.corrupt, "another took its place")
         self.count += len(result.batch.corrupt)
         consumed = trainer.step * trainer.plan.batch_size / trainer.processes.world_size
-        if self.count > max(1.0, self.max_fraction * consumed):
+        if self.count > self._limit(consumed, len(trainer.data.source) / trainer.processes.world_size):
+            fraction = _MAX_CORRUPT_FRACTION if self.max_fraction is None else self.max_fraction
             raise ValueError(
                 f"{self.count} of {consumed:.0f} samples read by this rank were unreadable, more than "
-                f"loader.max_corrupt_fraction={self.max_fraction}; they are named in {self.report}"
+                f"loader.max_corrupt_fraction={fraction}; they are named in {self.report}. Repair them, or raise "
+                "loader.max_corrupt_fraction"
             )
+
+    def note(self, when: str, samples: Sequence[Corrupt], consequence: str) -> None:
+        """Log samples and append them to the report, unless they are in it already."""
+        if all(printable(sample.name) in self._known for sample in samples):
+            return
+        with open(self.report, "a+") as file:
+            file.seek(self._read_bytes)  # what an earlier start of the run or another rank has written since
+            self._known |= {line.split("\t")[1] for line in file if line.count("\t") > 1}
+            for sample in samples:
+                name, reason = printable(sample.name), printable(sample.reason)
+                if name not in self._known:
+                    self._known.add(name)
+                    file.write(f"{when}\t{name}\t{reason}\n")
+                    log.warning("unreadable sample %s: %s; %s", name, reason, consequence)
+            self._read_bytes = file.tell()
+
+    def _limit(self, consumed: float, epoch: float) -> float:
+        if self.max_fraction is not None:
+            return max(1.0, self.max_fraction * consumed)
+        return max(_FEW_CORRUPT * max(1.0, consumed / epoch), _MAX_CORRUPT_FRACTION * consumed)
 
     def state_dict(self) -> dict[str, object]:
         return {"count": self.count}
@@ -199,6 +225,8 @@ class Visualizations(Hook):
 class Evaluate(Protocol):
     """What the evaluation hook calls, on every rank, with the method's evaluated encoder."""
 
+    corrupt: Sequence[Corrupt]  # images that could not be decoded
+
     def __call__(self, encoder: ViT, *, step: int) -> Sequence[Score]:
         """Score the encoder."""
 
@@ -218,6 +246,9 @@ class EvaluationTimes(Protocol):
 class Evaluation(Hook):
     """Evaluates before the first step, at intervals and after the last one.
 
+    Args:
+        corrupt_samples: the hook that reports images that could not be decoded.
+
     Attributes:
         scores: the latest ones.
     """
@@ -225,8 +256,15 @@ class Evaluation(Hook):
     name = "evaluation"
     follows = ("metrics",)  # which opens the writers
 
-    def __init__(self, evaluate: Evaluate, metrics: Metrics, timing: EvaluationTimes) -> None:
+    def __init__(
+        self,
+        evaluate: Evaluate,
+        metrics: Metrics,
+        timing: EvaluationTimes,
+        corrupt_samples: CorruptSamples | None = None,
+    ) -> None:
         self.evaluate, self.metrics, self.timing = evaluate, metrics, timing
+        self.corrupt_samples = corrupt_samples
         self.scores: Sequence[Score] = ()
 
     def before_train(self, trainer: Trainer) -> None:
@@ -250,6 +288,8 @@ class Evaluation(Hook):
         if is_sharded(encoder):
             encoder = full_copy(encoder, trainer.config)
         self.scores = self.evaluate(encoder, step=trainer.step)
+        if self.corrupt_samples is not None and trainer.processes.is_main:
+            self.corrupt_samples.note("evaluation", self.evaluate.corrupt, "it is left out of the evaluation")
         if self.scores:
             values = {score.name: score.value for score in self.scores}
             initial = {f"{s.name}_random_init": s.baseline for s in self.scores if s.baseline is not None}

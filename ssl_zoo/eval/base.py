@@ -108,6 +108,10 @@ class EvaluatedModel:
                 self.progress(name, count, split.num_images)
 
 
+class CannotEvaluate(ValueError):
+    """The data has too few images, labels or classes for an evaluator."""
+
+
 class Evaluator(ABC):
     """An evaluator implements one protocol, for a running training and for a finished checkpoint alike.
 
@@ -123,6 +127,20 @@ class Evaluator(ABC):
     @abstractmethod
     def __call__(self, model: EvaluatedModel) -> Sequence[Score]:
         """Score the encoder. The call leaves weights and the global random state unchanged."""
+
+    def obstacle(self, train: EvaluationSplit, test: EvaluationSplit) -> str | None:
+        """Return what the data lacks for this evaluator and how to provide it, as far as labels and counts tell."""
+        if not self.needs_labels:
+            return None
+        if train.labels is None or test.labels is None:
+            return "the data has no labels; with data=imagefolder, give each class a subfolder of its own"
+        classes = train.labels[train.index].unique().tolist()
+        if len(classes) < 2:
+            names = train.source.classes
+            name = f" {names[classes[0]]!r}" if names and len(train.source.label_sets) == 1 else ""
+            remedy = "raise probe.train_samples or add" if train.num_images < len(train.source) else "add"
+            return f"all {train.num_images} train images are of one class{name}; {remedy} images of a second class"
+        return None
 
     def protocol(self, model: EvaluatedModel, **varied: object) -> dict[str, object]:
         """Return the settings that define a score as plain JSON values; ``varied`` are those that differ per score."""
@@ -181,10 +199,12 @@ def check_labels(evaluator: str, train: Features, test: Features) -> None:
         if not torch.isfinite(features.values).all():
             raise ValueError(f"{evaluator}: {name} features are not all finite; the encoder's weights have diverged")
         if features.labels is None or features.labels.shape != features.values.shape[:1] or (features.labels < 0).any():
-            raise ValueError(f"{evaluator}: some {name} images have no label; use labelled data or probe.evaluators=[]")
+            raise CannotEvaluate(
+                f"{evaluator}: some {name} images have no label; use labelled data or probe.evaluators=[]"
+            )
     classes = train.labels.unique().tolist()
     if len(classes) < 2:
-        raise ValueError(
+        raise CannotEvaluate(
             f"{evaluator}: all {len(train.labels)} train images have the label {classes[0]}, but two are needed; "
             f"raise probe.train_samples or choose another probe.label"
         )

@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 from torchvision.transforms import v2
 
 from ssl_zoo.eval.augment import random_crops
-from ssl_zoo.eval.base import EVALUATORS, EvaluatedModel, Evaluator, EvaluatorConfig, accuracy
+from ssl_zoo.eval.base import EVALUATORS, CannotEvaluate, EvaluatedModel, Evaluator, EvaluatorConfig, accuracy
 from ssl_zoo.eval.features import Pooling, feature_dim, pooled
 from ssl_zoo.nn import ViT
 from ssl_zoo.scores import Score
@@ -76,7 +76,7 @@ class Finetune(Evaluator):
     def __call__(self, model: EvaluatedModel) -> Sequence[Score]:
         labels = model.train.labels[model.train.index]
         if len(labels.unique()) < 2:
-            raise ValueError("finetune: all train images are of one class; raise probe.train_samples")
+            raise CannotEvaluate("finetune: all train images are of one class; raise probe.train_samples")
         with torch.random.fork_rng():
             torch.manual_seed(seed_for(self.config.seed, "finetune") % 2**32)
             classifier = Classifier(copy.deepcopy(model.encoder), self.config, int(labels.max()) + 1)

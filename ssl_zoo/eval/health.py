@@ -13,8 +13,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ssl_zoo.eval.augment import random_crops
-from ssl_zoo.eval.base import EVALUATORS, EvaluatedModel, Evaluator, EvaluatorConfig
+from ssl_zoo.eval.base import EVALUATORS, CannotEvaluate, EvaluatedModel, Evaluator, EvaluatorConfig
 from ssl_zoo.eval.features import evaluating, pooled
+from ssl_zoo.eval.split import EvaluationSplit
 from ssl_zoo.scores import Score
 from ssl_zoo.seeding import generator_for
 from ssl_zoo.settings import setting
@@ -42,6 +43,9 @@ class Health(Evaluator):
 
     needs_labels = False
     config: HealthConfig
+
+    def obstacle(self, train: EvaluationSplit, test: EvaluationSplit) -> str | None:
+        return _too_few(test.num_images)
 
     def __call__(self, model: EvaluatedModel) -> Sequence[Score]:
         _, test = model.features(self.config)
@@ -126,6 +130,12 @@ def mean_cosine(features: Float[Tensor, "n D"]) -> float:
     """Average the cosine similarity over pairs of different images; 1 if all features are the same."""
     unit = torch.nn.functional.normalize(features.double(), dim=1)
     count = len(unit)
-    if count < 2:
-        raise ValueError("health: at least two test images are needed; raise probe.test_samples")
+    if too_few := _too_few(count):
+        raise CannotEvaluate(f"health: {too_few}")
     return float((unit.sum(dim=0).square().sum() - unit.square().sum()) / (count * (count - 1)))
+
+
+def _too_few(num_test: int) -> str | None:
+    if num_test >= 2:
+        return None
+    return f"at least two test images are needed, not {num_test}; raise probe.test_samples or data.test_fraction"

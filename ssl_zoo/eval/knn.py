@@ -8,9 +8,18 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ssl_zoo.eval.base import EVALUATORS, EvaluatedModel, Evaluator, EvaluatorConfig, accuracy, check_classification
+from ssl_zoo.eval.base import (
+    EVALUATORS,
+    CannotEvaluate,
+    EvaluatedModel,
+    Evaluator,
+    EvaluatorConfig,
+    accuracy,
+    check_classification,
+)
 from ssl_zoo.eval.features import Features
 from ssl_zoo.eval.logistic import Preprocessing, preprocessed
+from ssl_zoo.eval.split import EvaluationSplit
 from ssl_zoo.machine import float64_device
 from ssl_zoo.scores import Score
 from ssl_zoo.settings import setting
@@ -40,6 +49,9 @@ class KNN(Evaluator):
 
     config: KNNConfig
 
+    def obstacle(self, train: EvaluationSplit, test: EvaluationSplit) -> str | None:
+        return super().obstacle(train, test) or _too_few(train.num_images, self.config)
+
     def __call__(self, model: EvaluatedModel) -> Sequence[Score]:
         train, test = model.features(self.config)
         by_k = zip(self.config.k, knn_predictions(train, test, self.config, device=model.device), strict=True)
@@ -58,12 +70,9 @@ def knn_predictions(
         ValueError: fewer train images than neighbours, or ``check_classification`` refuses the features.
     """
     check_classification("knn", train, test)
+    if too_few := _too_few(len(train.values), config):
+        raise CannotEvaluate(too_few)
     max_k = max(config.k)
-    if len(train.values) < max_k:
-        key = config.key("k")
-        raise ValueError(
-            f"{key}={config.k} on {len(train.values)} train images: lower {key} or raise probe.train_samples"
-        )
     device = float64_device(device)
     bank, queries = train.values.to(device), test.values.to(device)
     if config.standardize:
@@ -78,6 +87,13 @@ def knn_predictions(
         votes = labels[neighbours]
         predictions.append(torch.stack([_winner(weights[:, :k], votes[:, :k], num_classes) for k in config.k]))
     return torch.cat(predictions, dim=1).cpu()
+
+
+def _too_few(num_train: int, config: KNNConfig) -> str | None:
+    if num_train >= max(config.k):
+        return None
+    key = config.key("k")
+    return f"{key}={config.k} on {num_train} train images: lower {key} or raise probe.train_samples"
 
 
 def nearest_rows(

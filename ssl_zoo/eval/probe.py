@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -10,15 +11,19 @@ from typing import ClassVar, Protocol
 
 import torch
 
-from ssl_zoo.data.batch import ViewSpec
-from ssl_zoo.data.loader import EvaluationData
+from ssl_zoo.data.batch import Corrupt, ViewSpec
+from ssl_zoo.data.loader import EvaluationData, NothingDecoded
 from ssl_zoo.data.sources.base import Source
-from ssl_zoo.eval.base import EVALUATORS, EvaluatedModel, EvaluatorConfig
+from ssl_zoo.eval.base import EVALUATORS, CannotEvaluate, EvaluatedModel, Evaluator, EvaluatorConfig
 from ssl_zoo.eval.cache import FeatureCache
 from ssl_zoo.eval.split import EvaluationSplit, labels_of, subset
 from ssl_zoo.nn import BackboneConfig, ViT
 from ssl_zoo.scores import Score
 from ssl_zoo.settings import Settings, setting
+
+log = logging.getLogger(__name__)
+
+_LABEL_FREE = "health"
 
 
 @dataclass
@@ -80,45 +85,94 @@ class Probe:
     subsets are a function of the seed, images are rendered without augmentation, and the global random state is unused.
 
     Args:
-        train, test: the two splits of the source.
+        train, test: the two splits of the source; ``test`` may be None if the data has no test image.
         view: its mean and standard deviation normalise the images.
+        is_optional: leave out evaluators that the data is no use for, instead of raising an error; where none is left,
+            the label-free ``health`` takes their place.
+        without_test: why there is no test image.
         autocast, cache, progress: as for ``EvaluatedModel``.
 
+    Attributes:
+        left_out: the evaluators that are left out, and what the data lacks for them.
+        corrupt: images of both splits that could not be decoded so far.
+
     Raises:
-        ValueError: unknown evaluator or label set, or a source without the labels that an evaluator needs.
+        ValueError: unknown evaluator or label set, or an evaluator that the data is no use for.
     """
 
     def __init__(
         self,
         config: ProbedConfig,
         train: Source,
-        test: Source,
+        test: Source | None,
         view: ViewSpec,
         *,
+        is_optional: bool = False,
+        without_test: str = "",
         device: torch.device | str = "cpu",
         autocast: AbstractContextManager | None = None,
         cache: FeatureCache | None = None,
         progress: Callable[[str, int, int], None] | None = None,
     ) -> None:
         probe, seed, image_size = config.probe, config.seed, config.backbone.image_shape
-        self.evaluators = [EVALUATORS.get(name)(probe.evaluator_config(name)) for name in probe.evaluators]
+        self._config, self._is_optional = probe, is_optional
+        self._without_test = f"the data has no test image{f' ({without_test})' if without_test else ''}"
         self.label = probe.label
         self.baseline: dict[str, float] = {}
-        needs_labels = any(evaluator.needs_labels for evaluator in self.evaluators)
-        train_labels, test_labels = (labels_of(s, probe.label) if needs_labels else None for s in (train, test))
         train_index = subset(len(train), probe.train_samples, seed, "train")
-        test_index = subset(len(test), probe.test_samples, seed, "test")
+        test_index = subset(0 if test is None else len(test), probe.test_samples, seed, "test")
         render = partial(EvaluationData, size=image_size, mean=view.mean, std=view.std, batch_size=probe.batch_size)
+        train_labels, test_labels = (None if s is None else labels_of(s, probe.label) for s in (train, test))
+        self._splits = (
+            EvaluationSplit(train, train_index, train_labels, render),
+            EvaluationSplit(train if test is None else test, test_index, test_labels, render),
+        )
+        self.left_out: dict[str, str] = {}
+        self.evaluators = self._usable(probe.evaluators)
+        if self.left_out and not self.evaluators:
+            left_out, self.evaluators = dict(self.left_out), self._usable([_LABEL_FREE])
+            self.left_out = left_out
         self.evaluated_model = partial(
             EvaluatedModel,
-            train=EvaluationSplit(train, train_index, train_labels, render),
-            test=EvaluationSplit(test, test_index, test_labels, render),
+            train=self._splits[0],
+            test=self._splits[1],
             device=device,
             autocast=autocast,
             cache=cache,
             progress=progress,
         )
         self._shared_protocol = {"image_size": list(image_size), "label": self.label}
+
+    def _usable(self, names: Sequence[str]) -> list[Evaluator]:
+        """Build the evaluators that the data has images, labels and classes for; the others go to ``left_out``."""
+        usable = []
+        for name in names:
+            evaluator = EVALUATORS.get(name)(self._config.evaluator_config(name))
+            no_image = None if self._splits[1].num_images else self._without_test
+            obstacle = no_image or evaluator.obstacle(*self._splits)
+            if obstacle is None:
+                usable.append(evaluator)
+            elif not self._is_optional:
+                raise ValueError(f"evaluator {name} can't run: {obstacle}, or do without {name}")
+            else:
+                self.left_out[name] = obstacle
+        return usable
+
+    def explanation(self) -> str:
+        """Return one line about the evaluators that are left out and why; empty if none is."""
+        if not self.left_out:
+            return ""
+        by_reason: dict[str, list[str]] = {}
+        for name, reason in self.left_out.items():
+            by_reason.setdefault(reason, []).append(name)
+        reasons = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in by_reason.items())
+        used = ", ".join(EVALUATORS.name_of(evaluator.config) for evaluator in self.evaluators)
+        used = used or "nothing; the collapse alarm and all metrics of the training stay on"
+        return f"left out {reasons}. Evaluated by: {used}"
+
+    @property
+    def corrupt(self) -> Sequence[Corrupt]:
+        return [sample for split in self._splits for sample in split.corrupt]
 
     def __call__(self, encoder: ViT, *, step: int | None = None) -> Sequence[Score]:
         """Score the encoder as it is; in a process group every rank calls this.
@@ -128,10 +182,20 @@ class Probe:
                 of all later calls. None scores a finished network.
         """
         model = self.evaluated_model(encoder)
-        scores = [score for evaluator in self.evaluators for score in evaluator(model)]
+        scores = [score for evaluator in self.evaluators for score in self._scores(evaluator, model)]
         if step == 0:
             self.baseline = {score.name: score.value for score in scores}
         return [self.complete(score) for score in scores]
+
+    def _scores(self, evaluator: Evaluator, model: EvaluatedModel) -> Sequence[Score]:
+        """Score with one evaluator; images that can't be decoded may leave an optional one too few."""
+        try:
+            return evaluator(model)
+        except (CannotEvaluate, NothingDecoded) as error:
+            if not self._is_optional:
+                raise
+            log.warning("evaluation without %s: %s", EVALUATORS.name_of(evaluator.config), error)
+            return []
 
     def complete(self, score: Score) -> Score:
         """Add the baseline and the settings that all evaluators share to an evaluator's score."""

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from ssl_zoo.data.batch import Corrupt
 from ssl_zoo.data.loader import EvaluationData
 from ssl_zoo.data.sources.base import Source
 from ssl_zoo.registry import did_you_mean
@@ -28,6 +29,9 @@ class EvaluationSplit:
         labels: the labels of all samples of the source; None for evaluators that need none.
         render: renders the images of sample ids at the encoder's input size.
         cache: whether to cache images at all.
+
+    Attributes:
+        corrupt: the images that the last complete iteration left out, since they can't be decoded.
     """
 
     def __init__(
@@ -41,6 +45,7 @@ class EvaluationSplit:
     ) -> None:
         self.source, self.index, self.labels, self._render, self._cache = source, index, labels, render, cache
         self._cached: list[tuple[Tensor, Tensor]] | None = None
+        self.corrupt: tuple[Corrupt, ...] = ()
 
     @property
     def num_images(self) -> int:
@@ -62,14 +67,18 @@ class EvaluationSplit:
 
     def _rendered(self) -> Iterator[tuple[Tensor, Tensor]]:
         cached, size = [], 0
-        for images, _, index in self._render(self.source, self.index):
-            size += images.nbytes
-            if self._cache and size <= _CACHED_BYTES:
-                cached.append((images, index))
-            else:
-                cached.clear()
-            yield images, index
-        self._cached = cached or None
+        data = self._render(self.source, self.index)
+        try:
+            for images, _, index in data:
+                size += images.nbytes
+                if self._cache and size <= _CACHED_BYTES:
+                    cached.append((images, index))
+                else:
+                    cached.clear()
+                yield images, index
+            self._cached = cached or None
+        finally:
+            self.corrupt = data.corrupt or self.corrupt
 
     def shuffled(self, generator: torch.Generator) -> "EvaluationSplit":
         """Return the same images in a random order."""
@@ -84,20 +93,18 @@ def subset(num_samples: int, limit: int, seed: int, split: str) -> Int[Tensor, "
     return torch.randperm(num_samples, generator=generator_for(seed, "probe", split))[:limit].sort().values
 
 
-def labels_of(source: Source, name: str | None) -> Int[Tensor, "n"]:
-    """Return a label set of a source.
+def labels_of(source: Source, name: str | None) -> Int[Tensor, "n"] | None:
+    """Return a label set of a source, None if it has no labels at all.
 
     Args:
         name: None means the source's first.
 
     Raises:
-        ValueError: the source has no labels, or no label set of that name.
+        ValueError: the source has labels, but no label set of that name.
     """
     known = source.label_sets
     if not known:
-        raise ValueError(
-            f"the {source.split.value} split of {type(source).__name__} has no labels; set probe.evaluators=[]"
-        )
+        return None
     if name is None:
         return next(iter(known.values()))
     if name not in known:

@@ -1,6 +1,7 @@
 """``backbone.in_channels`` decides what every source, view and shard holds; what can't have so many is refused."""
 
 import logging
+import pickle
 from pathlib import Path
 
 import numpy
@@ -8,19 +9,21 @@ import pytest
 import tifffile
 import torch
 from PIL import Image
+from shard_archives import write_images
 
 from ssl_zoo.config import compose
 from ssl_zoo.data.batch import ViewConfig, ViewSpec
 from ssl_zoo.data.loader import EvaluationData, LoaderConfig, TrainingData
 from ssl_zoo.data.shards.inputs import AllImages
 from ssl_zoo.data.shards.write import make_shards
-from ssl_zoo.data.sources import Split, build_source
+from ssl_zoo.data.sources import Split, build_source, build_splits
 from ssl_zoo.data.sources.base import GreySource, grey
-from ssl_zoo.data.sources.imagefolder import ImageFolderConfig
+from ssl_zoo.data.sources.imagefolder import ImageFolder, ImageFolderConfig
 from ssl_zoo.data.sources.mixture import MixtureConfig, PartConfig
 from ssl_zoo.data.sources.scenes import RenderedScenes, ScenesConfig
 from ssl_zoo.data.sources.webdataset import WebDatasetConfig
 from ssl_zoo.data.statistics import measure
+from ssl_zoo.data.summary import summary
 from ssl_zoo.data.transforms import render_each, render_equal, sample_params
 from ssl_zoo.engine.build import build_views
 from ssl_zoo.nn import ViTConfig
@@ -67,6 +70,58 @@ def test_a_plug_in_source_that_knows_rgb_alone_gives_grey_images_as_well(monkeyp
     assert source.images(torch.arange(2)).shape == (2, 1, 16, 16) and list(source.label_sets) == list(
         build_source(SCENES, Split.train).label_sets
     )
+
+
+def test_grey_images_keep_everything_else_of_their_source(tmp_path):
+    write_images(tmp_path, [f"{label}/{number}.png" for label in "ab" for number in range(12)])
+    rgb = build_source(ImageFolderConfig(path=str(tmp_path)), Split.train)
+    one = pickle.loads(pickle.dumps(GreySource(rgb)))
+    for name in ("listing", "classes", "num_classes", "image_size", "config", "split"):
+        assert getattr(one, name) == getattr(rgb, name), name
+    assert one.names() == rgb.names() and one.fingerprint() == rgb.fingerprint() and len(one) == len(rgb)
+    assert one.labels.equal(rgb.labels) and one.epoch_order(0, 1).equal(rgb.epoch_order(0, 1))
+    assert one.encoded(0) == rgb.encoded(0) and one.sample_name(0) == rgb.sample_name(0) and not one.take_notices()
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_both_splits_have_the_channels_of_the_run_and_the_classes_and_names_of_rgb(tmp_path, monkeypatch, native):
+    if not native:
+        monkeypatch.setattr(ImageFolder, "channel_counts", (3,))
+    write_images(tmp_path, [f"{label}/{number}.png" for label in "ab" for number in range(12)])
+    config = ImageFolderConfig(path=str(tmp_path))
+    one, rgb = build_splits(config, 1), build_splits(config)
+    for grey_split, rgb_split in ((one.train, rgb.train), (one.test, rgb.test)):
+        assert grey_split.image(0).shape[0] == grey_split.channels == 1 and rgb_split.image(0).shape[0] == 3
+        assert grey_split.names() == rgb_split.names() and grey_split.labels.equal(rgb_split.labels)
+    assert summary(one) == summary(rgb)
+
+
+def test_a_mixture_whose_part_has_no_test_image_is_grey_in_both_splits(tmp_path):
+    write_images(tmp_path, ["only.jpg"])
+    parts = [
+        PartConfig("imagefolder", settings={"path": str(tmp_path)}),
+        PartConfig("scenes", settings={"image_size": 16, "num_train": 4, "num_test": 2}),
+    ]
+    splits = build_splits(MixtureConfig(parts), 1)
+    assert len(splits.train) == 5 and len(splits.test) == 2
+    assert {splits.train.image(0).shape[0], splits.train.image(4).shape[0], splits.test.image(0).shape[0]} == {1}
+
+
+def test_a_dry_run_accepts_a_tiff_of_other_channels_among_other_images_or_in_a_hidden_folder(tmp_path):
+    bands = folder(tmp_path / "mixed", "5 bands", count=1)
+    write_images(tmp_path / "mixed", ["a.jpg", "b.jpg"])
+    folder(tmp_path / "grey" / ".cache", "5 bands", count=1)
+    Image.new("L", (48, 40)).save(tmp_path / "grey" / "a.tif")
+    for config in (bands, ImageFolderConfig(path=str(tmp_path / "grey"))):
+        ImageFolder.check_channels(config, 3)
+
+
+def test_shards_of_deep_tiffs_count_them_as_tiff(tmp_path):
+    source = AllImages(folder(tmp_path / "bands", "5 bands").path, 5)
+    make_shards(source, tmp_path / "out", name="bands", shard_bytes=10**6)
+    path = str(tmp_path / "out")
+    shards = build_splits(WebDatasetConfig(path=path, test_path=path), 5)
+    assert shards.train.listing.images == {"TIFF": 6} == source.listing.images
 
 
 def test_a_mixture_has_the_channels_of_its_parts(tmp_path):

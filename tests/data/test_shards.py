@@ -265,8 +265,9 @@ def test_existing_shards_get_a_manifest_of_their_usable_samples(tmp_path):
     manifest = _index(tmp_path, files, label_keys=["genus"])
     [shard] = manifest.shards
     reasons = {sample.name.rpartition("/")[2]: sample.reason for sample in shard.left_out}
-    assert shard.samples == 3 and shard.num_left_out == len(shard.left_out) == 8
+    assert shard.samples == 3 and shard.num_left_out == len(shard.left_out) == 9
     assert reasons["1"] == "its .cls is no integer: 'cat'" and "no image" in reasons["2"]
+    assert reasons["._9.jpg"] == "it is a hidden file"
     assert reasons["3"] == "it has two members .jpg" and reasons["0"] == "its key is in the shard twice"
     assert "5000 bytes" in reasons["5"] and "broken" in reasons["6"]
     assert "label genus is 'True'" in reasons["7"] and "2097152 bytes" in reasons["9"]

@@ -353,7 +353,7 @@ def test_a_torchvision_data_set_of_files_names_the_broken_one(tmp_path):
     source = SOURCES.build(TorchvisionConfig(name="DTD", root=str(tmp_path)), Split.test)
     assert source.classes == ["dotted", "woven"] and source.labels.tolist() == [0, 1]
     (folder / "images" / "woven" / "b.jpg").write_bytes(b"no image")
-    with pytest.raises(CorruptImage, match="DTD/test/000001: UnidentifiedImageError"):
+    with pytest.raises(CorruptImage, match="DTD/test/000001: damaged or truncated: UnidentifiedImageError"):
         source.image(1)
 
 

@@ -174,12 +174,24 @@ def test_without_a_test_path_the_held_out_part_is_that_of_a_folder(tmp_path):
     assert not names[0] & names[1]
 
 
-def test_train_and_test_with_different_classes_are_one_clear_error(tmp_path):
-    for name, names in (("a", NAMES), ("b", NAMES[:20])):
-        write_images(tmp_path / name, names)
+@pytest.mark.parametrize(
+    ("train", "test", "classes"),
+    [
+        ("ant bee cat", "ant cat", "ant bee cat"),
+        ("ant cat", "ant bee cat", "ant bee cat"),
+        ("ant dog", "bee cat", "ant bee cat dog"),
+        ("ant", "cafe\u0301 ant", "ant cafe\u0301"),
+    ],
+)
+def test_train_and_test_shards_made_apart_have_one_numbering_of_the_classes_of_both(tmp_path, train, test, classes):
+    for name, kinds in (("a", train), ("b", test)):
+        write_images(tmp_path / name, [f"{kind}/{number}.jpg" for kind in kinds.split() for number in range(3)])
         make_shards(AllImages(str(tmp_path / name)), tmp_path / f"{name}_shards", name="", shard_bytes=10**6)
-    with pytest.raises(ValueError, match=r"have different classes of 'class'; they differ in cat"):
-        _source(tmp_path / "a_shards", Split.test, test_path=str(tmp_path / "b_shards"))
+    for split in Split:
+        source = _source(tmp_path / "a_shards", split, test_path=str(tmp_path / "b_shards"))
+        assert list(source.classes) == classes.split() and source.num_classes == len(classes.split())
+        for row, label in enumerate(source.labels.tolist()):
+            assert source.sample_name(row).split("/")[1] == source.classes[label]
 
 
 def test_missing_manifests_and_shards_say_what_to_do(tmp_path):

@@ -160,6 +160,27 @@ def test_unreadable_samples_are_named_and_stop_the_run_only_past_the_limit(tmp_p
         strict.train()
 
 
+@pytest.mark.parametrize(("per_step", "survives"), [(1, True), (30, False)])
+def test_by_default_a_hundred_unreadable_samples_in_an_epoch_do_not_end_a_run(
+    tmp_path: Path, per_step: int, survives: bool
+) -> None:
+    hook = CorruptSamples(tmp_path / "report.txt", None)
+    trainer = tiny_trainer(tmp_path / "run", hooks=[hook], num_steps=6)
+    batch_of = trainer.data.batch
+    corrupt = tuple(Corrupt(f"bad\n{number}.jpg", "it can't\tbe read") for number in range(per_step))
+    trainer.data.batch = lambda step: replace(batch_of(step), corrupt=corrupt)
+    if survives:
+        trainer.train()
+    else:
+        with pytest.raises(ValueError, match=r"120 of 32 samples .* raise loader\.max_corrupt_fraction"):
+            trainer.train()
+    lines = (tmp_path / "report.txt").read_text().splitlines()
+    assert len(lines) == per_step and lines[0] == r"step 1	bad\n0.jpg	it can't\tbe read"
+    again = CorruptSamples(tmp_path / "report.txt", None)  # as after a resume
+    again.note("step 9", corrupt, "")
+    assert (tmp_path / "report.txt").read_text().splitlines() == lines
+
+
 def test_hooks_do_not_change_the_training(tmp_path: Path) -> None:
     class Greedy(Hook):
         name = "greedy"

@@ -6,6 +6,7 @@ import torch
 from omegaconf import OmegaConf
 from tiny_probes import Stripes, encoder, probe
 
+from ssl_zoo.data.decode import CorruptImage
 from ssl_zoo.data.sources.base import Split
 from ssl_zoo.eval import EVALUATORS, Evaluator, EvaluatorConfig, Score, probe_config_class, split
 from ssl_zoo.eval.features import Pooling, extract
@@ -146,7 +147,11 @@ def test_images_that_fit_are_rendered_once_for_all_networks(monkeypatch, limit, 
     [
         ({"evaluators": ["knm"]}, UnknownName, "Did you mean 'knn'"),
         ({"label": "bands"}, ValueError, r"probe\.label='bands'.*Did you mean 'band'.*band, parity"),
-        ({"labelled": False}, ValueError, r"no labels; set probe\.evaluators=\[\]"),
+        (
+            {"labelled": False},
+            ValueError,
+            r"knn can't run: the data has no labels; .*, or do without knn",
+        ),
         ({"train_samples": -1}, ValueError, r"probe\.train_samples=-1 must be at least 0"),
         ({"batch_size": 0}, ValueError, r"probe\.batch_size=0 must be at least 1"),
     ],
@@ -201,3 +206,34 @@ def test_an_evaluator_whose_name_can_be_no_section_is_refused(registry, name):
     registry.register(name, dataclasses.make_dataclass("Custom", [], bases=(EvaluatorConfig,)))(Evaluator)
     with pytest.raises(ValueError, match=f"evaluator '{name}' can't have a section"):
         probe_config_class()
+
+
+@pytest.mark.parametrize(
+    ("settings", "used", "reason"),
+    [
+        ({"labelled": False}, ["health"], "the data has no labels; with data=imagefolder, give each class a subfolder"),
+        ({"train_samples": 1}, ["health"], "all 1 train images are of one class; raise probe.train_samples"),
+        ({"train_samples": 4, "knn": KNNConfig(k=[5])}, ["health"], "probe.knn.k=[5] on 4 train images: lower"),
+        ({"has_test": False}, [], "the data has no test image"),
+        ({"labelled": False, "evaluators": ["logistic", "health"]}, ["health"], "logistic: the data has no labels"),
+        ({}, ["knn"], None),
+    ],
+)
+def test_an_optional_evaluator_that_the_data_is_no_use_for_is_left_out_with_its_reason(settings, used, reason):
+    made = probe(is_optional=True, **settings)
+    assert [EVALUATORS.name_of(evaluator.config) for evaluator in made.evaluators] == used
+    assert (reason in made.explanation()) if reason else made.explanation() == ""
+    scores = made(encoder())
+    assert bool(scores) == bool(used)
+
+
+def test_an_optional_evaluation_without_a_decodable_image_is_a_warning_and_names_the_images(monkeypatch, caplog):
+    def corrupt(source, index):
+        raise CorruptImage(source.sample_name(index), "the file is empty")
+
+    monkeypatch.setattr(Stripes, "image", corrupt)
+    made = probe(is_optional=True, train_samples=6, test_samples=6)
+    assert list(made(encoder())) == [] and "evaluation without knn: none of 6 images" in caplog.text
+    assert {sample.reason for sample in made.corrupt} == {"the file is empty"} and len(made.corrupt) == 6
+    with pytest.raises(ValueError, match="none of 6 images"):
+        probe(train_samples=6, test_samples=6)(encoder())

@@ -317,7 +317,10 @@ def test_two_processes_share_the_extraction_and_give_the_scores_of_one(run, tmp_
         (["--protocol", "linear", "probe.linear.pooling=class_token"], "no class token"),
         (["--protocol", "linear", "probe.linear.num_layers=3"], "the encoder has 2 blocks"),
         (["--protocol", "knn", "probe.knm.k=[5]"], "probe.knm"),
-        (["--protocol", "logistic", "probe.train_samples=1"], "but two are needed"),
+        (
+            ["--protocol", "logistic", "probe.train_samples=1"],
+            "all 1 train images are of one class; raise probe.train_samples",
+        ),
     ],
 )
 def test_bad_input_gives_one_line_and_a_nonzero_code(run, tmp_path, capsys, arguments, message) -> None:

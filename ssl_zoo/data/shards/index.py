@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -13,8 +14,10 @@ from jaxtyping import Int, UInt8
 from safetensors.torch import load, save
 from torch import Tensor
 
+from ssl_zoo.data.listing import READ_AS
+from ssl_zoo.data.names import is_hidden, printable
 from ssl_zoo.data.shards.manifest import LeftOut
-from ssl_zoo.data.shards.tar import Member, RefusedArchive, members, readable
+from ssl_zoo.data.shards.tar import Member, RefusedArchive, members
 
 IMAGE_TYPES = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff")
 MEMBER_TYPES = (*IMAGE_TYPES, "cls", "json", "txt")  # nothing that could contain code or a decompression bomb
@@ -67,6 +70,18 @@ class Index:
         start = int(self.name_stop[sample - 1]) if sample else 0
         return self.names[start : int(self.name_stop[sample])].numpy().tobytes()
 
+    def formats(self, rows: Int[Tensor, "m"]) -> Counter[str]:
+        """Count samples by the format that the extension of their image stands for."""
+        if not len(rows):
+            return Counter()
+        ends = (self.name_stop[rows, None] + torch.arange(-5, 0)).clamp_min(0)
+        tails, counts = self.names[ends].unique(dim=0, return_counts=True)
+        found: Counter[str] = Counter()
+        for tail, count in zip(tails.numpy(), counts.tolist(), strict=True):
+            ending = tail.tobytes().rpartition(b".")[2].decode("ascii", "replace").lower()
+            found[READ_AS.get(ending, ending.upper())] += count
+        return found
+
     def all_names(self) -> list[bytes]:
         """Return ``name`` of every sample."""
         names, stops = self.names.numpy().tobytes(), self.name_stop.tolist()
@@ -112,31 +127,76 @@ def scan(path: Path, label_keys: Sequence[str] = ()) -> tuple[list[Entry], list[
     As in webdataset, consecutive members whose names are equal up to the first dot of the file name are a sample.
     ``<key>.cls`` is its label ``class``, an integer as text.
 
+    Differs from webdataset: where a sample has images only under types of several parts, as ``cat.1.jpg`` and
+    ``cat.2.jpg``, each of them is a sample of its own; hidden files such as ``._cat.jpg`` are skipped unread.
+
     Args:
         label_keys: integers in ``<key>.json`` that are labels as well.
 
     Raises:
         RefusedArchive: the shard is damaged, or contains a member that no shard of images needs.
     """
-    entries, left_out, keys = [], [], set()
+    entries: list[Entry] = []
+    left_out: list[LeftOut] = []
+    keys: set[bytes] = set()
+
+    def leave_out(name: bytes, reason: str) -> None:
+        left_out.append(LeftOut(f"{path.name}/{printable(name)}", reason))
+
+    def visible() -> Iterator[Member]:
+        for member in members(path):
+            if any(is_hidden(part) for part in member.name.decode("utf-8", "replace").split("/")):
+                leave_out(member.name, "it is a hidden file")
+            else:
+                yield member
+
     with open(path, "rb", buffering=0) as file:
-        for key, group in groupby(members(path), key=lambda member: _split(member.name, path)[0]):
-            files: dict[str, Member] = {}
-            reason = "its key is in the shard twice" if key in keys else None
-            keys.add(key)
-            for member in group:
-                kind = _split(member.name, path)[1]
-                reason = reason or (f"it has two members .{kind}" if kind in files else None)
-                files.setdefault(kind, member)
-            if _is_hidden(key):
-                continue
-            try:
-                if reason:
-                    raise ValueError(reason)
-                entries.append(_entry(key, files, label_keys, file.fileno()))
-            except ValueError as error:
-                left_out.append(LeftOut(f"{path.name}/{readable(key)}", str(error)))
+        for key, group in groupby(visible(), key=lambda member: _split(member.name, path)[0]):
+            for sample in _samples(key, [(_split(member.name, path)[1], member) for member in group]):
+                try:
+                    if sample.reason or sample.key in keys:
+                        raise ValueError(sample.reason or "its key is in the shard twice")
+                    entries.append(_entry(sample.key, sample.files, label_keys, file.fileno()))
+                    for extra in sample.extra_images:
+                        leave_out(extra, f"it is a further image of the sample {printable(sample.key)}")
+                except ValueError as error:
+                    leave_out(sample.key, str(error))
+                keys.add(sample.key)
     return entries, left_out
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """The members of a sample by type, ``reason`` where it can't be used, and the names of its unused images."""
+
+    key: bytes
+    files: Mapping[str, Member]
+    reason: str | None
+    extra_images: Sequence[bytes] = ()
+
+
+def _samples(key: bytes, group: Sequence[tuple[str, Member]]) -> Iterator[_Sample]:
+    """Yield the samples of a group of members with the same key: one, or one per image of a type with several parts."""
+    files: dict[str, Member] = {}
+    repeated: list[str] = []
+    for kind, member in group:
+        if files.setdefault(kind, member) is not member:
+            repeated.append(kind)
+    images = [kind for kind in files if _last(kind) in IMAGE_TYPES]
+    if not images or any(kind in IMAGE_TYPES for kind in images):
+        reason = f"it has two members .{repeated[0]}" if repeated else None
+        used = next((kind for kind in images if kind in IMAGE_TYPES), None)
+        yield _Sample(key, files, reason, [files[kind].name for kind in images if kind != used])
+        return
+    for kind in images:
+        stem = kind.rpartition(".")[0]
+        own = {other: files[name] for other in ("cls", "json") for name in (other, f"{stem}.{other}") if name in files}
+        reason = f"it has two members .{_last(kind)}" if kind in repeated else None
+        yield _Sample(files[kind].name.rpartition(b".")[0], {**own, _last(kind): files[kind]}, reason)
+
+
+def _last(kind: str) -> str:
+    return kind.rpartition(".")[2]
 
 
 def _entry(key: bytes, files: Mapping[str, Member], label_keys: Sequence[str], file: int) -> Entry:
@@ -153,15 +213,10 @@ def _split(name: bytes, path: Path) -> tuple[bytes, str]:
     kind = kind.decode("ascii", "replace").lower()
     if kind.rpartition(".")[2] not in MEMBER_TYPES:
         raise RefusedArchive(
-            f"{path}: {readable(name)} is of a type that is not supported. Shards may contain ."
+            f"{path}: {printable(name)} is of a type that is not supported. Shards may contain ."
             f"{', .'.join(MEMBER_TYPES)}; pickles and compressed members are never opened: write shards without them"
         )
     return (folder + b"/" if folder else b"") + stem, kind
-
-
-def _is_hidden(key: bytes) -> bool:
-    """Return whether a file system created the member, as macOS does with ``._name.jpg``."""
-    return key.rpartition(b"/")[2] == b"" or key.startswith(b"__MACOSX/")
 
 
 def _labels(files: Mapping[str, Member], label_keys: Sequence[str], file: int) -> dict[str, int]:
@@ -171,7 +226,7 @@ def _labels(files: Mapping[str, Member], label_keys: Sequence[str], file: int) -
             raise ValueError(f"its .cls has {files['cls'].size} bytes, more than {_MAX_CLS_BYTES}")
         text = os.pread(file, files["cls"].size, files["cls"].offset).strip()
         if not text.isdigit():
-            raise ValueError(f"its .cls is no integer: {readable(text)!r}")
+            raise ValueError(f"its .cls is no integer: {printable(text)!r}")
         found["class"] = int(text)
     if label_keys:
         document = _document(files, file)

@@ -1,5 +1,6 @@
 """The input of shards: samples of any source, converted to the members of a shard."""
 
+import hashlib
 import io
 import json
 from collections.abc import Iterable, Mapping
@@ -11,16 +12,25 @@ from PIL import Image
 from torch import Tensor
 
 from ssl_zoo.data.files import open_files
+from ssl_zoo.data.listing import Reason
 from ssl_zoo.data.resample import resize_crop
 from ssl_zoo.data.sources.base import Source, Split
-from ssl_zoo.data.sources.imagefolder import FilesSource, ImageFolderConfig, without_wrapper
+from ssl_zoo.data.sources.imagefolder import (
+    FilesSource,
+    ImageFolderConfig,
+    Labelled,
+    leave_out,
+    loose,
+    without_wrapper,
+)
 from ssl_zoo.data.tiff import encode_tiff, is_tiff
 
+_MAX_KEY_BYTES = 800  # of the 1,024 bytes of a name, with room for a hash, a number and the extension
 _JPEG_QUALITY = 95  # of resized photographs, without subsampling of colours
 
 
 class AllImages(FilesSource):
-    """Every image of a folder or archive in one split; if all lie in folders, the topmost folder is the class.
+    """Every image of a folder or archive in one split, with classes as ``ImageFolder`` finds them.
 
     Args:
         channels: of images that are decoded.
@@ -30,9 +40,13 @@ class AllImages(FilesSource):
     def __init__(self, path: str, channels: int = 3, check: bool = True) -> None:
         config = ImageFolderConfig(path=path)
         files = open_files(path, max_unpacked_bytes=config.max_unpacked_bytes)
-        super().__init__(config, Split.train, files, channels, check)
-        names = without_wrapper(self._files.names)
-        self.label_by_folder(names, names)
+        names = without_wrapper(files.names)
+        is_loose, labelled = loose(names, [Split.train] * len(names)), None
+        if is_loose is not None:
+            files, kept = leave_out(files, Reason.no_class, is_loose)
+            classes = [names[row].partition("/")[0] for row in kept]
+            labelled = Labelled.of(classes, classes)
+        super().__init__(config, Split.train, files, channels, check, labelled)
 
 
 def unique_keys(names: Iterable[str]) -> list[str]:
@@ -46,11 +60,19 @@ def unique_keys(names: Iterable[str]) -> list[str]:
         folder, _, base = name.rpartition("/")
         parts = [part.strip("_") or "_" for part in folder.split("/") if part not in ("", ".", "..")]
         stem = "/".join([*parts, (base.rpartition(".")[0] or base).replace(".", "_").lstrip("_") or "_"])
-        key = stem
+        key = stem = _short(stem)
         while key in keys:  # cat.jpg beside cat.png
             key = f"{key}-{number}"
         keys[key] = None
     return list(keys)
+
+
+def _short(key: str) -> str:
+    """Shorten a key whose member would have a longer name than shards may contain; a hash keeps it unique."""
+    encoded = key.encode()
+    if len(encoded) <= _MAX_KEY_BYTES:
+        return key
+    return encoded[:_MAX_KEY_BYTES].decode(errors="ignore") + f"-{hashlib.sha256(encoded).hexdigest()[:16]}"
 
 
 def members_of(

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ssl_zoo.data.names import printable
+
 BLOCK = 512
 MAX_MEMBERS = 1_000_000  # of one archive; bounds the time and memory that its headers can take
 _MAX_EXTENDED_BYTES = 16 << 10  # of a long name or a pax header
@@ -34,14 +36,6 @@ class Member:
     name: bytes
     offset: int
     size: int
-
-
-def readable(name: bytes) -> str:
-    """Convert a name from an archive to printable text on one line, for messages and logs."""
-    text = name.decode("utf-8", "backslashreplace")
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def members(path: Path) -> Iterator[Member]:
@@ -69,7 +63,7 @@ def members(path: Path) -> Iterator[Member]:
                 name, size = extended.get("path", name), extended.get("size", size)
             start = position + BLOCK
             if start + size > archive_size:
-                raise RefusedArchive(f"{path} is truncated: it ends in the middle of member {readable(name)}")
+                raise RefusedArchive(f"{path} is truncated: it ends in the middle of member {printable(name)}")
             position = start + -(-size // BLOCK) * BLOCK
             if is_extended:
                 in_a_row += 1
@@ -81,7 +75,7 @@ def members(path: Path) -> Iterator[Member]:
             in_a_row, extended = 0, {}
             if kind == _DIRECTORY or (kind in _REGULAR and name.endswith(b"/")):
                 if size:
-                    raise RefusedArchive(f"{path}: folder {readable(name)} claims to have {size} bytes of its own")
+                    raise RefusedArchive(f"{path}: folder {printable(name)} claims to have {size} bytes of its own")
                 continue
             _check(name, kind, path)
             yield Member(name, start, size)
@@ -127,7 +121,7 @@ def _extended(data: bytes, kind: bytes, path: Path) -> dict[str, bytes | int]:
             found["path"] = value
         elif key == b"size":
             if not value.isdigit() or len(value) > 18:
-                raise RefusedArchive(f"{path} has a broken pax header: size={readable(value[:40])}")
+                raise RefusedArchive(f"{path} has a broken pax header: size={printable(value[:40])}")
             found["size"] = int(value)
     return found
 
@@ -135,10 +129,10 @@ def _extended(data: bytes, kind: bytes, path: Path) -> dict[str, bytes | int]:
 def _check(name: bytes, kind: bytes, path: Path) -> None:
     if kind not in _REGULAR:
         what = _KINDS.get(kind, f"a member of type {kind!r}")
-        raise RefusedArchive(f"{path}: {readable(name)} is {what}; shards may only contain regular files")
+        raise RefusedArchive(f"{path}: {printable(name)} is {what}; shards may only contain regular files")
     parts = name.split(b"/")
     if not name or name.startswith(b"/") or b".." in parts or b"\0" in name or len(name) > _MAX_NAME_BYTES:
         raise RefusedArchive(
-            f"{path}: {readable(name[:200])!r} is no name for a member: it must be relative, without .., at most "
+            f"{path}: {printable(name[:200])!r} is no name for a member: it must be relative, without .., at most "
             f"{_MAX_NAME_BYTES} bytes long"
         )

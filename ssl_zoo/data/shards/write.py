@@ -119,9 +119,13 @@ def make_shards(
         shards = []
         for number, info in enumerate(_write_all(job, kept, num_workers)):
             state = "kept" if number in kept else "written"
-            left_out = f", {info.num_left_out} left out" if info.num_left_out else ""
+            first = f", e.g. {info.left_out[0].name}: {info.left_out[0].reason}" if info.left_out else ""
+            left_out = f", {info.num_left_out} left out{first}" if info.num_left_out else ""
             report(f"{folder / info.name}: {info.samples} samples, {info.bytes / 1e6:.1f} MB, {state}{left_out}")
             shards.append(info)
+        if not any(shard.samples for shard in shards):
+            first = shards[0].left_out[0]
+            raise ValueError(f"none of {len(source)} images can be read; the first: {first.name}: {first.reason}")
         manifest = _manifest(job, name, shards)
         write_atomic(folder / MANIFEST_NAME, manifest.text())
         for number in range(len(shards)):

@@ -1,9 +1,11 @@
 """The interface of data sources."""
 
+import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import Enum
+from operator import attrgetter
 from typing import ClassVar
 
 import torch
@@ -11,6 +13,7 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from ssl_zoo.data import order
+from ssl_zoo.data.listing import Listing
 from ssl_zoo.registry import Registry
 from ssl_zoo.settings import Settings
 
@@ -34,6 +37,10 @@ class SourceConfig(Settings):
     is_announced: ClassVar[bool] = False
 
 
+class MissingSplit(ValueError):
+    """The data has no test split, or the split has no image; training needs none."""
+
+
 class Source(ABC):
     """The images of one split under indices 0..n-1, which are the same in every process and run.
 
@@ -47,12 +54,17 @@ class Source(ABC):
 
     Raises:
         ValueError: at construction, if the data is missing or has another layout; the message lists the expected paths.
+            A ``MissingSplit`` where only the test split is missing.
+
+    Attributes:
+        listing: what the files are of which the source is a split, and what was left out; None if it has no files.
     """
 
     channel_counts: ClassVar[tuple[int, ...] | None] = (3,)  # that the constructor accepts; None: any
     image_size: tuple[int, int] | None = None  # (height, width) if all images share it; then ``images`` works
     num_classes: int = 0  # of the default label set; 0 without labels
     classes: Sequence[str] = ()  # their names; empty if unknown
+    listing: Listing | None = None
     _labels: Int[Tensor, "n"] | None = None  # of a source whose only label set is ``class``
     _notices: list[str] | None = None  # lines for the log; None where nothing more is to be noticed
 
@@ -117,6 +129,33 @@ class Source(ABC):
             self._notices = None
         return taken
 
+    @classmethod
+    def build_splits(cls, config: SourceConfig, channels: int = 3) -> "Splits":
+        """Build both splits; a source of files lists them once for both. ``channels`` as for the constructor."""
+        return cls._both(config, channels)
+
+    @classmethod
+    def _both(cls, config: SourceConfig, channels: int, **listed: object) -> "Splits":
+        """Build both splits from what their constructor takes beside config, split and channels."""
+        arguments = listed if channels == 3 else {"channels": channels, **listed}
+        train = cls(config, Split.train, **arguments)
+        try:
+            return Splits(train, cls(config, Split.test, **arguments))
+        except MissingSplit as missing:
+            return Splits(train, None, str(missing))
+
+    def names(self) -> Sequence[str] | None:
+        """Return all names relative to the root of the data, in the order of ids; None if it has no files."""
+        return None
+
+    def fingerprint(self) -> str:
+        """Return a digest of what the samples are, by names and not by contents; the place of the data is no part."""
+        names = self.names()
+        if names is None:
+            labels = [] if self._labels is None else [self._labels.contiguous().numpy().tobytes()]
+            return digest([type(self).__name__, self.split.value, str(len(self))], *labels)
+        return digest(names)
+
     @property
     def label_sets(self) -> Mapping[str, Int[Tensor, "n"]]:
         """Return the label sets by name; the first is the default. Empty without labels."""
@@ -129,14 +168,13 @@ class Source(ABC):
 
 
 class GreySource(Source):
-    """The images of a source of RGB, as grey images of one channel."""
+    """The images of a source of RGB, as grey images of one channel; everything but pixels is the wrapped source's."""
 
     channel_counts = (1,)
 
     def __init__(self, source: Source) -> None:
         super().__init__(source.config, source.split, channels=1)
         self.source = source
-        self.image_size, self.num_classes, self.classes = source.image_size, source.num_classes, source.classes
 
     def __len__(self) -> int:
         return len(self.source)
@@ -147,27 +185,48 @@ class GreySource(Source):
     def images(self, indices: Int[Tensor, "B"]) -> UInt8[Tensor, "B 1 H W"]:
         return grey(self.source.images(indices))
 
-    def encoded(self, index: int) -> bytes | None:
-        return self.source.encoded(index)
-
-    def epoch_order(self, seed: int, epoch: int) -> Int[Tensor, "n"]:
-        return self.source.epoch_order(seed, epoch)
-
     def sample_name(self, index: int) -> str:
         return self.source.sample_name(index)
 
-    def take_notices(self) -> tuple[str, ...]:
-        return self.source.take_notices()
 
-    @property
-    def label_sets(self) -> Mapping[str, Int[Tensor, "n"]]:
-        return self.source.label_sets
+# A property returns attributes and bound methods alike, so that none can be forgotten when ``Source`` gets another.
+for _name, _member in vars(Source).items():
+    if not (_name.startswith("_") or _name in vars(GreySource) or isinstance(_member, classmethod)):
+        setattr(GreySource, _name, property(attrgetter(f"source.{_name}")))
 
 
 def grey(images: UInt8[Tensor, "*B 3 H W"]) -> UInt8[Tensor, "*B 1 H W"]:
     """Return the luminance (ITU-R 601-2) of RGB images, rounded as Pillow's mode L."""
     red, green, blue = images.int().split(1, dim=-3)
     return (19595 * red).add_(38470 * green).add_(7471 * blue).add_(0x8000).bitwise_right_shift_(16).to(torch.uint8)
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Both splits of a data set.
+
+    Attributes:
+        test: None where there is no test image.
+        without_test: the reason.
+        parts: the splits of the parts of a mixture.
+    """
+
+    train: Source
+    test: Source | None
+    without_test: str = ""
+    parts: Sequence["Splits"] = ()
+
+    def as_grey(self) -> "Splits":
+        """Return the splits of a source of RGB as grey images."""
+        return replace(self, train=GreySource(self.train), test=None if self.test is None else GreySource(self.test))
+
+
+def digest(words: Iterable[str], *more: bytes) -> str:
+    """Return a digest of a sequence of words."""
+    hashed = hashlib.blake2b("\0".join(words).encode("utf-8", "surrogateescape"), digest_size=16)
+    for part in more:
+        hashed.update(part)
+    return hashed.hexdigest()
 
 
 SOURCES = Registry("data source", "data")
@@ -186,12 +245,36 @@ def build_source(config: SourceConfig, split: Split, channels: int = 3) -> Sourc
     """Open the data of a split as images of ``channels`` channels, which are ``backbone.in_channels`` in a run.
 
     Raises:
-        ValueError: missing data, data in another layout, or data that can't have so many channels.
+        ValueError: missing data, data in another layout, or data that can't have so many channels; a ``MissingSplit``
+            where only the test split is missing.
     """
     if channels == 3:
         return SOURCES.build(config, split)
+    if _has_channels(config, channels):
+        return SOURCES.build(config, split, channels=channels)
+    return GreySource(SOURCES.build(config, split))
+
+
+def build_splits(config: SourceConfig, channels: int = 3) -> Splits:
+    """Open the data of both splits at once, as ``build_source`` opens one; there may be no test split.
+
+    Raises:
+        ValueError: as for ``build_source``.
+    """
+    cls = SOURCES.get(SOURCES.name_of(config))
+    if channels == 3 or _has_channels(config, channels):
+        return cls.build_splits(config, channels)
+    return cls.build_splits(config).as_grey()
+
+
+def _has_channels(config: SourceConfig, channels: int) -> bool:
+    """Return whether the source itself makes images of so many channels; otherwise its RGB images can be made grey.
+
+    Raises:
+        ValueError: neither is possible.
+    """
     cls = SOURCES.get(SOURCES.name_of(config))
     if cls.channel_counts is None or channels in cls.channel_counts:
-        return SOURCES.build(config, split, channels=channels)
+        return True
     cls.check_channels(config, channels)
-    return GreySource(SOURCES.build(config, split))
+    return False

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ssl_zoo.data.decode import CorruptImage, DecodeLimits, PixelFormat, decode
 from ssl_zoo.data.files import open_files
-from ssl_zoo.data.sources.base import SOURCES, Source, SourceConfig, Split, grey
+from ssl_zoo.data.names import printable
+from ssl_zoo.data.sources.base import SOURCES, MissingSplit, Source, SourceConfig, Split, grey
 from ssl_zoo.seeding import generator_for
 from ssl_zoo.settings import setting
 
@@ -107,7 +108,7 @@ def _load(root: Path, split: Split, channels: int) -> tuple[Tensor, Tensor, list
             f"{root / 'cifar-10-batches-py'} contains pickles, and unpickling executes code; download the binary "
             "version of CIFAR-10 (cifar-10-batches-bin) instead"
         )
-    raise ValueError(
+    raise (ValueError if split is Split.train else MissingSplit)(
         f"no CIFAR-10 {split.value} split below data.root={root}; looked for {', '.join(map(str, candidates))} and "
         f"{root / 'cifar-10-batches-bin'}"
     )
@@ -120,9 +121,12 @@ def _load_files(path: Path, channels: int) -> tuple[Tensor, Tensor, list[str]]:
     for position, name in enumerate(files.names):
         folder = name.split("/")[-2] if "/" in name else ""
         if folder not in CLASSES:
-            raise ValueError(f"{path} holds {name}: {folder!r} is no class of CIFAR-10 ({', '.join(CLASSES)})")
+            raise ValueError(
+                f"{path} holds {printable(name)}: {folder!r} is no class of CIFAR-10 ({', '.join(CLASSES)})"
+            )
         try:
-            images[position] = decode(files.read(position), name, _LIMITS, PixelFormat(channels))
+            content = files.read(position, _LIMITS.max_bytes)
+            images[position] = decode(content, printable(name), _LIMITS, PixelFormat(channels))
         except CorruptImage as error:
             # Results on this data set are compared between papers, so no image may be missing.
             raise ValueError(f"{path} is damaged: {error}") from error

@@ -10,7 +10,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ssl_zoo.data.files import open_files
-from ssl_zoo.data.sources.base import SOURCES, Split
+from ssl_zoo.data.names import printable
+from ssl_zoo.data.sources.base import SOURCES, MissingSplit, Split
 from ssl_zoo.data.sources.imagefolder import FilesConfig, FilesSource
 from ssl_zoo.settings import setting
 
@@ -37,13 +38,14 @@ class Clevr(FilesSource):
         images, scenes = root / "images" / part, root / "scenes" / f"CLEVR_{part}_scenes.json"
         for path in (images, scenes):
             if not path.exists():
-                raise ValueError(f"data.root={root} has no {path.relative_to(root)}; expected the unpacked CLEVR_v1.0")
+                kind = ValueError if split is Split.train else MissingSplit
+                raise kind(f"data.root={root} has no {path.relative_to(root)}; expected the unpacked CLEVR_v1.0")
         files = open_files(str(images), max_unpacked_bytes=config.max_unpacked_bytes)
         super().__init__(config, split, files, channels)
         depths = _depths(scenes)
         lost = [name for name in files.names if name not in depths]
         if lost:
-            raise ValueError(f"{scenes} has no scene for {len(lost)} images of {images}, such as {lost[0]}")
+            raise ValueError(f"{scenes} has no scene for {len(lost)} images of {images}, such as {printable(lost[0])}")
         of_image = [depths[name] for name in files.names]
         nearest = torch.tensor([min(depth) for depth in of_image], dtype=torch.float64)
         edges = torch.tensor(DISTANCE_EDGES, dtype=torch.float64)

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
-from ssl_zoo.data.sources.base import SOURCES, Source, SourceConfig, Split
+from ssl_zoo.data.sources.base import SOURCES, MissingSplit, Source, SourceConfig, Split
 from ssl_zoo.settings import setting
 
 CLASSES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
@@ -41,8 +41,9 @@ class FashionMnist(Source):
         super().__init__(config, split, channels)
         roots = [config.root] if config.root else [os.environ.get("SSL_ZOO_DATA"), _SYSTEM_FOLDER]
         prefix = "train" if split is Split.train else "t10k"
-        images = _find(roots, f"{prefix}-images-idx3-ubyte")
-        labels = _find(roots, f"{prefix}-labels-idx1-ubyte")
+        missing = ValueError if split is Split.train else MissingSplit
+        images = _find(roots, f"{prefix}-images-idx3-ubyte", missing)
+        labels = _find(roots, f"{prefix}-labels-idx1-ubyte", missing)
         self._grey = torch.from_numpy(_read_idx(images, _PIXELS_MAGIC, (_SIZE, _SIZE)))
         self._labels = torch.from_numpy(_read_idx(labels, _LABELS_MAGIC, ())).long()
         if len(self._grey) != len(self._labels):
@@ -66,7 +67,7 @@ class FashionMnist(Source):
         return f"{self.split.value}/{CLASSES[self._labels[index]]}/record {index}"
 
 
-def _find(roots: list[str | None], name: str) -> Path:
+def _find(roots: list[str | None], name: str, missing: type[ValueError]) -> Path:
     folders = [
         Path(root).expanduser() / inner for root in roots if root for inner in ("", "FashionMNIST/raw", "fashion-mnist")
     ]
@@ -74,7 +75,7 @@ def _find(roots: list[str | None], name: str) -> Path:
         for path in (folder / name, folder / f"{name}.gz"):
             if path.is_file():
                 return path
-    raise ValueError(
+    raise missing(
         f"no file {name} or {name}.gz in {', '.join(map(str, folders))}; set data.root to the folder that holds it"
     )
 

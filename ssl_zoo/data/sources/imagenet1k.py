@@ -1,14 +1,17 @@
 """ImageNet-1k (ILSVRC 2012) in its usual layout."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from ssl_zoo.data.files import Files, open_files
-from ssl_zoo.data.sources.base import SOURCES, Split
-from ssl_zoo.data.sources.imagefolder import FilesConfig, FilesSource
+from ssl_zoo.data.listing import Reason
+from ssl_zoo.data.names import printable
+from ssl_zoo.data.sources.base import SOURCES, MissingSplit, Split, Splits
+from ssl_zoo.data.sources.imagefolder import FilesConfig, FilesSource, Labelled, leave_out
 from ssl_zoo.settings import setting
+
+_FOLDERS = {Split.train: "train", Split.test: "val"}
 
 
 @dataclass
@@ -21,41 +24,71 @@ class ImageNet1kConfig(FilesConfig):
 class ImageNet1k(FilesSource):
     """ImageNet-1k: train/<wnid>/ and val/<wnid>/ folders, or a tar archive of each; optional subset lists.
 
-    Labels number the wnids in sorted order, as every published classifier does.
+    Labels number the wnids of both splits in sorted order, as every published classifier does.
     """
 
-    def __init__(self, config: ImageNet1kConfig, split: Split, channels: int = 3) -> None:
-        if not config.root:
-            raise ValueError("data=imagenet1k needs data.root=FOLDER")
-        folder = "train" if split is Split.train else "val"
-        root = Path(config.root).expanduser()
-        path = next((p for p in (root / folder, root / f"{folder}.tar") if p.exists()), None)
-        if path is None:
-            raise ValueError(f"data.root={root} has neither a folder {folder}/ nor an archive {folder}.tar")
-        files = open_files(str(path), max_unpacked_bytes=config.max_unpacked_bytes)
-        wnids = [_wnid(name, path) for name in files.names]
-        self.classes = sorted(set(wnids))
-        number = {wnid: label for label, wnid in enumerate(self.classes)}
+    def __init__(
+        self, config: ImageNet1kConfig, split: Split, channels: int = 3, listed: "_Listed | None" = None
+    ) -> None:
+        listed = listed or _Listed.of(config)
+        files = listed.files(split)
+        wnids = {_wnid(name) for part in listed.found.values() for name in part.names}
         if split is Split.train and config.subset is not None:
             files = _subset(files, Path(config.subset).expanduser())
-            wnids = [_wnid(name, path) for name in files.names]
-        super().__init__(config, split, files, channels)
-        self._labels = torch.tensor([number[wnid] for wnid in wnids])
-        self.num_classes = len(self.classes)
+        own = [_wnid(name) for name in files.names]
+        if 2 * own.count(None) >= len(own):
+            raise _outside(files, own.index(None), MissingSplit if split is Split.test else ValueError)
+        files, kept = leave_out(files, Reason.no_class, [wnid is None for wnid in own])
+        labelled = Labelled.of(wnids - {None}, [own[row] for row in kept])
+        super().__init__(config, split, files, channels, labelled=labelled)
+
+    @classmethod
+    def build_splits(cls, config: ImageNet1kConfig, channels: int = 3) -> Splits:
+        return cls._both(config, channels, listed=_Listed.of(config))
 
     @classmethod
     def expected_size(cls, config: ImageNet1kConfig) -> int | None:
         return 1_281_167 if config.subset is None else None
 
 
-def _wnid(name: str, path: Path) -> str:
+@dataclass(frozen=True)
+class _Listed:
+    """The files of both splits; both are listed for either one, since their classes are numbered together."""
+
+    root: Path
+    found: Mapping[Split, Files]
+
+    @classmethod
+    def of(cls, config: ImageNet1kConfig) -> "_Listed":
+        if not config.root:
+            raise ValueError("data=imagenet1k needs data.root=FOLDER")
+        root = Path(config.root).expanduser()
+        found = {}
+        for split, name in _FOLDERS.items():
+            path = next((path for path in (root / name, root / f"{name}.tar") if path.exists()), None)
+            if path is not None:
+                found[split] = open_files(str(path), max_unpacked_bytes=config.max_unpacked_bytes)
+        return cls(root, found)
+
+    def files(self, split: Split) -> Files:
+        if split not in self.found:
+            name = _FOLDERS[split]
+            kind = MissingSplit if split is Split.test else ValueError
+            raise kind(f"data.root={self.root} has neither a folder {name}/ nor an archive {name}.tar")
+        return self.found[split]
+
+
+def _wnid(name: str) -> str | None:
     parts = name.split("/")
-    if len(parts) < 2:
-        raise ValueError(
-            f"{path} contains {name} outside of a class folder; expected <wnid>/*.JPEG, e.g. n01440764/{name}. The "
-            "validation images are distributed without folders: sort them into folders by the wnid of their label first"
-        )
-    return parts[-2]
+    return parts[-2] if len(parts) > 1 else None
+
+
+def _outside(files: Files, position: int, kind: type[ValueError]) -> ValueError:
+    name = printable(files.names[position])
+    return kind(
+        f"{files.path} contains {name} outside of a class folder; expected <wnid>/*.JPEG, e.g. n01440764/{name}. The "
+        "validation images are distributed without folders: sort them into folders by the wnid of their label first"
+    )
 
 
 def _subset(files: Files, path: Path) -> Files:
@@ -69,4 +102,6 @@ def _subset(files: Files, path: Path) -> Files:
             f"data.subset={path} names {len(wanted)} images, {len(kept)} of them are in {files.path}; "
             f"missing e.g. {', '.join(sorted(missing)[:3])}"
         )
-    return files.keep(kept)
+    is_kept = set(kept)
+    others = [name for position, name in enumerate(files.names) if position not in is_kept]
+    return files.keep(kept, files.listing.without(Reason.not_listed, others))

@@ -1,6 +1,6 @@
 """Mixtures of data sources."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,18 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
 from ssl_zoo.data import order
-from ssl_zoo.data.sources.base import SOURCES, Source, SourceConfig, Split, build_source, check_channels
+from ssl_zoo.data.sources.base import (
+    SOURCES,
+    MissingSplit,
+    Source,
+    SourceConfig,
+    Split,
+    Splits,
+    build_source,
+    build_splits,
+    check_channels,
+    digest,
+)
 from ssl_zoo.registry import nearest
 from ssl_zoo.seeding import seed_for
 from ssl_zoo.settings import setting
@@ -68,21 +79,37 @@ class Mixture(Source):
 
     channel_counts = None
 
-    def __init__(self, config: MixtureConfig, split: Split, channels: int = 3) -> None:
+    def __init__(
+        self, config: MixtureConfig, split: Split, channels: int = 3, parts: Sequence[Source] | None = None
+    ) -> None:
         super().__init__(config, split, channels)
         if not config.parts:
             raise ValueError("data=mixture needs data.parts=[{source: NAME, settings: {...}}, ...]")
-        self.parts: list[Source] = [build_source(part.config(), split, channels) for part in config.parts]
+        self.parts: Sequence[Source] = parts or [_part(part.config(), split, channels) for part in config.parts]
         self._sizes = torch.tensor([len(part) for part in self.parts])
         self._stops = self._sizes.cumsum(0)
-        self._quotas = _quotas([part.weight for part in config.parts], self._sizes)
-        image_sizes = {part.image_size for part in self.parts}
+        if len(self) == 0:
+            raise MissingSplit(f"no part of data.parts has an image in its {split.value} split")
+        has_all_parts = bool(self._sizes.all())
+        self._quotas = _quotas([part.weight if has_all_parts else None for part in config.parts], self._sizes)
+        image_sizes = {part.image_size for part in self.parts if len(part)}
         self.image_size = image_sizes.pop() if len(image_sizes) == 1 else None
         # Labels mean the same in all parts only if the class names are equal.
         first, *others = self.parts
         self._is_labelled = bool(first.classes) and all(tuple(part.classes) == tuple(first.classes) for part in others)
         self.classes = tuple(first.classes) if self._is_labelled else tuple(part.source for part in config.parts)
         self.num_classes = len(self.classes)
+
+    @classmethod
+    def build_splits(cls, config: MixtureConfig, channels: int = 3) -> Splits:
+        parts = [build_splits(part.config(), channels) for part in config.parts]
+        train = cls(config, Split.train, channels, [part.train for part in parts])
+        try:
+            test_parts = [_NoImages(part.train) if part.test is None else part.test for part in parts]
+            test = cls(config, Split.test, channels, test_parts)
+            return Splits(train, test, parts=parts)
+        except MissingSplit as missing:
+            return Splits(train, None, str(missing), parts)
 
     @classmethod
     def expected_size(cls, config: MixtureConfig) -> int | None:
@@ -136,12 +163,46 @@ class Mixture(Source):
             ids[owner == number] = inner + self._start(number)
         return ids
 
+    def names(self) -> Sequence[str] | None:
+        names = [part.names() for part in self.parts]
+        if None in names:
+            return None
+        return [f"{number}/{name}" for number, of_part in enumerate(names) for name in of_part]
+
+    def fingerprint(self) -> str:
+        return digest([part.fingerprint() for part in self.parts])
+
     def _locate(self, index: int) -> tuple[Source, int]:
         number = int(torch.bucketize(torch.tensor(index), self._stops, right=True))
         return self.parts[number], index - self._start(number)
 
     def _start(self, number: int) -> int:
         return int(self._stops[number - 1]) if number else 0
+
+
+class _NoImages(Source):
+    """The test split of a part that has none; it keeps the part's place among the labels."""
+
+    def __init__(self, train: Source) -> None:
+        super().__init__(train.config, Split.test, train.channels)
+        self.classes, self.num_classes = train.classes, train.num_classes
+        self._labels = None if train.labels is None else train.labels[:0]
+
+    def __len__(self) -> int:
+        return 0
+
+    def image(self, index: int) -> UInt8[Tensor, "C H W"]:
+        raise IndexError(index)
+
+    def sample_name(self, index: int) -> str:
+        raise IndexError(index)
+
+
+def _part(config: SourceConfig, split: Split, channels: int) -> Source:
+    try:
+        return build_source(config, split, channels)
+    except MissingSplit:
+        return _NoImages(build_source(config, Split.train, channels))
 
 
 def _quotas(weights: list[float | None], sizes: Int[Tensor, "parts"]) -> Int[Tensor, "parts"]:

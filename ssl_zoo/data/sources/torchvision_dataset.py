@@ -10,7 +10,8 @@ import torchvision.datasets
 from jaxtyping import UInt8
 from torch import Tensor
 
-from ssl_zoo.data.decode import CorruptImage, raster_of
+from ssl_zoo.data.corrupt import Refusal
+from ssl_zoo.data.decode import raster_of
 from ssl_zoo.data.raster import PixelFormat, to_format
 from ssl_zoo.data.sources.base import SOURCES, Source, SourceConfig, Split
 from ssl_zoo.registry import nearest
@@ -64,8 +65,8 @@ class TorchvisionDataset(Source):
             hint = "" if config.download else "; here that is data.download=true"
             raise ValueError(f"data.name={config.name} below data.root={root}: {error}{hint}") from error
         self._labels = torch.as_tensor(numpy.asarray(getattr(self._dataset, labels)), dtype=torch.int64)
-        self.num_classes = int(self._labels.max()) + 1
         self.classes = list(getattr(self._dataset, "classes", []))
+        self.num_classes = max(len(self.classes), int(self._labels.max()) + 1)  # a split may lack the last classes
 
     def __len__(self) -> int:
         return len(self._labels)
@@ -74,7 +75,7 @@ class TorchvisionDataset(Source):
         try:
             raster = raster_of(self._dataset[index][0])
         except (OSError, SyntaxError, ValueError) as error:  # of Pillow, where the data set consists of image files
-            raise CorruptImage(self.sample_name(index), f"{type(error).__name__}: {error}") from error
+            raise Refusal.damaged.of(self.sample_name(index), error=f"{type(error).__name__}: {error}") from error
         pixels = to_format(raster, PixelFormat(self.channels), self.sample_name(index))
         return torch.from_numpy(numpy.require(pixels, requirements=("C", "W"))).permute(2, 0, 1)
 

@@ -1,7 +1,7 @@
 """Shards of images in webdataset's format, local or remote, with random access to every sample."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -13,13 +13,14 @@ from torch import Tensor
 from ssl_zoo.data import order
 from ssl_zoo.data.corrupt import Refusal
 from ssl_zoo.data.decode import decode
+from ssl_zoo.data.listing import Listing, Reason
+from ssl_zoo.data.names import normal, printable
 from ssl_zoo.data.shards.index import Index
-from ssl_zoo.data.shards.manifest import Manifest
+from ssl_zoo.data.shards.manifest import LabelSet
 from ssl_zoo.data.shards.place import Shards, default_cache, open_shards
 from ssl_zoo.data.shards.shuffle import windowed
-from ssl_zoo.data.shards.tar import readable
-from ssl_zoo.data.sources.base import SOURCES, Source, Split
-from ssl_zoo.data.sources.imagefolder import LimitedConfig, check_first_images, held_out
+from ssl_zoo.data.sources.base import SOURCES, MissingSplit, Source, Split, digest
+from ssl_zoo.data.sources.imagefolder import LimitedConfig, check_first_images, split_by_hash
 from ssl_zoo.io import PATHS
 from ssl_zoo.seeding import generator_for
 from ssl_zoo.settings import setting
@@ -61,21 +62,33 @@ class WebDataset(Source):
                 "data=webdataset needs data.path=FOLDER with shards, see python tools/make_shards.py --help"
             )
         cache = Path(config.cache).expanduser() if config.cache else default_cache()
-        has_test_path = config.test_path is not None
-        self._shards = open_shards(config.test_path if has_test_path and split is Split.test else config.path, cache)
+        parts = {Split.train: open_shards(config.path, cache)}
+        if config.test_path is not None:
+            is_same = config.test_path == config.path
+            parts[Split.test] = parts[Split.train] if is_same else open_shards(config.test_path, cache)
+        self._shards = parts.get(split, parts[Split.train])
         self.manifest = self._shards.manifest
         self._index = _read_index(self._shards)
-        self._rows = _rows(self._index, self._shards, None if has_test_path else (split, config.test_fraction))
+        self._rows = _rows(self._index, self._shards, None if len(parts) == 2 else (split, config.test_fraction))
         if len(self._rows) == 0:
-            raise ValueError(f"data.path={config.path} leaves no image for the {split.value} split")
-        if has_test_path and split is Split.test:
-            _check_classes(self.manifest, open_shards(config.path, cache).manifest)
+            raise (ValueError if split is Split.train else MissingSplit)(
+                f"data.path={config.path} leaves no image for the {split.value} split"
+            )
+        manifests = [part.manifest for part in parts.values()]
+        self._label_sets: dict[str, Int[Tensor, "n"]] = {}
+        for name, own in self.manifest.label_sets.items():
+            joint = _joint([manifest.label_sets[name] for manifest in manifests if name in manifest.label_sets])
+            labels = self._index.labels[name][self._rows]
+            self._label_sets[name] = _renumbered(labels, own.classes, joint.classes)
+            if len(self._label_sets) == 1:  # the default
+                self.num_classes, self.classes = joint.num_classes, joint.classes
         # Arrays, since reading an element takes a tenth of the time of a tensor's.
         shard, offset, size = (getattr(self._index, column)[self._rows] for column in ("shard", "offset", "size"))
         self._shard, self._offset, self._size = shard.numpy(), offset.numpy(), size.numpy()
         self.image_size = self.manifest.image_size
-        default = next(iter(self.manifest.label_sets.values()), None)
-        self.num_classes, self.classes = (default.num_classes, default.classes) if default else (0, ())
+        self.listing = Listing(self._index.formats(self._rows))
+        if split is Split.train or len(parts) == 2:  # of shards that both splits share, only once
+            _note_left_out(self.listing, self._shards)
         self._paths: dict[int, Path] = {}
         for number in self._shards.numbers:  # find missing and truncated files without reading them
             if not PATHS.is_remote(self._shards.place(self.manifest.shards[number])):
@@ -103,7 +116,7 @@ class WebDataset(Source):
 
     def sample_name(self, index: int) -> str:
         name = self._index.name(int(self._rows[index]))
-        return f"{self.manifest.shards[self._shard[index]].name}/{readable(name)}"
+        return f"{self.manifest.shards[self._shard[index]].name}/{printable(name)}"
 
     def epoch_order(self, seed: int, epoch: int) -> Int[Tensor, "n"]:
         if self.config.shuffle is Shuffle.full:
@@ -113,7 +126,15 @@ class WebDataset(Source):
 
     @property
     def label_sets(self) -> Mapping[str, Int[Tensor, "n"]]:
-        return {name: self._index.labels[name][self._rows] for name in self.manifest.label_sets}
+        return self._label_sets
+
+    def names(self) -> Sequence[str]:
+        names = self._index.all_names()
+        return [names[row].decode("utf-8", "surrogateescape") for row in self._rows.tolist()]
+
+    def fingerprint(self) -> str:
+        numbers = ",".join(map(str, self._shards.numbers))
+        return digest([self.manifest.index.sha256, numbers], self._rows.numpy().tobytes())
 
     def _path(self, number: int) -> Path:
         if number not in self._paths:
@@ -147,13 +168,36 @@ def _rows(index: Index, shards: Shards, share: tuple[Split, float] | None) -> In
     split, test_fraction = share
     # The names exclude the shard, so that other shards of the same images hold out the same samples.
     names = index.all_names()
-    owners = (held_out(names[row].decode("utf-8", "surrogateescape"), test_fraction) for row in rows.tolist())
+    used_names = [names[row].decode("utf-8", "surrogateescape") for row in rows.tolist()]
+    owners = split_by_hash(used_names, test_fraction)
     return rows[torch.tensor([owner is split for owner in owners], dtype=torch.bool)]
 
 
-def _check_classes(test: Manifest, train: Manifest) -> None:
-    for name in set(test.label_sets) & set(train.label_sets):
-        ours, theirs = test.label_sets[name].classes, train.label_sets[name].classes
-        if ours and theirs and ours != theirs:
-            odd = ", ".join(sorted(set(ours) ^ set(theirs))[:3]) or "their order"
-            raise ValueError(f"data.path and data.test_path have different classes of {name!r}; they differ in {odd}")
+def _joint(sets: Sequence[LabelSet]) -> LabelSet:
+    """Return one numbering for the same label set of train and test shards, which may have been made apart.
+
+    Class names decide where both have them: in the order of the split that has all classes, otherwise sorted. Numbers
+    without names are taken as they are.
+    """
+    named = [label_set.classes for label_set in sets if label_set.classes]
+    if len(named) < len(sets):
+        num_classes = max(label_set.num_classes for label_set in sets)
+        return LabelSet(num_classes, named[0] if named and len(named[0]) == num_classes else ())
+    everything = {normal(name): name for classes in named for name in classes}
+    complete = next((classes for classes in named if len(classes) == len(everything)), None)
+    classes = complete or tuple(sorted(everything.values()))
+    return LabelSet(len(classes), classes)
+
+
+def _renumbered(labels: Int[Tensor, "n"], own: Sequence[str], joint: Sequence[str]) -> Int[Tensor, "n"]:
+    if not own or not joint or tuple(own) == tuple(joint):
+        return labels
+    number = {normal(name): label for label, name in enumerate(joint)}
+    return torch.tensor([number[normal(name)] for name in own])[labels]
+
+
+def _note_left_out(listing: Listing, shards: Shards) -> None:
+    for number in shards.numbers:
+        shard = shards.manifest.shards[number]
+        names = [f"{sample.name} ({sample.reason})" for sample in shard.left_out]
+        listing.add(Reason.not_in_shards, shard.num_left_out, names)

@@ -105,7 +105,7 @@ def compare_loading(config: RunConfig, *, num_images: int, rounds: int) -> Loadi
     prepare_device(torch.device("cpu"))  # as the trainer does, for both implementations
     spec = build_views(config.views, config.backbone)[0]
     _check(spec)
-    source = build_source(config.data, Split.train)
+    source = build_source(config.data, Split.train, spec.channels)
     data = TrainingData(source, [spec], {}, seed=config.seed, batch_size=_BATCH)
     count = min(num_images, len(source)) // _BATCH * _BATCH
     if count == 0:
