@@ -1,11 +1,9 @@
 """SIGReg: the distance of a distribution of vectors from a standard Gaussian (LeJEPA, arXiv 2511.08544)."""
 
-from collections.abc import Iterator
-from typing import Any
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from ssl_zoo.world import World
 
@@ -36,34 +34,19 @@ def sigreg(
     gaussian = (-t.square() / 2).exp()
     weights = (2 * max_frequency / (num_knots - 1)) * gaussian
     weights = torch.cat([weights[:1] / 2, weights[1:-1], weights[-1:] / 2])
-    cosines, sines = world.mean(_CharacteristicFunction.apply(samples @ directions, t))
+    cosines, sines = world.mean(_characteristic_function(samples @ directions, t))
     squares = (cosines - gaussian[:, None, None]).square() + sines.square()
     statistic = len(samples) * world.size * torch.einsum("kvm,k->vm", squares, weights)
     return statistic.mean()
 
 
-class _CharacteristicFunction(torch.autograd.Function):
-    """Mean cosine and sine of t times the samples; keeps the samples for the backward pass, not the angles."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Float[Tensor, "S V M"], t: Float[Tensor, "K"]) -> Float[Tensor, "2 K V M"]:
-        ctx.save_for_backward(x, t)
-        means = [torch.stack([angles.cos().mean(1), angles.sin().mean(1)]) for angles, _ in _angles(x, t)]
-        return torch.cat(means, dim=1)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Float[Tensor, "2 K V M"]) -> tuple[Tensor, None]:
-        x, t = ctx.saved_tensors
-        of_cosines, of_sines = (gradient * t[:, None, None] / len(x)).unsqueeze(2)
-        result = torch.zeros_like(x)
-        for angles, part in _angles(x, t):
-            result += (of_sines[part] * angles.cos() - of_cosines[part] * angles.sin()).sum(0)
-        return result, None
+def _characteristic_function(x: Float[Tensor, "S V M"], t: Float[Tensor, "K"]) -> Float[Tensor, "2 K V M"]:
+    """Return the mean cosine and sine of t times the samples; the backward pass computes the angles again."""
+    at_once = max(1, _ELEMENTS_AT_ONCE // x.numel())
+    means = [checkpoint(_means, x, part, use_reentrant=False, preserve_rng_state=False) for part in t.split(at_once)]
+    return torch.cat(means, dim=1)
 
 
-def _angles(x: Float[Tensor, "S V M"], t: Float[Tensor, "K"]) -> Iterator[tuple[Float[Tensor, "k S V M"], slice]]:
-    """Yield t times the samples for a few t at a time, with their place among all."""
-    count = max(1, _ELEMENTS_AT_ONCE // x.numel())
-    for start in range(0, len(t), count):
-        part = slice(start, start + count)
-        yield t[part, None, None, None] * x, part
+def _means(x: Float[Tensor, "S V M"], t: Float[Tensor, "k"]) -> Float[Tensor, "2 k V M"]:
+    angles = t[:, None, None, None] * x
+    return torch.stack([angles.cos().mean(dim=1), angles.sin().mean(dim=1)])

@@ -69,7 +69,7 @@ class Leaking(IJEPA):
     def forward(self, batch: Batch, step: Step) -> Output:
         images, masks = batch.views["image"], batch.masks["image"]
         targets = take(F.layer_norm(self.encoder(images), (48,)), masks.targets)
-        _, predictions = self.predict(images, masks)
+        _, predictions, _ = self.predict(images, masks)
         loss = F.smooth_l1_loss(predictions, masks.paired(targets))
         return Output({"prediction": loss}, feature_metrics(predictions, targets.detach(), masks, 16))
 
