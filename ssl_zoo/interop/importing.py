@@ -20,12 +20,10 @@ from ssl_zoo.interop.released import method_of_file
 from ssl_zoo.method import METHODS
 from ssl_zoo.nn import Positions, ViTConfig
 
-# Methods without a class here: one whose encoder is alike, for recipes. The encoder alone is imported of them.
+# Methods that are not here, whose encoders alone are imported: one with a like encoder, for the recipe.
 _ALIKE = {
-    "msn": "dino",
-    "moco_v3": "dino",
+    "moco_v3": "simclr",
     "dinov2": "dino",
-    "cae": "mae",
     "beit": "mae",
     "vit": "mae",
     "vjepa": "ijepa",

@@ -60,7 +60,7 @@ class Layout:
 _EMA_FIRST = ("target_encoder", "encoder")
 _CLASSIFIER = "a classifier, no part of the encoder"
 _POOLED_NORM = "norm of the pooled feature before a classifier"
-_PROJECTOR = "a projection head that no method here has"
+_PROJECTOR = "a projection head, whose names and norms are not those of the heads here"
 
 _JOINT = (Route("encoder.", "encoder"), Route("target_encoder.", "target_encoder"))
 _STUDENT_AND_TEACHER = (
@@ -137,7 +137,7 @@ LAYOUTS = (
         (("encoder.fc.fc1.", "target_encoder.fc.fc1.", "prototypes"), ("encoder.", "target_encoder.")),
         (
             *(Route(f"{net}.fc.", None, reason=_PROJECTOR) for net in ("encoder", "target_encoder")),
-            Route("prototypes", None, reason="prototypes, which no method here shares"),
+            Route("prototypes", None, reason="prototypes, which belong to the projection head"),
             *_JOINT,
         ),
         _EMA_FIRST,
