@@ -1,4 +1,4 @@
-"""Export the weights of a run: ``python tools/export_weights.py --run DIR [--format FORMAT] [--out DIR]``.
+"""Export the weights of a run, or imported ones: ``python tools/export_weights.py --run DIR [--format FORMAT]``.
 
 ``safetensors`` (default): ``encoder.safetensors``, ``target_encoder.safetensors`` and ``predictor.safetensors``, those
 that the method has, with timm's parameter names; ``ssl_zoo.load`` reads the folder. ``timm``, ``huggingface``, ``onnx``
@@ -14,7 +14,7 @@ from pathlib import Path
 if __package__ in (None, ""):  # run as a file: the checkout's packages are one folder up
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from ssl_zoo.api.exporting import export_run
+from ssl_zoo.api.exporting import export_import, export_run
 from ssl_zoo.interop.export import Format
 from ssl_zoo.machine import refuse_windows
 from ssl_zoo.plugins import discover
@@ -23,8 +23,10 @@ from ssl_zoo.plugins import discover
 def main(argv: Sequence[str] | None = None) -> int:
     refuse_windows()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", required=True, type=Path, metavar="DIR", help="run directory")
-    parser.add_argument("--checkpoint", default="last", help="last (default), best or a step")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--run", type=Path, metavar="DIR", help="run directory")
+    which.add_argument("--weights", type=Path, metavar="DIR", help="folder of tools/import_weights.py")
+    parser.add_argument("--checkpoint", default="last", help="of --run: last (default), best or a step")
     formats = [format.value for format in Format]
     parser.add_argument("--format", choices=formats, default=Format.safetensors.value, help="default: safetensors")
     parser.add_argument(
@@ -33,18 +35,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         default="evaluated",
         help="default: the encoder that the method evaluates, e.g. the target encoder of I-JEPA",
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="a new folder; default: the run's export/<checkpoint>")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="a new folder; default: export/<checkpoint> in the run")
     parser.add_argument("--plugin", action="append", default=[], help="module or file that registers parts; repeatable")
     arguments = parser.parse_args(argv)
     try:
         discover(arguments.plugin)
-        exported = export_run(
-            arguments.run,
-            arguments.out,
-            format=Format(arguments.format),
-            checkpoint=arguments.checkpoint,
-            network=arguments.network,
-        )
+        options = {"format": Format(arguments.format), "network": arguments.network}
+        if arguments.weights:
+            exported = export_import(arguments.weights, arguments.out, **options)
+        else:
+            exported = export_run(arguments.run, arguments.out, checkpoint=arguments.checkpoint, **options)
         for path in sorted(exported.folder.iterdir()):
             print(path)
         print(exported.verification)

@@ -1,4 +1,4 @@
-"""Export of a run: what ``tools/export_weights.py`` does."""
+"""Export of a run or of imported weights: what ``tools/export_weights.py`` does."""
 
 import os
 from dataclasses import dataclass, replace
@@ -6,10 +6,13 @@ from pathlib import Path
 
 from ssl_zoo.api.loading import manifest_of
 from ssl_zoo.config import compose
-from ssl_zoo.engine.trained import choose_network, open_run
+from ssl_zoo.engine.build import build_run_method
+from ssl_zoo.engine.trained import TrainedMethod, choose_network, open_run
 from ssl_zoo.interop.export import Format, export
-from ssl_zoo.interop.manifest import Manifest
+from ssl_zoo.interop.import_folder import RECIPE
+from ssl_zoo.interop.manifest import MANIFEST, Manifest, ManifestError
 from ssl_zoo.interop.model_card import model_card
+from ssl_zoo.interop.start import start_from
 from ssl_zoo.study.zoo import ZooEntry
 
 
@@ -69,3 +72,36 @@ def export_run(
         return model_card(written, facts, scores)
 
     return Exported(folder, export(trained, folder, manifest, format=format, network=network, card=card))
+
+
+def export_import(
+    folder: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
+    *,
+    format: Format,
+    network: str = "evaluated",
+) -> Exported:
+    """Export imported weights to the format of another library.
+
+    Args:
+        folder: a folder of ``tools/import_weights.py``.
+        out: a folder that does not exist; by default ``<folder>_<format>``.
+        network: as for ``ssl_zoo.load``.
+
+    Raises:
+        ValueError: no such folder, ``out`` exists, or the format can't hold the encoder.
+    """
+    folder = Path(folder)
+    if not (folder / RECIPE).is_file() or not (folder / MANIFEST).is_file():
+        raise ManifestError(f"{folder} is no folder of tools/import_weights.py; export a run with --run")
+    if format is Format.safetensors:
+        raise ManifestError(f"{folder} has the weights as safetensors already; choose another --format")
+    manifest = Manifest.read(folder)
+    method = build_run_method(compose(folder / RECIPE).config)
+    start_from(method, folder)
+    if "predictor.safetensors" not in manifest.files and hasattr(method, "decoder"):
+        del method.decoder  # it is as initialised, and would be exported beside the encoder
+    trained = TrainedMethod(method, folder, manifest.step)
+    draft = replace(manifest, kind="export", files={}, details={})
+    target = Path(out) if out else folder.with_name(f"{folder.name}_{format.value}")
+    return Exported(target, export(trained, target, draft, format=format, network=network))

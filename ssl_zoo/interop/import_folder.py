@@ -20,6 +20,9 @@ from ssl_zoo.method import METHODS
 from ssl_zoo.nn import ViTConfig
 
 RECIPE = "recipe.yaml"
+# Augmentations of presets with several views, each with a normalisation of its own.
+_CROPS = {"simclr": ("global_crop", "second_global_crop")}
+_CROPS |= dict.fromkeys(("dino", "ibot", "lejepa", "msn"), (*_CROPS["simclr"], "local_crop"))
 
 
 def write_import(imported: ImportedWeights, out: Path, origin: Mapping[str, str] | None = None) -> Manifest:
@@ -79,13 +82,14 @@ def manifest_of(imported: ImportedWeights, origin: Mapping[str, str]) -> Manifes
 
 def recipe_of(imported: ImportedWeights) -> str:
     """Return a recipe of the method with networks of these sizes, to evaluate and to continue from the weights."""
-    has_one_view = METHODS.get(imported.registered).default_views not in ("dino", "ibot")
-    views = {"mean": list(imported.transform.mean), "std": list(imported.transform.std)}
-    is_usual = views["mean"] == IMAGENET_MEAN
+    normalization = {"mean": list(imported.transform.mean), "std": list(imported.transform.std)}
+    crops = _CROPS.get(METHODS.get(imported.registered).default_views)
+    views = normalization if crops is None else dict.fromkeys(crops, normalization)
+    is_usual = normalization["mean"] == IMAGENET_MEAN
     values = {
         "method": dict(imported.method_settings),
         "backbone": _changed(imported.backbone),
-        "views": views if has_one_view and not is_usual else {},
+        "views": {} if is_usual else views,
     }
     defaults = [{"method": imported.registered}, {"backbone": "vit"}, {"data": "imagenet1k"}]
     document = {"defaults": defaults, **{section: settings for section, settings in values.items() if settings}}
