@@ -10,7 +10,9 @@ from safetensors.torch import load_file
 from ssl_zoo.api.encoder import Encoder, Origin
 from ssl_zoo.api.transform import Transform
 from ssl_zoo.config import Composed, Config, compose
+from ssl_zoo.data.decode import PixelFormat
 from ssl_zoo.data.sources import SOURCES, SourceConfig
+from ssl_zoo.data.sources.imagefolder import LimitedConfig
 from ssl_zoo.engine.build import build_views
 from ssl_zoo.engine.checkpoint.folders import step_of
 from ssl_zoo.engine.checkpoint.state import load_tensors
@@ -67,7 +69,15 @@ def preprocessing_of(config: Config) -> Preprocessing:
     """Return how evaluations of a run render images: the size of its backbone, the normalisation of its first view."""
     view = build_views(config.views, config.backbone)[0]
     backbone = config.backbone
-    return Preprocessing(list(backbone.image_shape), list(view.mean), list(view.std), channels=backbone.in_channels)
+    pixels = config.data.pixels(backbone.in_channels) if isinstance(config.data, LimitedConfig) else PixelFormat()
+    return Preprocessing(
+        list(backbone.image_shape),
+        list(view.mean),
+        list(view.std),
+        channels=backbone.in_channels,
+        intensity_range=pixels.intensity_range and list(pixels.intensity_range),
+        background=list(pixels.background),
+    )
 
 
 def pooling_of(config: Config) -> Pooling:

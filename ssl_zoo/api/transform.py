@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ssl_zoo.data.batch import Normalize
-from ssl_zoo.data.decode import CorruptImage, decode
+from ssl_zoo.data.decode import CorruptImage, PixelFormat, decode
 from ssl_zoo.data.sources.imagefolder import LimitedConfig
 from ssl_zoo.data.transforms import evaluation_view
 from ssl_zoo.interop.manifest import Preprocessing
@@ -36,6 +36,8 @@ class Transform:
         self.size = (preprocessing.size[0], preprocessing.size[1])
         self.mean, self.std = tuple(preprocessing.mean), tuple(preprocessing.std)
         self._normalize = Normalize(self.mean, self.std)
+        stretch = None if preprocessing.intensity_range is None else tuple(preprocessing.intensity_range)
+        self._format = PixelFormat(preprocessing.channels, stretch, tuple(preprocessing.background))
 
     def __call__(self, images: ImageLike | Sequence[ImageLike]) -> Float[Tensor, "*B C H W"]:
         """Return one normalised image (C, H, W), or a batch (B, C, H, W) for a list or a batched tensor.
@@ -62,9 +64,9 @@ class Transform:
             ValueError: as for a call.
         """
         if isinstance(image, (str, Path)):
-            return _decoded(Path(image).read_bytes(), str(image), self.preprocessing.channels)
+            return _decoded(Path(image).read_bytes(), str(image), self._format)
         if isinstance(image, Image.Image):
-            return _of_pillow(image, self.preprocessing.channels)
+            return _of_pillow(image, self._format)
         if isinstance(image, numpy.ndarray):
             if image.ndim != 3 or image.dtype != numpy.uint8:
                 raise ValueError(f"an array of {image.dtype} and shape {image.shape}; give uint8 of (height, width, 3)")
@@ -78,9 +80,9 @@ class Transform:
         return f"Transform({height}x{width} px, mean={self.mean}, std={self.std})"
 
 
-def _of_pillow(image: Image.Image, channels: int) -> UInt8[Tensor, "C H W"]:
+def _of_pillow(image: Image.Image, wanted: PixelFormat) -> UInt8[Tensor, "C H W"]:
     image = ImageOps.exif_transpose(image)
-    if image.mode == "RGB" and channels == 3 and "transparency" not in image.info:
+    if image.mode == "RGB" and wanted.channels == 3 and "transparency" not in image.info:
         return torch.from_numpy(numpy.array(image)).permute(2, 0, 1)
     if "transparency" in image.info:
         image = image.convert("RGBA")
@@ -88,12 +90,12 @@ def _of_pillow(image: Image.Image, channels: int) -> UInt8[Tensor, "C H W"]:
     # a data source reads them.
     buffer = io.BytesIO()
     image.save(buffer, format="TIFF")
-    return _decoded(buffer.getvalue(), f"a Pillow image of mode {image.mode}", channels)
+    return _decoded(buffer.getvalue(), f"a Pillow image of mode {image.mode}", wanted)
 
 
-def _decoded(data: bytes, name: str, channels: int) -> UInt8[Tensor, "C H W"]:
+def _decoded(data: bytes, name: str, wanted: PixelFormat) -> UInt8[Tensor, "C H W"]:
     try:
-        return decode(data, name, LimitedConfig().limits, LimitedConfig().pixels(channels))
+        return decode(data, name, LimitedConfig().limits, wanted)
     except CorruptImage as error:
         raise ValueError(str(error)) from error
 

@@ -40,6 +40,9 @@ class Preprocessing:
         crop_fraction: side of the centre crop over the shorter side of a resized image. An image that is no larger
             than ``size`` is shown whole.
         channels: colour channels of the input.
+        intensity_range: the stored values that become 0 and 255 in files of more than 8 bits; None scales each file by
+            a range of its own.
+        background: RGB, 0..255, shown where an image is transparent.
     """
 
     size: Sequence[int]
@@ -48,6 +51,8 @@ class Preprocessing:
     interpolation: str = "bicubic"
     crop_fraction: float = 224 / 256
     channels: int = 3
+    intensity_range: Sequence[float] | None = None
+    background: Sequence[int] = field(default_factory=lambda: [255, 255, 255])
 
 
 @dataclass(frozen=True)

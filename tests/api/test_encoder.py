@@ -240,3 +240,19 @@ def test_relative_position_biases_are_interpolated_for_another_image_size(tmp_pa
     run = ssl_zoo.train(DEMO, settings, verbose=False)
     encoder = ssl_zoo.load(run.path, image_size=48)
     assert encoder.patches(torch.randn(2, 3, 48, 48)).shape == (2, 144, 48)
+
+
+def test_the_transform_of_a_run_and_its_export_has_the_intensity_range_and_background_of_the_data(tmp_path: Path):
+    (tmp_path / "data").mkdir()
+    for number in range(4):
+        ramp = numpy.linspace(0, 1000 + 100 * number, 32 * 32).reshape(32, 32).astype(numpy.uint16)
+        Image.fromarray(ramp).save(tmp_path / "data" / f"{number}.png")
+    clear = Image.fromarray(numpy.zeros((32, 32, 4), numpy.uint8), mode="RGBA")
+    clear.save(tmp_path / "data" / "clear.png")
+    settings = {name: value for name, value in TINY.items() if not name.startswith(("data.", "probe."))}
+    own = {"data": "imagefolder", "data.path": tmp_path / "data", "data.intensity_range": [0, 2000]}
+    own |= {"data.background": [10, 20, 30], "output_dir": tmp_path / "run", "trainer.batch_size": 4}
+    run = ssl_zoo.train(DEMO, {**settings, **own, "trainer.num_steps": 1}, verbose=False)
+    for encoder in (run.encoder(), ssl_zoo.load(export_run(run.path).folder)):
+        assert encoder.transform.pixels(tmp_path / "data" / "0.png").max() == round(1000 / 2000 * 255)
+        assert encoder.transform.pixels(tmp_path / "data" / "clear.png")[:, 0, 0].tolist() == [10, 20, 30]

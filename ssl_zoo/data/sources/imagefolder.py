@@ -104,7 +104,7 @@ def check_first_images(source: Source, may_differ: bool) -> None:
             continue
     if refused:
         raise ValueError(
-            f"{refused[0]}. So it is with all of {len(refused)} images looked at; set backbone.in_channels, or "
+            f"{refused[0]}. None of the {len(refused)} images that were checked can be; set backbone.in_channels, or "
             "--in-channels of a tool, to what the files hold (1 or 3 for grey and RGB images)"
         )
 
