@@ -77,7 +77,8 @@ class CAE(Method):
         self.regressor = LatentRegressor(config, encoder.config, dim, num_heads)
         self.decoder = LatentDecoder(config, encoder.config, dim, num_heads, target.dim)
         self.mask_token = nn.Parameter(torch.empty(1, 1, dim))
-        self.register_buffer("positions", sincos_positions(encoder.grid, dim, encoder.config.sincos_layout)[0])
+        positions = sincos_positions(encoder.grid, dim, encoder.config.sincos_layout)[0]
+        self.register_buffer("positions", positions, persistent=False)  # a function of the grid alone
         for network in (self.project, self.regressor, self.decoder):
             initialize(network, INITIALIZATION)
         initialize_token(self.mask_token, INITIALIZATION)
