@@ -90,7 +90,7 @@ def test_options_that_couple_the_images_of_all_ranks_train_as_on_one_process(tmp
     )
     for job in alone:
         job.run(ALONE)
-    run_jobs(sharded, 4, tmp_path)
+    run_jobs(sharded, 2, tmp_path)
     for job, reference in zip(sharded, alone, strict=True):
         assert_same_training(job, reference)
 
