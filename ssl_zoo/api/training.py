@@ -4,6 +4,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from rich.console import Console
 from ssl_zoo.api.encoder import Encoder
 from ssl_zoo.api.loading import load
 from ssl_zoo.api.overrides import Overrides, as_words
-from ssl_zoo.config import Composed, compose, recipe_text
+from ssl_zoo.config import Composed, Config, compose, recipe_text
+from ssl_zoo.data.loader import TrainingData
 from ssl_zoo.data.sources import Splits, build_splits
 from ssl_zoo.data.summary import classes_of_one_split, similar_classes, summary
 from ssl_zoo.engine import hooks
@@ -122,7 +124,7 @@ def train_composed(
     """Train a composed recipe in the given processes; the errors are those of ``train``.
 
     Args:
-        must_evaluate: raise an error where the data is no use for an evaluator, instead of leaving it out.
+        must_evaluate: raise an error where an evaluator can't run on the data, instead of leaving it out.
     """
     config = composed.config
     chosen = {"choices": dict(composed.choices), **composed.plain()}
@@ -139,18 +141,7 @@ def train_composed(
     recorded = None if checkpoint is None else recorded_precision(checkpoint)
     choice = run_precision(method, config.trainer, ranks, recorded)
     precision = autocast(choice.precision, ranks.device)
-    probe = Probe(
-        config,
-        splits.train,
-        splits.test,
-        data.views[0],
-        is_optional=not must_evaluate,
-        without_test=splits.without_test,
-        device=ranks.device,
-        autocast=precision,
-    )
-    if (explanation := probe.explanation()) and ranks.is_main:
-        log.warning("evaluation: %s", explanation)
+    probe = _probe(config, splits, data, ranks, precision, must_evaluate)
     if checkpoint is not None and not accept_changed_data:
         require_same_data(checkpoint, splits, is_evaluated=bool(probe.evaluators))
     tensorboard = TensorBoard(run.tensorboard, recipe_text(composed)) if config.monitor.tensorboard else None
@@ -188,6 +179,30 @@ def train_composed(
     if ranks.is_main:
         report(console, run, trainer, evaluation)
     return Run(run.path, trainer.step, trainer.num_steps, {score.name: score for score in evaluation.scores})
+
+
+def _probe(
+    config: Config,
+    splits: Splits,
+    data: TrainingData,
+    ranks: Processes,
+    precision: AbstractContextManager,
+    must_evaluate: bool,
+) -> Probe:
+    """Build the probe of a run, and log which evaluators it leaves out."""
+    probe = Probe(
+        config,
+        splits.train,
+        splits.test,
+        data.views[0],
+        is_optional=not must_evaluate,
+        without_test=splits.without_test,
+        device=ranks.device,
+        autocast=precision,
+    )
+    if (explanation := probe.explanation()) and ranks.is_main:
+        log.warning("evaluation: %s", explanation)
+    return probe
 
 
 def _log_data(splits: Splits) -> None:

@@ -1,4 +1,4 @@
-"""``backbone.in_channels`` decides what every source, view and shard holds; what can't have so many is refused."""
+"""``backbone.in_channels`` decides what every source, view and shard holds; what can't have that number is refused."""
 
 import logging
 import pickle

@@ -245,8 +245,8 @@ def build_source(config: SourceConfig, split: Split, channels: int = 3) -> Sourc
     """Open the data of a split as images of ``channels`` channels, which are ``backbone.in_channels`` in a run.
 
     Raises:
-        ValueError: missing data, data in another layout, or data that can't have so many channels; a ``MissingSplit``
-            where only the test split is missing.
+        ValueError: missing data, data in another layout, or data that can't have that number of channels; a
+            ``MissingSplit`` where only the test split is missing.
     """
     if channels == 3:
         return SOURCES.build(config, split)
@@ -268,7 +268,7 @@ def build_splits(config: SourceConfig, channels: int = 3) -> Splits:
 
 
 def _has_channels(config: SourceConfig, channels: int) -> bool:
-    """Return whether the source itself makes images of so many channels; otherwise its RGB images can be made grey.
+    """Return whether the source itself makes images of ``channels`` channels; else its RGB images can be made grey.
 
     Raises:
         ValueError: neither is possible.
