@@ -1,4 +1,4 @@
-"""MSN: a masked crop and small crops of an image are assigned to the same prototypes as its full crop.
+"""MSN: a masked crop and focal crops of an image are assigned to the same prototypes as its full crop.
 
 Paper: Assran et al., "Masked Siamese Networks for Label-Efficient Learning", arXiv 2204.07141. Reference:
 facebookresearch/msn. The settings that reproduce its scores: Ruan et al., "Weighted Ensemble Self-Supervised Learning",
