@@ -23,7 +23,7 @@ class EmaConfig(Settings):
     final_momentum: float = setting(1.0, "EMA momentum at its end", at_least=0, at_most=1)
     schedule: ScheduleShape = setting(ScheduleShape.linear, "how the momentum changes: constant, linear or cosine")
     anneal_fraction: float = setting(
-        1.0, "fraction of the run after which the momentum keeps its final value", above=0, at_most=1
+        1.0, "fraction of the run after which the momentum is final; above 1 the run ends before", above=0
     )
 
     def momentum_at(self, fraction: float) -> float:

@@ -1,6 +1,7 @@
 """Golden schedule values of the reference recipes."""
 
 import importlib.resources
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,17 @@ def test_milestones_beyond_a_shorter_run_are_not_reached() -> None:
 def test_milestones_must_rise_after_the_warm_up(milestones: list[float]) -> None:
     with pytest.raises(ValueError, match=r"optim\.milestones=.* after optim\.warmup_epochs=1"):
         AdamWConfig(warmup_epochs=1, milestones=milestones)
+
+
+def test_a_run_ends_partway_through_stretched_schedules() -> None:
+    config = AdamWConfig(
+        lr=1.0, min_lr=0.0, warmup_epochs=1, weight_decay=0.0, final_weight_decay=1.0, schedule_stretch=2
+    )
+    run, longer = (
+        RateSchedules(replace(config, schedule_stretch=stretch), num_steps=steps, steps_per_epoch=2)
+        for stretch, steps in ((2.0, 10), (1.0, 20))
+    )
+    assert [run(step) for step in range(10)] == [longer(step) for step in range(10)]
 
 
 def test_the_warm_up_ends_exactly_at_the_peak() -> None:

@@ -36,6 +36,11 @@ class OptimConfig(Settings):
     final_weight_decay: float | None = setting(None, "weight decay at its end; null keeps it", at_least=0)
     weight_decay_schedule: ScheduleShape = setting(ScheduleShape.cosine, "constant, linear or cosine")
     clip_grad_norm: float | None = setting(None, "limit of the gradient norm; null clips nothing", above=0)
+    schedule_stretch: float = setting(
+        1.0,
+        "length of the schedules of lr and weight decay in runs; 1.25 as MSN: the run ends before they do",
+        at_least=1,
+    )
     schedule_offset: int = setting(0, "step s reads schedules at s + offset; compat: 1 as I-JEPA and MSN, -1 as SimMIM")
 
     def __post_init__(self) -> None:
@@ -130,20 +135,20 @@ class RateSchedules:
     """
 
     def __init__(self, config: OptimConfig, *, num_steps: int, steps_per_epoch: int) -> None:
-        self.offset, self.num_steps = config.schedule_offset, num_steps
+        self.offset, self.length = config.schedule_offset, config.schedule_stretch * num_steps
         self.warmup_steps = int(config.warmup_epochs * steps_per_epoch)
         main = make_schedule(ScheduleShape.cosine, config.lr, config.lr if config.min_lr is None else config.min_lr)
         if config.milestones:
             milestones = [int(epochs * steps_per_epoch) - self.warmup_steps for epochs in config.milestones]
-            num_main = max(1, num_steps - self.warmup_steps)
+            num_main = max(1, int(self.length) - self.warmup_steps)
             main = multistep(config.lr, config.milestone_factor, milestones, num_main)
-        self._lr = with_warmup(config.warmup_lr, self.warmup_steps / num_steps, main)
+        self._lr = with_warmup(config.warmup_lr, self.warmup_steps / self.length, main)
         final_decay = config.weight_decay if config.final_weight_decay is None else config.final_weight_decay
         self._weight_decay = make_schedule(config.weight_decay_schedule, config.weight_decay, final_decay)
 
     def __call__(self, step: int) -> Rates:
         """Return the values of step ``step``, counted from 0."""
-        fraction = min(1.0, max(0, step + self.offset) / self.num_steps)
+        fraction = min(1.0, max(0, step + self.offset) / self.length)
         return Rates(self._lr(fraction), self._weight_decay(fraction))
 
 

@@ -1,11 +1,11 @@
 """Golden fixtures of MSN (facebookresearch/msn): a tiny model's run, recomputed by ours."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
-from ssl_zoo.engine.optim import Rates
+from ssl_zoo.engine.optim import AdamWConfig
 from ssl_zoo.interop.official import NameMap, load_official
 from ssl_zoo.losses.info_nce import cosine_logits
 from ssl_zoo.losses.self_distillation import entropy, mean_entropy_gap, sinkhorn
@@ -25,7 +25,7 @@ from ssl_zoo.testing.golden.fixture import (
     Tolerance,
     blame,
 )
-from ssl_zoo.testing.golden.training import Replay, adamw, cosine, official_gradients, reference_method
+from ssl_zoo.testing.golden.training import Replay, adamw, official_gradients, reference_method
 from ssl_zoo.world import World
 
 _HEAD_LAYERS = 3
@@ -154,7 +154,7 @@ class _Replay(Replay):
     method: MSN
 
     def __init__(self, fixture: Fixture, method: MSN) -> None:
-        super().__init__(fixture, method, Comparison(fixture), adamw(fixture), _rates(fixture))
+        super().__init__(fixture, method, Comparison(fixture), _optim(fixture))
         self.stretched = fixture.number("schedule_stretch") * self.num_steps
         self._number, self._encoder_norms = 0, {}  # by step, before clipping
 
@@ -193,20 +193,19 @@ class _Replay(Replay):
         }
 
 
-def _rates(fixture: Fixture) -> Callable[[int], Rates]:
-    """Return the reference's schedules: a step ahead, over a longer run than there is."""
-    per_epoch = fixture.count("steps_per_epoch")
-    total = int(fixture.number("schedule_stretch") * fixture.count("epochs") * per_epoch)
-    warmup, start = int(fixture.number("warmup_epochs") * per_epoch), fixture.number("lr0")
-    base, last = fixture.number("lr"), fixture.number("lr1")
-
-    def rates(step: int) -> Rates:
-        ahead = step + 1
-        rising = start + ahead / max(1, warmup) * (base - start)
-        lr = rising if ahead < warmup else cosine(base, last, (ahead - warmup) / max(1, total - warmup))
-        return Rates(lr, cosine(fixture.number("wd"), fixture.number("wd_end"), ahead / total))
-
-    return rates
+def _optim(fixture: Fixture) -> AdamWConfig:
+    """Return the reference's optimizer, whose schedules are a step ahead, over a longer run than there is."""
+    return adamw(
+        fixture,
+        lr=fixture.number("lr"),
+        warmup_lr=fixture.number("lr0"),
+        min_lr=fixture.number("lr1"),
+        warmup_epochs=fixture.number("warmup_epochs"),
+        weight_decay=fixture.number("wd"),
+        final_weight_decay=fixture.number("wd_end"),
+        schedule_stretch=fixture.number("schedule_stretch"),
+        schedule_offset=1,
+    )
 
 
 def _batch(fixture: Fixture, step: int, method: MSN) -> Batch:
