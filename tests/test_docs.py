@@ -9,6 +9,7 @@ from test_layering import LEAVES, MAY_IMPORT
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 DESIGN = (ROOT / "docs" / "design.md").read_text()
+PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))]
 
 
 def test_the_method_in_the_readme_is_an_excerpt_of_its_file():
@@ -27,7 +28,7 @@ def test_the_layers_of_the_design_are_the_tested_ones():
     assert names.findall(rows[0][0]) == list(LEAVES)
 
 
-@pytest.mark.parametrize("page", ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
+@pytest.mark.parametrize("page", PAGES)
 def test_links_and_recipes_exist(page):
     text, folder = (ROOT / page).read_text(), (ROOT / page).parent
     links = {folder / link for link in re.findall(r"\]\((?!https?:)([^)#]+)", text)}

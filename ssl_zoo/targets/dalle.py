@@ -93,7 +93,7 @@ def load_dalle(encoder: DalleEncoder, weights: str, sha256: str | None) -> None:
     except (SafetensorError, OSError) as error:
         raise ValueError(
             f"{key} is truncated or no safetensors file ({error}). Pickled files such as encoder.pkl are not read: "
-            "save the state dict of the encoder with safetensors.torch.save_file (docs/using.md)"
+            "save the state dict of the encoder with safetensors.torch.save_file (docs/methods/cae.md)"
         ) from error
     given = {_own_name(name): tensor for name, tensor in tensors.items()}
     complaints = [f"lacks {_official_name(name)}" for name in own if name not in given]
