@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from ssl_zoo.data.rendering import Rendering
 from ssl_zoo.masks.base import Masks
 from ssl_zoo.settings import Settings, setting
 
@@ -153,6 +154,8 @@ class Batch:
         notices: lines for the log that reading the images brought up.
         fingerprint: digest of the planned sample ids and masks of the whole step, equal on all ranks.
         normalize: the normalisation of each view.
+        images: of one size, from which the device renders all views.
+        renderings: what is left to do for each view on the device; ``TrainingData.to_device`` does it.
     """
 
     views: Mapping[str, Tensor]
@@ -162,6 +165,8 @@ class Batch:
     notices: tuple[str, ...] = ()
     fingerprint: bytes | None = None
     normalize: Mapping[str, Normalize] = field(default_factory=dict)
+    images: UInt8[Tensor, "B C H W"] | None = None
+    renderings: Mapping[str, Rendering] = field(default_factory=dict)
 
     @property
     def num_images(self) -> int:
@@ -182,6 +187,8 @@ class Batch:
             views={name: function(view) for name, view in self.views.items()},
             masks={name: masks.map(function) for name, masks in self.masks.items()},
             index=None if self.index is None else function(self.index),
+            images=None if self.images is None else function(self.images),
+            renderings={name: rendering.map(function) for name, rendering in self.renderings.items()},
         )
 
     def tensors(self) -> list[Tensor]:
@@ -195,7 +202,9 @@ class Batch:
         return self.map(lambda tensor: tensor.pin_memory())
 
     def rows(self, rows: slice) -> "Batch":
-        """Return the part of the batch that holds these images."""
+        """Return the part of the batch that holds these images; its views have to be rendered already."""
+        if self.renderings:
+            raise ValueError("a batch can be cut once TrainingData.to_device has rendered its views")
         return replace(self.map(lambda tensor: tensor[rows]), corrupt=(), fingerprint=None)
 
     def micro_batches(self, count: int) -> Sequence["Batch"]:

@@ -9,6 +9,8 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -17,8 +19,18 @@ from torch import Tensor
 from ssl_zoo.data import order
 from ssl_zoo.data.batch import Batch, Corrupt, Normalize, ViewSpec
 from ssl_zoo.data.decode import CorruptImage
+from ssl_zoo.data.rendering import Recolouring, Rendering
 from ssl_zoo.data.sources.base import Source
-from ssl_zoo.data.transforms import ViewParams, evaluation_view, render_each, render_equal, sample_params
+from ssl_zoo.data.transforms import (
+    crop_each,
+    evaluation_view,
+    plan_equal,
+    render,
+    render_each,
+    render_equal,
+    sample_params,
+)
+from ssl_zoo.data.view_params import ViewParams
 from ssl_zoo.data.workers import Items, in_workers, resolve_workers
 from ssl_zoo.masks.base import MaskGenerator, Masks
 from ssl_zoo.seeding import generator_for
@@ -27,9 +39,16 @@ from ssl_zoo.settings import Settings, setting
 log = logging.getLogger(__name__)
 
 
+class AugmentOn(Enum):
+    """Where views are computed from decoded images."""
+
+    host = "host"
+    device = "device"
+
+
 @dataclass
 class LoaderConfig(Settings):
-    """How batches are produced; no key of it changes what is in them."""
+    """How batches are produced; no key of it changes what is in them, except rounding by ``augment_on`` on a GPU."""
 
     section = "loader"
 
@@ -38,6 +57,9 @@ class LoaderConfig(Settings):
     )
     prefetch_per_worker: int = setting(2, "batches that each worker keeps ready", at_least=1)
     pin_memory: bool | None = setting(None, "page-locked batches for faster copies; null: where there is a GPU")
+    augment_on: AugmentOn = setting(
+        AugmentOn.host, "host; device: colours there, and crops of images of one size: for a GPU that waits for data"
+    )
     timeout_s: float = setting(300.0, "seconds after which a missing batch is an error; 0 waits forever", at_least=0)
     max_corrupt_fraction: float | None = setting(
         None,
@@ -79,6 +101,7 @@ class TrainingData:
         per_rank = batch_size // world_size
         self._rows = slice(rank * per_rank, (rank + 1) * per_rank)
         self._normalize = {view.name: view.normalize for view in self.views}
+        self._resident: UInt8[Tensor, "n C H W"] | None = None  # all images of a small data set, on the device
 
     def indices(self, step: int) -> Int[Tensor, "G"]:
         """Return the planned sample ids of the global batch."""
@@ -107,23 +130,46 @@ class TrainingData:
             ValueError: no image could be decoded.
         """
         planned, masks = self.indices(step), self.masks(step)
-        rows = self._rows
-        index, images, corrupt = self._load(planned[rows])
+        index, images, corrupt = self._load(planned[self._rows])
+        rendered = render_equal if isinstance(images, Tensor) else render_each
+        views = {spec.name: rendered(images, params, spec) for spec, params in self._sampled(step)}
+        return self._batch(planned, masks, views=views, index=index, corrupt=corrupt)
+
+    def unrendered(self, step: int) -> Batch:
+        """Load this rank's part of a step as ``batch``, and leave to ``to_device`` what a device can do of its views.
+
+        Raises:
+            ValueError: no image could be decoded.
+        """
+        planned, masks = self.indices(step), self.masks(step)
+        is_stored = self.source.stored is not None
+        index, images, corrupt = (planned[self._rows], None, ()) if is_stored else self._load(planned[self._rows])
+        views, renderings = {}, {}
+        for spec, params in self._sampled(step):
+            if isinstance(images, list):
+                views[spec.name] = crop_each(images, params, spec)
+                renderings[spec.name] = Rendering(Recolouring.of(params, spec.channels))
+            else:
+                renderings[spec.name] = plan_equal(params, self.source.image_size, spec)
+        left = {"images": None if views else images, "renderings": renderings}
+        return self._batch(planned, masks, views=views, index=index, corrupt=corrupt, **left)
+
+    def _sampled(self, step: int) -> Iterator[tuple[ViewSpec, ViewParams]]:
+        """Sample the random decisions of each view for the global batch, and give out those of this rank's rows."""
         params: dict[str, ViewParams] = {}
-        views = {}
         for number, spec in enumerate(self.views):
             generator = generator_for(self.seed, "view", step, number)
             repeated = params.get(spec.same_as)
-            params[spec.name] = repeated or sample_params(spec.config, self.batch_size, generator).rows(rows)
-            render = render_equal if isinstance(images, Tensor) else render_each
-            views[spec.name] = render(images, params[spec.name], spec)
+            params[spec.name] = repeated or sample_params(spec.config, self.batch_size, generator).rows(self._rows)
+            yield spec, params[spec.name]
+
+    def _batch(self, planned: Int[Tensor, "G"], masks: Mapping[str, Masks], **loaded: Any) -> Batch:
+        rows = self._rows
         return Batch(
-            views=views,
             masks={name: m.map(lambda tensor: tensor[rows]) for name, m in masks.items()},
-            index=index,
-            corrupt=corrupt,
             notices=self.source.take_notices(),
             fingerprint=_digest(planned, masks),
+            **loaded,
         )
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
@@ -140,12 +186,13 @@ class TrainingData:
 
     def _host_batches(self, start: int, stop: int) -> Iterator[Batch]:
         num_workers = resolve_workers(self.config.num_workers)
+        load = self.unrendered if self.config.augment_on is AugmentOn.device else self.batch
         if num_workers == 0:
-            yield from map(self.batch, range(start, stop))
+            yield from map(load, range(start, stop))
             return
         pin_memory = torch.cuda.is_available() if self.config.pin_memory is None else self.config.pin_memory
         yield from in_workers(
-            Items(self.batch, range(start, stop)),
+            Items(load, range(start, stop)),
             num_workers,
             prefetch_per_worker=self.config.prefetch_per_worker,
             timeout_s=self.config.timeout_s,
@@ -155,8 +202,23 @@ class TrainingData:
     def to_device(self, batch: Batch, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The batch on the device, its views as normalised float32; the copy moves bytes, not floats."""
         moved = batch.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
-        views = {name: self._normalize[name](view) for name, view in moved.views.items()}
-        return replace(moved, views=views, normalize=self._normalize)
+        views = self._rendered(moved) if moved.renderings else moved.views
+        views = {name: self._normalize[name](view) for name, view in views.items()}
+        return replace(moved, views=views, normalize=self._normalize, images=None, renderings={})
+
+    def _rendered(self, batch: Batch) -> Mapping[str, UInt8[Tensor, "B C H W"]]:
+        images = batch.images
+        if images is None and not batch.views:
+            if self._resident is None or self._resident.device != batch.index.device:
+                self._resident = self.source.stored.to(batch.index.device)
+            images = self._resident[batch.index]
+        return {
+            spec.name: render(batch.views.get(spec.name, images), batch.renderings[spec.name], spec)
+            for spec in self.views
+        }
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_resident": None}  # worker processes have no use for a copy on the device
 
     def _load(
         self, planned: Int[Tensor, "B"]

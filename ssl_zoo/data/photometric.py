@@ -57,7 +57,7 @@ def grayscale(images: UInt8[Tensor, "n 3 h w"]) -> UInt8[Tensor, "n 3 h w"]:
 def blur(images: UInt8[Tensor, "n C h w"], sigmas: Float[Tensor, "n"]) -> UInt8[Tensor, "n C h w"]:
     """Gaussian blur with the image's standard deviation in pixels."""
     radius = _BLUR_KERNEL // 2
-    distances = torch.arange(-radius, radius + 1)
+    distances = torch.arange(-radius, radius + 1, device=sigmas.device)
     kernels = (distances / sigmas[:, None]).square().mul(-0.5).softmax(dim=1)
     kernels = kernels.repeat_interleave(images.shape[1], 0)[:, None]  # one per channel
     planes = F.pad(images.float(), (radius,) * 4, mode="reflect").flatten(0, 1)[None]
@@ -87,4 +87,4 @@ def _blended(
     images: UInt8[Tensor, "n C h w"], others: Float[Tensor, "n 1 #h #w"], factors: Float[Tensor, "n"]
 ) -> UInt8[Tensor, "n C h w"]:
     factors = _each(factors)
-    return (images * factors).add_((1 - factors.double()).float() * others).clamp_(0, 255).to(torch.uint8)
+    return (images * factors).add_((1 - factors) * others).clamp_(0, 255).to(torch.uint8)

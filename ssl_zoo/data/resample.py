@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
+from ssl_zoo.precision import exact_matmuls
+
 
 def resize_crop(
     image: UInt8[Tensor, "*B C H W"], box: tuple[int, int, int, int], size: tuple[int, int], interpolation: str
@@ -41,8 +43,9 @@ def resize_crops(
     columns = _filter_matrix(boxes[:, 1], boxes[:, 3], width, out_width, interpolation)
     columns = torch.where(flipped[:, None, None], columns.flip(1), columns)
     flat = images.reshape(num_images, channels * height, width).float()
-    wide = torch.bmm(flat, columns.transpose(1, 2)).view(num_images, channels, height, out_width)
-    return torch.matmul(rows[:, None], wide).round_().clamp_(0, 255).to(torch.uint8)
+    with exact_matmuls():
+        wide = torch.bmm(flat, columns.transpose(1, 2)).view(num_images, channels, height, out_width)
+        return torch.matmul(rows[:, None], wide).round_().clamp_(0, 255).to(torch.uint8)
 
 
 def _filter_matrix(
@@ -51,8 +54,8 @@ def _filter_matrix(
     """Return the weight of each input pixel in each output pixel of the crop ``start .. start+length``."""
     scale = length.float() / out_size
     stretch = scale.clamp(min=1.0)[:, None, None]  # antialiasing widens the filter only when shrinking
-    centers = start[:, None] + (torch.arange(out_size) + 0.5) * scale[:, None]
-    pixels = torch.arange(in_size)
+    centers = start[:, None] + (torch.arange(out_size, device=start.device) + 0.5) * scale[:, None]
+    pixels = torch.arange(in_size, device=start.device)
     distance = ((pixels + 0.5) - centers[:, :, None]).div_(stretch).abs_()
     weights = _triangle(distance) if interpolation == "bilinear" else _cubic(distance)
     inside = (pixels >= start[:, None]) & (pixels < (start + length)[:, None])
@@ -68,4 +71,4 @@ def _cubic(distance: Tensor) -> Tensor:
     """Compute Keys' kernel with a = -0.5, which Pillow and torch use with antialiasing (a = -0.75 without)."""
     near = (1.5 * distance - 2.5) * distance * distance + 1.0
     far = ((-0.5 * distance + 2.5) * distance - 4.0) * distance + 2.0
-    return torch.where(distance < 1.0, near, torch.where(distance < 2.0, far, torch.zeros(())))
+    return torch.where(distance < 1.0, near, torch.where(distance < 2.0, far, distance.new_zeros(())))

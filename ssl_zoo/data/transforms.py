@@ -6,48 +6,20 @@ random order), grayscale, blur, solarize (BYOL, arXiv 2006.07733, appendix B; DI
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Int, UInt8
 from torch import Tensor
 
-from ssl_zoo.data import photometric
 from ssl_zoo.data.batch import ViewConfig, ViewSpec
+from ssl_zoo.data.rendering import Recolouring, Rendering
 from ssl_zoo.data.resample import resize_crop, resize_crops
+from ssl_zoo.data.view_params import ViewParams
 
 CROP_ATTEMPTS = 10  # as torchvision's RandomResizedCrop
 _BLUR_SIGMA = (0.1, 2.0)  # pixels
 _PIXELS_AT_ONCE = 2**17  # of images whose colours are changed together: what stays in a core's cache
-# The parts of the jitter, the strength that changes nothing, and whether they change colours alone. The latter have
-# nothing to do in grey images, and are refused for other numbers of channels when a run is built.
-_JITTER = (
-    (photometric.brightness, 1.0, False),
-    (photometric.contrast, 1.0, False),
-    (photometric.saturation, 1.0, True),
-    (photometric.hue, 0.0, True),
-)
-
-
-@dataclass(frozen=True)
-class ViewParams:
-    """The random decisions for one view of B images."""
-
-    crop_area: Float[Tensor, "B attempts"]  # fractions of the image
-    crop_aspect: Float[Tensor, "B attempts"]  # width / height
-    crop_place: Float[Tensor, "B 2"]  # top and left, in [0, 1) of the room that the crop leaves
-    flipped: Bool[Tensor, "B"]
-    jittered: Bool[Tensor, "B"]
-    jitter: Float[Tensor, "B 4"]  # factors of brightness, contrast, saturation; hue shift
-    jitter_order: Int[Tensor, "B 4"]
-    grayscale: Bool[Tensor, "B"]
-    blurred: Bool[Tensor, "B"]
-    blur_sigma: Float[Tensor, "B"]
-    solarized: Bool[Tensor, "B"]
-
-    def rows(self, rows: slice) -> "ViewParams":
-        return ViewParams(**{name: value[rows] for name, value in vars(self).items()})
 
 
 def sample_params(config: ViewConfig, num_images: int, generator: torch.Generator) -> ViewParams:
@@ -124,18 +96,35 @@ def _boxes(params: ViewParams, heights: Tensor, widths: Tensor, spec: ViewSpec) 
     return crop_boxes(params, heights, widths, spec.config)
 
 
+def _equal_boxes(params: ViewParams, image_size: tuple[int, int], spec: ViewSpec) -> Int[Tensor, "B 4"]:
+    heights, widths = (torch.full((len(params.flipped),), side) for side in image_size)
+    return _boxes(params, heights, widths, spec)
+
+
+def plan_equal(params: ViewParams, image_size: tuple[int, int], spec: ViewSpec) -> Rendering:
+    """Plan one view of each of many images of one size (height, width)."""
+    return Rendering(Recolouring.of(params, spec.channels), _equal_boxes(params, image_size, spec), params.flipped)
+
+
+def render(images: UInt8[Tensor, "B C H W"], rendering: Rendering, spec: ViewSpec) -> UInt8[Tensor, "B C h w"]:
+    """Compute a planned view of images, which may be cropped already, on their device, where the plan is too."""
+    if rendering.boxes is None:
+        view = images.clone()
+    else:
+        view = resize_crops(images, rendering.boxes, rendering.flipped, spec.size, spec.config.interpolation)
+    rendering.colours.apply(view)
+    return view
+
+
 def render_equal(images: UInt8[Tensor, "B C H W"], params: ViewParams, spec: ViewSpec) -> UInt8[Tensor, "B C h w"]:
     """One view of each of many images of one size."""
-    num_images, _, height, width = images.shape
-    boxes = _boxes(params, torch.full((num_images,), height), torch.full((num_images,), width), spec)
+    boxes = _equal_boxes(params, tuple(images.shape[-2:]), spec)
     view = resize_crops(images, boxes, params.flipped, spec.size, spec.config.interpolation)
-    return _photometric(view, params)
+    return _recoloured(view, params)
 
 
-def render_each(
-    images: Sequence[UInt8[Tensor, "C _ _"]], params: ViewParams, spec: ViewSpec
-) -> UInt8[Tensor, "B C h w"]:
-    """One view of each of several photographs of different sizes."""
+def crop_each(images: Sequence[UInt8[Tensor, "C _ _"]], params: ViewParams, spec: ViewSpec) -> UInt8[Tensor, "B C h w"]:
+    """Crop, resize and flip each of several photographs of different sizes."""
     heights = torch.tensor([image.shape[1] for image in images])
     widths = torch.tensor([image.shape[2] for image in images])
     boxes = _boxes(params, heights, widths, spec).tolist()
@@ -143,48 +132,23 @@ def render_each(
     for row, (image, box, flipped) in enumerate(zip(images, boxes, params.flipped.tolist(), strict=True)):
         resized = resize_crop(image, tuple(box), spec.size, spec.config.interpolation)
         view[row] = resized.flip(2) if flipped else resized
-    return _photometric(view, params)
-
-
-def _photometric(view: UInt8[Tensor, "B C h w"], params: ViewParams) -> UInt8[Tensor, "B C h w"]:
-    """Colour operations in place: each picks other images and other strengths."""
-    at_once = max(1, _PIXELS_AT_ONCE // view[0, 0].numel())
-    for start in range(0, len(view), at_once):
-        rows = slice(start, start + at_once)
-        _jitter(view[rows], params.rows(rows))
-        _recolour(view[rows], params.rows(rows))
     return view
 
 
-def _jitter(view: UInt8[Tensor, "n C h w"], params: ViewParams) -> None:
-    """The parts of the jitter in each image's own order."""
-    if not bool(params.jittered.any()):
-        return
-    for position in range(len(_JITTER)):
-        for part, (operation, neutral, needs_colour) in enumerate(_JITTER):
-            if needs_colour and view.shape[1] != 3:
-                continue
-            strengths = params.jitter[:, part]
-            chosen = params.jittered & (params.jitter_order[:, position] == part) & (strengths != neutral)
-            _change(view, chosen, operation, strengths)
+def render_each(
+    images: Sequence[UInt8[Tensor, "C _ _"]], params: ViewParams, spec: ViewSpec
+) -> UInt8[Tensor, "B C h w"]:
+    """One view of each of several photographs of different sizes."""
+    return _recoloured(crop_each(images, params, spec), params)
 
 
-def _recolour(view: UInt8[Tensor, "n C h w"], params: ViewParams) -> None:
-    if view.shape[1] == 3:
-        _change(view, params.grayscale, photometric.grayscale)
-    _change(view, params.blurred, photometric.blur, params.blur_sigma)
-    _change(view, params.solarized, photometric.solarize)
-
-
-def _change(
-    view: UInt8[Tensor, "n C h w"],
-    chosen: Bool[Tensor, "n"],
-    operation: Callable[..., UInt8[Tensor, "m C h w"]],
-    *strengths: Float[Tensor, "n"],
-) -> None:
-    rows = chosen.nonzero()[:, 0]
-    if len(rows):
-        view[rows] = operation(view[rows], *(strength[rows] for strength in strengths))
+def _recoloured(view: UInt8[Tensor, "B C h w"], params: ViewParams) -> UInt8[Tensor, "B C h w"]:
+    """Change the colours in place, of as many images at once as a core's cache holds."""
+    at_once = max(1, _PIXELS_AT_ONCE // view[0, 0].numel())
+    for start in range(0, len(view), at_once):
+        rows = slice(start, start + at_once)
+        Recolouring.of(params.rows(rows), view.shape[1]).apply(view[rows])
+    return view
 
 
 def evaluation_view(image: UInt8[Tensor, "*B C H W"], size: tuple[int, int]) -> UInt8[Tensor, "*B C h w"]:

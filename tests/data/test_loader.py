@@ -4,15 +4,17 @@ import multiprocessing
 import os
 import pickle
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from no_host_sync import NoHostSync
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.data import get_worker_info
 
 from ssl_zoo.data.batch import ViewConfig, ViewSpec
 from ssl_zoo.data.decode import CorruptImage
-from ssl_zoo.data.loader import EvaluationData, LoaderConfig, TrainingData
+from ssl_zoo.data.loader import AugmentOn, EvaluationData, LoaderConfig, TrainingData
 from ssl_zoo.data.sources.base import Source, SourceConfig, Split
 from ssl_zoo.data.workers import LoaderError
 from ssl_zoo.masks.multiblock import MultiblockConfig, MultiblockGenerator
@@ -215,6 +217,73 @@ def test_batches_arrive_normalised_on_the_device():
     torch.testing.assert_close(batch.views["global_0"], expected)
     assert batch.fingerprint == host.fingerprint
     torch.testing.assert_close(batch.pixels("local_0"), host.views["local_0"].float() / 255)
+
+
+class Stored(Noise):
+    """Images that are in memory from the start."""
+
+    @property
+    def stored(self):
+        return torch.stack([self.image(index) for index in range(len(self))])
+
+
+COLOURFUL = ViewConfig(
+    crop_scale=[0.3, 1.0], horizontal_flip=0.5, color_jitter=[0.4] * 4, grayscale=0.2, blur=0.5, solarize=0.3
+)
+SOURCES = [
+    Noise(),
+    Stored(),
+    Noise(NoiseConfig(equal_sizes=False)),
+    Noise(NoiseConfig(corrupt="3,4")),
+    Noise(NoiseConfig(corrupt="3,4", equal_sizes=False)),
+]
+
+
+def _colourful(source, augment_on, **config):
+    views = [replace(view, config=COLOURFUL) for view in VIEWS]
+    views[1] = replace(views[1], same_as="global_0", size=(12, 12))
+    loader = LoaderConfig(num_workers=0, augment_on=augment_on, **config)
+    return TrainingData(source, views, {}, seed=0, batch_size=8, rank=1, world_size=2, config=loader)
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_views_rendered_after_the_transfer_equal_those_of_the_host(source):
+    on_host, on_device = (_colourful(source, where) for where in AugmentOn)
+    for expected, left in zip(on_host.batches(0, 6), on_device.batches(0, 6), strict=True):
+        assert (left.images is None) == (source.stored is not None or source.image_size is None)
+        rendered, expected = on_device.to_device(left, "cpu"), on_host.to_device(expected, "cpu")
+        assert all(torch.equal(rendered.views[name], view) for name, view in expected.views.items())
+        assert torch.equal(rendered.index, expected.index) and rendered.corrupt == expected.corrupt
+        again = on_device.to_device(left, "cpu")
+        assert all(torch.equal(again.views[name], view) for name, view in expected.views.items())
+
+
+def test_workers_leave_rendering_to_the_device():
+    data = _colourful(Stored(), AugmentOn.device)
+    [expected] = data.batches(2, 3)
+    data.to_device(expected, "cpu")  # keeps all images on the device, which is no matter of workers
+    data.config.num_workers = 1
+    [batch] = data.batches(2, 3)
+    assert all(torch.equal(*pair) for pair in zip(batch.tensors(), expected.tensors(), strict=True))
+
+
+@pytest.mark.parametrize("source", SOURCES[:3])
+def test_rendering_on_a_gpu_never_waits_for_it(source):
+    data = _colourful(source, AugmentOn.device)
+    batch = data.unrendered(0)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        fake = batch.map(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device="cuda:0"))
+        data._rendered(fake)  # copies images that are in memory once
+        with NoHostSync():
+            views = data._rendered(fake)
+    assert {name: tuple(view.shape) for name, view in views.items()} == {
+        spec.name: (4, 3, *spec.size) for spec in data.views
+    }
+
+
+def test_a_batch_is_cut_after_rendering():
+    with pytest.raises(ValueError, match="to_device"):
+        _colourful(Noise(), AugmentOn.device).unrendered(0).rows(slice(0, 2))
 
 
 def test_a_view_can_repeat_the_crop_of_another_at_a_size_of_its_own():

@@ -15,7 +15,7 @@ from tiny_runs import ALONE, Noise, StopAfter, checkpointer_of, tiny_trainer
 from ssl_zoo.config import compose
 from ssl_zoo.data.batch import Batch
 from ssl_zoo.data.loader import TrainingData
-from ssl_zoo.engine.build import build_generators, build_run_method, build_views
+from ssl_zoo.engine.build import build_data, build_generators, build_run_method, build_views
 from ssl_zoo.engine.checkpoint.state import list_checkpoints, read_checkpoint
 from ssl_zoo.engine.distributed import Processes, processes
 from ssl_zoo.engine.hooks import OffendingStep
@@ -251,3 +251,13 @@ def test_the_tools_train_and_evaluate_on_the_gpu(tmp_path: Path) -> None:
     last = records(tmp_path)[-1]
     assert "finetune" in last
     assert eval_net(["--run", str(tmp_path), "--protocol", "knn", "logistic"]) == 0
+
+
+def test_views_rendered_on_the_gpu_are_those_of_the_host_except_for_rounding() -> None:
+    jitter = ["views.color_jitter=[0.4,0.4,0.2,0.1]", "views.grayscale=0.2", "views.blur=0.5", "views.solarize=0.2"]
+    config = load_config(DEMO, ["trainer.batch_size=64", *jitter, "loader.augment_on=device"])
+    data = build_data(config, ON_GPU)
+    expected = data.batch(0)
+    pixels = data.to_device(data.unrendered(0), ON_GPU.device).pixels("image") * 255
+    difference = (pixels.cpu().round() - expected.views["image"].float()).abs()
+    assert difference.quantile(0.999) <= 2 and (difference > 0).float().mean() < 0.01

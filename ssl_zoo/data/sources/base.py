@@ -91,6 +91,11 @@ class Source(ABC):
         """
         return torch.stack([self.image(int(index)) for index in indices])
 
+    @property
+    def stored(self) -> UInt8[Tensor, "n C H W"] | None:
+        """Return all images where they are in memory already, so that a device can hold a copy; None elsewhere."""
+        return None
+
     def encoded(self, index: int) -> bytes | None:
         """Return the encoded image file; None if the source only has pixels."""
         return None
@@ -175,6 +180,11 @@ class GreySource(Source):
     def __init__(self, source: Source) -> None:
         super().__init__(source.config, source.split, channels=1)
         self.source = source
+
+    @property
+    def stored(self) -> None:
+        """Return None: the images in memory are those of the source, in RGB."""
+        return None
 
     def __len__(self) -> int:
         return len(self.source)

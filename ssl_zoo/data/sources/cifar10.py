@@ -77,6 +77,10 @@ class Cifar10(Source):
     def images(self, indices: Int[Tensor, "B"]) -> UInt8[Tensor, "B C 32 32"]:
         return self._images[indices]
 
+    @property
+    def stored(self) -> UInt8[Tensor, "n C 32 32"]:
+        return self._images
+
     def sample_name(self, index: int) -> str:
         row = int(self._rows[index])
         return self._names[row] if self._names else f"{self._stored.value}/{CLASSES[self._labels[index]]}/record {row}"

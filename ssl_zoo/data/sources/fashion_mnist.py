@@ -63,6 +63,10 @@ class FashionMnist(Source):
     def images(self, indices: Int[Tensor, "B"]) -> UInt8[Tensor, "B C 28 28"]:
         return self._grey[indices, None].expand(-1, self.channels, -1, -1)
 
+    @property
+    def stored(self) -> UInt8[Tensor, "n C 28 28"]:
+        return self._grey[:, None].expand(-1, self.channels, -1, -1)
+
     def sample_name(self, index: int) -> str:
         return f"{self.split.value}/{CLASSES[self._labels[index]]}/record {index}"
 
