@@ -1,4 +1,5 @@
 # make demo: train I-JEPA on rendered scenes. make test: style checks and all tests. make lint: style checks only.
+# PYTEST_ARGS: the tests of a file run in one of up to four processes, one per CPU.
 # PYTHON is the interpreter of the environment. CONSTRAINTS= (empty) lets pip choose the versions of dependencies.
 
 PYTHON ?= python3
@@ -6,7 +7,7 @@ VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
 DEMO_CONFIG ?= configs/ijepa/demo.yaml
 DEMO_ARGS ?=
-PYTEST_ARGS ?=
+PYTEST_ARGS ?= --numprocesses=logical --maxprocesses=4 --dist=loadfile
 
 PIP_INSTALL = $(VENV)/bin/python -m pip install $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 

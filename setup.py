@@ -76,6 +76,7 @@ setup(
             "onnxruntime>=1.20",
             "pytest>=8.0",
             "pytest-timeout>=2.3",
+            "pytest-xdist>=3.6",
             "hypothesis>=6.100",
             "beartype>=0.18",
             "ruff>=0.9",
