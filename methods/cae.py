@@ -4,7 +4,7 @@ Paper: Chen et al., "Context Autoencoder for Self-Supervised Representation Lear
 Atten4Vis/CAE.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ssl_zoo.collapse import feature_metrics
+from ssl_zoo.collapse import Limit, feature_limits, feature_metrics
 from ssl_zoo.method import METHODS, Batch, Masks, Method, MethodConfig, Output, Place, Step, Target, ViewSpec, ViT
 from ssl_zoo.nn import CrossAttentionBlock, Initialization, ViTConfig, sincos_positions
 from ssl_zoo.nn.blocks import transformer_blocks
@@ -123,6 +123,10 @@ class CAE(Method):
         latents = self.regressor(self.mask_token.expand_as(at_masked), known, at_masked, at_known)
         predictions = self.decoder(latents, at_masked)
         return visible, latents.float().unflatten(0, blocks), predictions.float().unflatten(0, blocks)
+
+    def collapse_limits(self) -> Sequence[Limit]:
+        remedy = "Lower method.alignment_weight or optim.lr, or warm up longer"
+        return feature_limits(remedy) if self.target.is_categorical else super().collapse_limits()
 
     def check_inputs(self, views: Mapping[str, ViewSpec], masks: Mapping[str, Masks]) -> None:
         require_masked_image(self, views, masks)

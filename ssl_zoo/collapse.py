@@ -43,7 +43,8 @@ _ONLINE_REMEDY = (
 )
 
 
-def _feature_limits(remedy: str) -> Sequence[Limit]:
+def feature_limits(remedy: str) -> Sequence[Limit]:
+    """Return the limits of the metrics of targets in ``feature_metrics``."""
     return (
         # Random networks have a cosine of 0.95.
         Limit("target_cosine", 0.99, True, "all images have nearly the same targets", remedy),
@@ -52,8 +53,8 @@ def _feature_limits(remedy: str) -> Sequence[Limit]:
     )
 
 
-FEATURE_LIMITS = _feature_limits(_FEATURE_REMEDY)
-ONLINE_FEATURE_LIMITS = _feature_limits(_ONLINE_REMEDY)
+FEATURE_LIMITS = feature_limits(_FEATURE_REMEDY)
+ONLINE_FEATURE_LIMITS = feature_limits(_ONLINE_REMEDY)
 
 _DISTRIBUTION_REMEDY = (
     "Check centering and temperatures: a teacher that is too warm, or centered without sharpening, becomes uniform; "

@@ -190,6 +190,13 @@ def test_no_healthy_run_is_suspicious_at_any_step(tmp_path: Path, name: str) -> 
     assert {record.get("collapse", 0.0) for record in records(tmp_path)} == {0.0}
 
 
+def test_equal_latents_of_cae_set_it_off(tmp_path: Path) -> None:
+    method = tiny_method("cae")
+    nn.init.zeros_(method.encoder.patch_embed.proj.weight)  # of positions alone
+    method.encoder.patch_embed.proj.weight.requires_grad_(False)
+    assert alarm_step(tmp_path, method, num_steps=12, masks="blockwise") is not None
+
+
 def test_flat_images_do_not_set_it_off_where_pixels_are_predicted(tmp_path: Path) -> None:
     class Flat(Noise):
         def image(self, index: int) -> Tensor:
