@@ -51,6 +51,8 @@ setup(
         "omegaconf>=2.3,<2.4",
         "fvcore>=0.1.5.post20221221",
         "iopath>=0.1.10",
+        "huggingface_hub>=1.0",  # of timm; downloads of published weights
+        "tqdm>=4.60",  # of both; bars of downloads
         "webdataset>=1.0.2",
         "braceexpand>=0.1.7",
         "simplejpeg>=1.7.2",

@@ -15,8 +15,6 @@ from pathlib import Path
 if __package__ in (None, ""):  # run as a file: the checkout's packages are one folder up
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
-
 from ssl_zoo.interop.download import download
 from ssl_zoo.interop.import_folder import write_import
 from ssl_zoo.interop.importing import Options, import_weights
@@ -34,8 +32,15 @@ def image_size(text: str) -> tuple[int, int]:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", nargs="?", type=Path, metavar="FILE_OR_FOLDER", help="weights to import")
-    parser.add_argument("--download", metavar="NAME", help="published weights (tools/list.py weights), to --cache")
-    parser.add_argument("--cache", type=Path, default=Path("downloads"), metavar="DIR", help="default: downloads")
+    parser.add_argument(
+        "--download", metavar="NAME", help="published weights (tools/list.py weights); OWNER/NAME[@REVISION] of the hub"
+    )
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        help="of downloads; default: $FVCORE_CACHE (~/.torch/iopath_cache), $HF_HOME",
+    )
     parser.add_argument(
         "--as", dest="method", metavar="METHOD", help="the method, where names and shapes don't show it"
     )
@@ -61,14 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         discover(arguments.plugin)
         source, method, origin = arguments.source, arguments.method, {}
         if arguments.download is not None:
-            with Progress(*Progress.get_default_columns(), DownloadColumn(), TransferSpeedColumn()) as bar:
-                task = bar.add_task(arguments.download)
-                source, released = download(
-                    arguments.download,
-                    arguments.cache,
-                    lambda have, total: bar.update(task, completed=have, total=total),
-                )
-            method, origin = method or released.method, {"url": released.address}
+            found = download(arguments.download, arguments.cache)
+            source, method, origin = found.path, method or found.method, found.source
         options = Options(
             method=method,
             network=arguments.network,

@@ -1,122 +1,149 @@
-"""Download of published weights over https, with resume and verification."""
+"""Download of published weights: by iopath from an address, by huggingface_hub from the Hugging Face Hub."""
 
-import json
-import logging
 import os
 import re
-import urllib.error
-from collections.abc import Callable
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from ssl_zoo.engine.checkpoint.storage import fingerprint
 from ssl_zoo.interop.released import RELEASED, Released
-from ssl_zoo.io import open_url, write_atomic
+from ssl_zoo.io import PATHS, DownloadError
 from ssl_zoo.registry import did_you_mean
 
-_log = logging.getLogger(__name__)
-
-Progress = Callable[[int, int | None], None]
-
-_CHUNK = 1 << 20
-_HASH = re.compile(r'^"?([0-9a-f]{64})"?$')
-_OPTIONAL = ("preprocessor_config.json",)
-
-
-class DownloadError(ValueError):
-    """Weights that can't be downloaded; the message has the address, the reason and the remedy."""
+_HUB_NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+_HASH = re.compile(r"[0-9a-f]{64}")
+_CONFIGS = ("config.json", "preprocessor_config.json")
+_FORMATS = {  # the preferred one first
+    ".safetensors": ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
+    ".bin": ("pytorch_model.bin", "pytorch_model-*-of-*.bin", "pytorch_model.bin.index.json"),
+}
 
 
-def download(name: str, folder: Path, progress: Progress | None = None) -> tuple[Path, Released]:
-    """Download published weights by their name and return the file, or the folder of Hugging Face.
+@dataclass(frozen=True)
+class Downloaded:
+    """Published weights on this machine.
 
-    What is complete already is not downloaded again, and an interrupted download continues.
+    Attributes:
+        path: a file, or a folder of Hugging Face.
+        method: that trained them, None where it is read from the weights.
+        source: entries of a manifest: ``url``, ``revision`` of a repository on the hub, and ``licence`` where the
+            weights are not from the method's authors.
+    """
+
+    path: Path
+    method: str | None
+    source: Mapping[str, str] = field(default_factory=dict)
+
+
+def download(name: str, cache: Path | None = None) -> Downloaded:
+    """Download published weights into the cache; what is there already is verified and not downloaded again.
 
     Args:
-        folder: where the file, or a folder of its own, is written.
-        progress: as for ``fetch``.
+        name: of the published weights, or ``owner/name`` of a folder on the Hugging Face Hub, with ``@revision``.
+        cache: in place of the caches of iopath and huggingface_hub, which their variables of the environment set.
 
     Raises:
-        DownloadError: an unknown name, no connection, or a file whose SHA-256 is another.
+        DownloadError: an unknown name, no connection, a refused request, or a file whose SHA-256 is another.
     """
-    released = RELEASED.get(name)
-    if released is None:
+    released = _find(name)
+    if released.url is not None:
+        place = None if cache is None else str(cache)
+        path = PATHS.get_local_path(released.url, cache_dir=place, sha256=released.sha256)
+        return Downloaded(Path(path), released.method, {"url": released.address})
+    path, snapshot = _from_hub(released, cache)
+    source = {"url": released.address, "revision": snapshot.name}
+    if name not in RELEASED:
+        source["licence"] = f"unknown; see {released.address}"
+    return Downloaded(path, released.method, source)
+
+
+def _find(name: str) -> Released:
+    if name in RELEASED:
+        return RELEASED[name]
+    of_hub = _HUB_NAME.fullmatch(name)
+    if of_hub is None:
         known = ", ".join(RELEASED)
-        raise DownloadError(f"no published weights are named {name!r}.{did_you_mean(name, RELEASED)} Known: {known}")
-    place = folder / name if released.is_folder else folder
-    place.mkdir(parents=True, exist_ok=True)
-    for url in released.urls:
-        file = place / url.rpartition("/")[2]
-        try:
-            fetch(url, file, sha256=released.sha256, progress=progress)
-        except DownloadError:
-            if file.name not in _OPTIONAL:
-                raise
-            _log.info("%s has no %s, which is optional", released.address, file.name)
-    return (place if released.is_folder else file), released
+        raise DownloadError(
+            f"no published weights are named {name!r}.{did_you_mean(name, RELEASED)} Known: {known}; OWNER/NAME is a "
+            "folder on the Hugging Face Hub"
+        )
+    released = Released(None, "a folder on the Hugging Face Hub", repo=of_hub["repo"])
+    return replace(released, revision=of_hub["revision"]) if of_hub["revision"] else released
 
 
-def fetch(url: str, file: Path, *, sha256: str | None = None, progress: Progress | None = None) -> None:
-    """Download one file, or continue an interrupted download of it.
+def _from_hub(released: Released, cache: Path | None) -> tuple[Path, Path]:
+    """Return the path of a file or folder, and the folder of its commit in the cache."""
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
 
-    The content is verified against ``sha256``, and against the hash that a hub of Hugging Face announces. It gets the
-    name ``file`` only when it is complete.
+    try:
+        if released.file is None:
+            path = snapshot = _folder(released, cache)
+        else:
+            path, snapshot = _file(released, cache)
+    except HFValidationError as error:
+        raise DownloadError(f"{released.repo}: {_first_line(error)}") from error
+    except HfHubHTTPError as error:
+        raise DownloadError(f"{released.address}: {_first_line(error)}{_remedy(error)}") from error
+    except (OSError, HTTPError) as error:  # transport errors of its HTTP library are no OSError
+        reason = _first_line(error.__cause__ or error)
+        raise DownloadError(
+            f"{released.address} can't be downloaded ({reason}). Check the connection, the proxies (https_proxy), "
+            "HF_ENDPOINT and HF_HUB_OFFLINE; the same command continues with the files that are missing"
+        ) from error
+    _verify(path, released.sha256)
+    return path, snapshot
 
-    Args:
-        progress: called with the bytes that are there, and all bytes where the server tells their number.
+
+def _file(released: Released, cache: Path | None) -> tuple[Path, Path]:
+    from huggingface_hub import hf_hub_download
+
+    path = Path(hf_hub_download(released.repo, released.file, revision=released.revision, cache_dir=cache))
+    return path, path.parents[released.file.count("/")]
+
+
+def _folder(released: Released, cache: Path | None) -> Path:
+    """Download the configuration and one format of the weights, all of the same commit."""
+    from huggingface_hub import snapshot_download
+
+    revision = released.revision
+    for ending, names in _FORMATS.items():
+        wanted = [*_CONFIGS, *names]
+        folder = Path(snapshot_download(released.repo, revision=revision, cache_dir=cache, allow_patterns=wanted))
+        if any(path.suffix == ending for path in folder.iterdir()):
+            return folder
+        revision = folder.name  # the commit
+    known = " or ".join(names[0] for names in _FORMATS.values())
+    raise DownloadError(f"{released.address} has no {known}; networks are read from folders as transformers has them")
+
+
+def _verify(path: Path, sha256: str | None) -> None:
+    """Compare what the hub's cache holds with the hashes that the hub announced, which are the names of its blobs.
+
+    huggingface_hub compares sizes alone.
 
     Raises:
-        DownloadError: no connection, a refused or incomplete answer, or another SHA-256.
+        DownloadError: another SHA-256; the file is deleted.
     """
-    if file.is_file() and (sha256 is None or fingerprint(file)["sha256"] == sha256):
-        return
-    part, mark = file.with_name(f"{file.name}.part"), file.with_name(f"{file.name}.part.json")
-    try:
-        announced = _receive(url, part, mark, progress)
-    except urllib.error.HTTPError as error:
-        remedy = "download it by other means and import the file" if error.code in (401, 403) else "try again later"
-        raise DownloadError(f"{url}: the server answers {error.code} {error.reason}; {remedy}") from error
-    except OSError as error:
-        raise DownloadError(
-            f"{url} can't be downloaded ({error}); the same command continues where it stopped"
-        ) from error
-    found = fingerprint(part)["sha256"]
-    wanted = sha256 or announced
-    if wanted is not None and found != wanted:
-        part.unlink()
-        mark.unlink(missing_ok=True)
-        raise DownloadError(f"{url} has the SHA-256 {found}, not {wanted}; what was downloaded is deleted, try again")
-    os.replace(part, file)
-    mark.unlink(missing_ok=True)
-    _log.info("%s: %d bytes, SHA-256 %s", file, file.stat().st_size, found)
+    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+        blob = Path(os.path.realpath(file))
+        wanted = sha256 or (blob.name if _HASH.fullmatch(blob.name) else None)
+        found = fingerprint(blob)["sha256"] if wanted is not None else None
+        if found != wanted:
+            file.unlink()
+            blob.unlink(missing_ok=True)
+            raise DownloadError(f"{file} has the SHA-256 {found}, not {wanted}; it is deleted, try again")
 
 
-def _receive(url: str, part: Path, mark: Path, progress: Progress | None) -> str | None:
-    """Append what is missing of a file, and return the SHA-256 that the server announces."""
-    known = json.loads(mark.read_text()) if mark.is_file() and part.is_file() else {}
-    have = part.stat().st_size if known else 0
-    headers = {"Range": f"bytes={have}-", "If-Range": known["etag"]} if have else {}
-    try:
-        answer = open_url(url, headers)
-    except urllib.error.HTTPError as error:
-        if not have or error.code != 416:  # nothing is missing: the last download ended after its last byte
-            raise
-        return known["sha256"]
-    with answer:
-        if answer.status != 206:
-            have = 0  # the server sends the whole file, e.g. since it is another one by now
-        etag, announced = answer.headers.get("ETag", ""), _HASH.match(answer.headers.get("X-Linked-Etag", ""))
-        sha256 = announced[1] if announced else known.get("sha256") if have else None
-        mark.unlink(missing_ok=True)
-        if etag.startswith('"'):  # a weak tag can't tell whether the rest belongs to the beginning
-            write_atomic(mark, json.dumps({"etag": etag, "sha256": sha256}))
-        length = answer.headers.get("Content-Length")
-        total = None if length is None else have + int(length)
-        with open(part, "ab" if have else "wb") as target:
-            while chunk := answer.read(_CHUNK):
-                target.write(chunk)
-                have += len(chunk)
-                if progress is not None:
-                    progress(have, total)
-    if total is not None and have < total:
-        raise OSError(f"the connection ended after {have} of {total} bytes")
-    return sha256
+def _first_line(error: Any) -> str:
+    """Return the first line of a message; those of huggingface_hub have many, with an empty one in between."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2]).rstrip(".") or type(error).__name__
+
+
+def _remedy(error: Any) -> str:
+    status = getattr(error.response, "status_code", None)
+    if status in (401, 403):
+        return "; it is private or gated, or does not exist: accept its terms on its page and set HF_TOKEN"
+    return "; check owner, name and revision" if status == 404 else "; try again later"

@@ -3,13 +3,10 @@
 Addresses are those that the authors' repositories and model cards give.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 _META = "https://dl.fbaipublicfiles.com"
-_HUB = "https://huggingface.co"
-_FOLDER_FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
 
 # Licence of the weights that a method's authors published, from the repository or model card. "vit" has many authors.
 LICENCES = {
@@ -32,90 +29,97 @@ UNKNOWN_LICENCE = "unknown; ask the authors of the weights"
 
 @dataclass(frozen=True)
 class Released:
-    """Published weights.
+    """Published weights: a file at an address, or a file or folder on the Hugging Face Hub.
 
     Attributes:
-        method: that trained them.
-        address: of a file, or of the folder of Hugging Face.
+        method: that trained them, None where it is read from the weights.
         summary: the network and its training.
+        url: of a file.
+        repo: on the Hugging Face Hub, ``owner/name``.
+        file: in the repository; None takes the folder as transformers writes it.
+        revision: branch, tag or commit of the repository.
         sha256: of the file, where it is known.
     """
 
-    method: str
-    address: str
+    method: str | None
     summary: str
+    url: str | None = None
+    repo: str | None = None
+    file: str | None = None
+    revision: str = "main"
     sha256: str | None = None
 
     @property
-    def urls(self) -> Sequence[str]:
-        """Return the addresses of the files; those of a folder are optional except for configuration and weights."""
-        if self.is_folder:
-            return [f"{self.address}/resolve/main/{name}" for name in _FOLDER_FILES]
-        return [self.address]
-
-    @property
-    def is_folder(self) -> bool:
-        return not self.address.endswith((".pth", ".pt", ".tar", ".safetensors"))
+    def address(self) -> str:
+        """Return the page or file, for people and manifests."""
+        if self.url is not None:
+            return self.url
+        page = f"https://huggingface.co/{self.repo}"
+        return page if self.file is None else f"{page}/resolve/{self.revision}/{self.file}"
 
 
 RELEASED = {
     "ijepa_vith14_in1k": Released(
         "ijepa",
-        f"{_META}/ijepa/IN1K-vit.h.14-300e.pth.tar",
         "I-JEPA ViT-H/14, ImageNet-1k, 300 epochs; about 10 GB with predictor and optimizer",
-        "0382013c481743e9ccea89f970bc6c6aa126aa19a62127500d6e672a641aae22",
+        url=f"{_META}/ijepa/IN1K-vit.h.14-300e.pth.tar",
+        sha256="0382013c481743e9ccea89f970bc6c6aa126aa19a62127500d6e672a641aae22",
     ),
     "ijepa_vith16_448_in1k": Released(
-        "ijepa", f"{_META}/ijepa/IN1K-vit.h.16-448px-300e.pth.tar", "I-JEPA ViT-H/16, 448 px, ImageNet-1k, 300 epochs"
+        "ijepa",
+        "I-JEPA ViT-H/16, 448 px, ImageNet-1k, 300 epochs",
+        url=f"{_META}/ijepa/IN1K-vit.h.16-448px-300e.pth.tar",
     ),
     "ijepa_vith14_in22k": Released(
-        "ijepa", f"{_META}/ijepa/IN22K-vit.h.14-900e.pth.tar", "I-JEPA ViT-H/14, ImageNet-22k"
+        "ijepa", "I-JEPA ViT-H/14, ImageNet-22k", url=f"{_META}/ijepa/IN22K-vit.h.14-900e.pth.tar"
     ),
     "ijepa_vitg16_in22k": Released(
-        "ijepa", f"{_META}/ijepa/IN22K-vit.g.16-600e.pth.tar", "I-JEPA ViT-g/16, ImageNet-22k"
+        "ijepa", "I-JEPA ViT-g/16, ImageNet-22k", url=f"{_META}/ijepa/IN22K-vit.g.16-600e.pth.tar"
     ),
     "ijepa_vith14_in1k_encoder": Released(
-        "ijepa", f"{_HUB}/facebook/ijepa_vith14_1k", "the encoder alone (not the target encoder) of ijepa_vith14_in1k"
+        "ijepa",
+        "the encoder alone (not the target encoder) of ijepa_vith14_in1k",
+        repo="facebook/ijepa_vith14_1k",
     ),
     **{
         f"stop_vit{size}16": Released(
-            "ijepa",
-            f"{_HUB}/amirbar1/StoP/resolve/main/vit-{size}16.pth.tar",
-            f"StoP ViT-{size.upper()}/16, ImageNet-1k",
+            "ijepa", f"StoP ViT-{size.upper()}/16, ImageNet-1k", repo="amirbar1/StoP", file=f"vit-{size}16.pth.tar"
         )
         for size in "blh"
     },
     **{
         f"mae_vit{size[0]}{patch}": Released(
             "mae",
-            f"{_META}/mae/pretrain/mae_pretrain_vit_{size}.pth",
             f"MAE ViT-{size[0].upper()}/{patch}, encoder alone",
+            url=f"{_META}/mae/pretrain/mae_pretrain_vit_{size}.pth",
         )
         for size, patch in (("base", 16), ("large", 16), ("huge", 14))
     },
     **{
         f"mae_vit{size[0]}{patch}_hub": Released(
-            "mae", f"{_HUB}/facebook/vit-mae-{size}", f"MAE ViT-{size[0].upper()}/{patch} with decoder, Hugging Face"
+            "mae",
+            f"MAE ViT-{size[0].upper()}/{patch} with decoder, Hugging Face",
+            repo=f"facebook/vit-mae-{size}",
         )
         for size, patch in (("base", 16), ("large", 16), ("huge", 14))
     },
     **{
         f"dino_vit{size}{patch}": Released(
             "dino",
-            f"{_META}/dino/dino_{name}{patch}_pretrain/dino_{name}{patch}_pretrain.pth",
             f"DINO ViT-{size.upper()}/{patch}, teacher's encoder",
+            url=f"{_META}/dino/dino_{name}{patch}_pretrain/dino_{name}{patch}_pretrain.pth",
         )
         for size, name in (("s", "deitsmall"), ("b", "vitbase"))
         for patch in (16, 8)
     },
-    "msn_vitb16": Released("msn", f"{_HUB}/facebook/vit-msn-base", "MSN ViT-B/16, Hugging Face"),
-    "data2vec_vitb16": Released("data2vec", f"{_HUB}/facebook/data2vec-vision-base", "data2vec ViT-B/16, Hugging Face"),
+    "msn_vitb16": Released("msn", "MSN ViT-B/16, Hugging Face", repo="facebook/vit-msn-base"),
+    "data2vec_vitb16": Released("data2vec", "data2vec ViT-B/16, Hugging Face", repo="facebook/data2vec-vision-base"),
 }
 
 
 def method_of_file(path: Path) -> str | None:
     """Return the method of a published file with this name, whose tensors alone do not show it."""
     for released in RELEASED.values():
-        if not released.is_folder and released.address.rpartition("/")[2] == path.name:
+        if path.name == (released.file or (released.url or "").rpartition("/")[2]):
             return released.method
     return None
