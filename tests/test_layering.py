@@ -50,8 +50,8 @@ MAY_IMPORT = {
     ),
     "config": ("data", "engine", "eval", "masks", "method", "nn", "plugins", "regularizers", "targets", "views"),
     # A study starts the training tool as a process and imports nothing of it.
-    "study": ("config", "engine", "eval", "planning", "plugins"),
-    "interop": ("data.batch", "engine", "method", "nn", "targets"),
+    "study": ("config", "engine", "eval", "interop", "planning", "plugins"),
+    "interop": ("data.batch", "ema", "engine", "method", "nn", "targets"),
     # What the tools and the functions of ``import ssl_zoo`` share; no other part imports it.
     "api": ("config", "data", "engine", "eval", "interop", "method", "nn", "plugins", "study"),
     # Fault injection starts tools by their names; the benchmark and the golden verifiers restate or run methods.

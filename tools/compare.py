@@ -61,7 +61,10 @@ def write(comparison: Comparison, folder: Path) -> None:
 def study(arguments: argparse.Namespace, command: str) -> int:
     work = StudyWork.of(arguments.study, arguments.out, arguments.overrides, arguments.seeds, command)
     if arguments.dry_run:
-        Console(soft_wrap=True).print(run_table(work))
+        console = Console(soft_wrap=True)
+        for line in work.starts():
+            console.print(line, markup=False, highlight=False)
+        console.print(run_table(work))
         return 0
     if arguments.slurm:
         start, jobs = slurm_start(arguments.out / "slurm", arguments.slurm_option), len(work.runs)

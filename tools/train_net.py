@@ -13,7 +13,7 @@ if __package__ in (None, ""):  # run as a file of a checkout: its packages are o
 
 from rich.console import Console
 
-from ssl_zoo.api.training import names_evaluators, train_composed
+from ssl_zoo.api.training import names_evaluators, planned_start, train_composed
 from ssl_zoo.config import Composed, compose, describe
 from ssl_zoo.data.workers import LoaderError
 from ssl_zoo.engine.alarm import Collapse
@@ -36,7 +36,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--accept-changed-data", action="store_true", help="resume although images or classes have changed since"
     )
     parser.add_argument("--plugin", action="append", default=[], help="module or file that registers parts; repeatable")
-    parser.add_argument("--dry-run", action="store_true", help="print the plan; no data, no accelerator, no weights")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the plan; no data, no accelerator; checks backbone.init_from"
+    )
     parser.add_argument("--help-config", action="store_true", help="print every key with type, default and meaning")
     machine = parser.add_argument_group("machine to plan for, with --dry-run; it need not be here")
     machine.add_argument("--world-size", type=int, metavar="N", help="ranks, one device each (default: 1)")
@@ -52,7 +54,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def plan(composed: Composed, given: Mapping[str, Any], console: Console) -> None:
+def plan(composed: Composed, given: Mapping[str, Any], resume: str, console: Console) -> None:
+    if (start := planned_start(composed, resume)) is not None:
+        console.print(start, markup=False, highlight=False)
     machine = Machine(**given)
     Plan.of(composed.config, machine.world_size).print(console)
     if given:
@@ -74,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.help_config:
             print(describe(composed))
         elif arguments.dry_run:
-            plan(composed, arguments.machine, console)
+            plan(composed, arguments.machine, arguments.resume, console)
         else:
             trainer = composed.config.trainer
             with processes(trainer.device, trainer.parallel, trainer.timeout_minutes) as ranks:

@@ -21,6 +21,7 @@ from ssl_zoo.data.summary import classes_of_one_split, similar_classes, summary
 from ssl_zoo.engine import hooks
 from ssl_zoo.engine.alarm import CollapseAlarm
 from ssl_zoo.engine.build import build_data, build_run_method
+from ssl_zoo.engine.checkpoint.folders import list_checkpoints
 from ssl_zoo.engine.data_record import data_record, require_same_data, write_record
 from ssl_zoo.engine.device import autocast
 from ssl_zoo.engine.distributed import Processes, processes
@@ -31,7 +32,7 @@ from ssl_zoo.engine.report import report
 from ssl_zoo.engine.run_directory import RunDirectory, environment
 from ssl_zoo.engine.trainer import Trainer
 from ssl_zoo.eval.probe import Probe
-from ssl_zoo.interop.start import start_from
+from ssl_zoo.interop.start import described, plan_start, start_from
 from ssl_zoo.scores import Score
 
 log = logging.getLogger(__name__)
@@ -179,6 +180,22 @@ def train_composed(
     if ranks.is_main:
         report(console, run, trainer, evaluation)
     return Run(run.path, trainer.step, trainer.num_steps, {score.name: score for score in evaluation.scores})
+
+
+def planned_start(composed: Composed, resume: str = "auto") -> str | None:
+    """Return in a line what a run would load by ``backbone.init_from``, with the checks of a real start.
+
+    Returns:
+        None where the run would load nothing: the key is not set, or it resumes from a checkpoint.
+
+    Raises:
+        InitError: nothing usable at the path, or an encoder that does not fit.
+    """
+    config = composed.config
+    resumes = resume not in ("auto", "never") or (resume == "auto" and list_checkpoints(Path(config.output_dir)))
+    if config.backbone.init_from is None or resumes:
+        return None
+    return described(plan_start(build_run_method(config, device="meta"), config.backbone.init_from).record)
 
 
 def _probe(

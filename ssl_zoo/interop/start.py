@@ -12,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ssl_zoo.ema import Ema
 from ssl_zoo.engine.checkpoint.folders import list_checkpoints
 from ssl_zoo.engine.checkpoint.state import read_checkpoint, read_tensors
 from ssl_zoo.engine.checkpoint.storage import fingerprint
@@ -23,7 +24,7 @@ from ssl_zoo.interop.manifest import MANIFEST, Manifest
 from ssl_zoo.interop.networks import ENCODERS, PREDICTOR
 from ssl_zoo.interop.weights import predictor
 from ssl_zoo.method import METHODS, Method, build_method
-from ssl_zoo.nn import BACKBONES, BackboneConfig, NarrowViT, ViTConfig
+from ssl_zoo.nn import BACKBONES, BackboneConfig, NarrowViT, ViT, ViTConfig
 from ssl_zoo.targets import TARGETS
 
 _log = logging.getLogger(__name__)
@@ -60,9 +61,46 @@ class Source:
     sha256: Mapping[str, str] = field(default_factory=dict)
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class Start:
+    """What a method takes from a source, checked and converted, before any of it is loaded.
+
+    Attributes:
+        record: what comes from where, as plain values.
+        encoders: weights of ``encoder`` and ``target_encoder``.
+        beside: tensors of other networks by their names in the method.
+        copied: names of EMA weights that start from their network.
+    """
+
+    record: Mapping[str, Any]
+    encoders: Mapping[str, Mapping[str, Tensor]]
+    beside: Mapping[str, Tensor]
+    copied: Sequence[str]
+
+    @torch.no_grad()
+    def load(self, method: Method) -> None:
+        """Load the weights into the method."""
+        for name, network in encoders(method).items():
+            network.load_state_dict(self.encoders[name])
+        own = method.state_dict()
+        for name, tensor in self.beside.items():
+            own[name].copy_(tensor)
+        for name, (ema, _) in _emas(method).items():
+            if name in self.copied:
+                ema.copy.module.load_state_dict(ema.online.state_dict())
+
+
 def start_from(method: Method, path: str | Path) -> Mapping[str, Any]:
-    """Load the weights at a path into a new method, and return what came from where, as plain values.
+    """Load the weights at a path into a new method, and return what came from where; as ``plan_start``."""
+    start = plan_start(method, path)
+    start.load(method)
+    _log.info("%s", described(start.record))
+    return start.record
+
+
+@torch.no_grad()
+def plan_start(method: Method, path: str | Path) -> Start:
+    """Read and convert the weights at a path for a new method, which stays as it is and may be on the meta device.
 
     The encoder and its EMA weights start from their counterparts, or both from the evaluated network of the source
     where one of the two is missing on either side. Networks beside the encoder start from those of the same method that
@@ -73,7 +111,7 @@ def start_from(method: Method, path: str | Path) -> Mapping[str, Any]:
             ``tools/import_weights.py`` imports.
 
     Raises:
-        InitError: nothing usable at the path, or an encoder that does not fit; nothing is loaded then.
+        InitError: nothing usable at the path, or an encoder that does not fit.
     """
     source = open_source(Path(path))
     own = encoders(method)
@@ -81,25 +119,31 @@ def start_from(method: Method, path: str | Path) -> Mapping[str, Any]:
     origins = {name: name if both else source.evaluated for name in own}
     fitted, notes = {}, []
     for name, network in own.items():
-        state, changes = _fitted(source, origins[name], network.config, network.state_dict())
-        fitted[name] = state
+        fitted[name], changes = _fitted(source, origins[name], network.config, _initial(network))
         notes += changes
-    for name, network in own.items():
-        network.load_state_dict(fitted[name])
-    taken, fresh = _load_beside(method, source)
-    loaded = {**origins, **dict.fromkeys(taken, PREDICTOR)}
+    beside, fresh = _beside(method, source)
+    taken = list(dict.fromkeys(name.partition(".")[0] for name in beside))
+    copied = [copy for copy, (_, online) in _emas(method).items() if online in taken and copy in fresh]
+    loaded = {**origins, **dict.fromkeys([*taken, *copied], PREDICTOR)}
     record = {
         "path": str(path),
         "kind": source.kind,
         "method": source.method,
         "step": source.step,
         "loaded": loaded,
-        "fresh": fresh,
+        "fresh": [name for name in fresh if name not in copied],
         "changes": list(dict.fromkeys(notes)),
         "sha256": dict(source.sha256),
     }
-    _log.info("%s", described(record))
-    return record
+    return Start(record, fitted, beside, copied)
+
+
+def _initial(network: ViT) -> Mapping[str, Tensor]:
+    """Return the state dict; zeros without memory for a network on the meta device, whose values nobody needs."""
+    return {
+        name: torch.zeros((), dtype=tensor.dtype).expand(tensor.shape) if tensor.is_meta else tensor
+        for name, tensor in network.state_dict().items()
+    }
 
 
 def described(record: Mapping[str, Any]) -> str:
@@ -244,29 +288,27 @@ def _fitted(
     return state, notes
 
 
-def _load_beside(method: Method, source: Source) -> tuple[list[str], list[str]]:
-    """Load the networks beside the encoder, each as a whole, and return the names of those loaded and those not."""
+def _beside(method: Method, source: Source) -> tuple[Mapping[str, Tensor], list[str]]:
+    """Return the tensors of networks beside the encoder, each taken as a whole, and the names of those not taken."""
     own, there = predictor(method), source.networks.get(PREDICTOR, {})
     is_same = METHODS.name_of(method.config) == source.method and _same_heads(method, source)
     fixed = {f"{name}.pos_embed" for name, part in method.named_modules() if isinstance(part, NarrowViT)}
-    taken, fresh = [], []
+    taken, fresh = {}, []
     for module in dict.fromkeys(name.partition(".")[0] for name in own):
         names = [name for name in own if name.partition(".")[0] == module]
         # The fixed positions of another grid are those that the network has computed for its own.
         wanted = [name for name in names if not (name in fixed and _shape(there, name) != own[name].shape)]
-        fits = is_same and bool(wanted) and all(_shape(there, name) == own[name].shape for name in wanted)
-        (taken if fits else fresh).append(module)
-        if fits:
-            for name in wanted:
-                own[name].copy_(there[name])
-    for ema in method.emas():
-        names = {id(part): name for name, part in method.named_modules()}
-        online, copy = names[id(ema.online)], names[id(ema.copy)]
-        if online in taken and copy in fresh:
-            ema.copy.module.load_state_dict(ema.online.state_dict())
-            fresh.remove(copy)
-            taken.append(copy)
+        if is_same and wanted and all(_shape(there, name) == own[name].shape for name in wanted):
+            taken |= {name: there[name] for name in wanted}
+        else:
+            fresh.append(module)
     return taken, fresh
+
+
+def _emas(method: Method) -> Mapping[str, tuple[Ema, str]]:
+    """Return EMAs and the names of their networks, by the names of the EMA weights."""
+    names = {id(part): name for name, part in method.named_modules()}
+    return {names[id(ema.copy)]: (ema, names[id(ema.online)]) for ema in method.emas()}
 
 
 def _same_heads(method: Method, source: Source) -> bool:

@@ -7,6 +7,8 @@ from pathlib import Path
 from rich.table import Table
 
 from ssl_zoo.config.keys import ConfigError
+from ssl_zoo.engine.build import build_run_method
+from ssl_zoo.interop.start import described, plan_start
 from ssl_zoo.study.comparison import Comparison, compare_study
 from ssl_zoo.study.evaluation import PlannedEvaluation, plan_evaluations
 from ssl_zoo.study.file import Study, read_study
@@ -76,6 +78,27 @@ class StudyWork:
         first = {run.identity: run for run in reversed(self.runs)}
         return [run for run in self.runs if first[run.identity] is run and not self.is_finished(run)]
 
+    def starts(self) -> list[str]:
+        """Return what the runs that begin load by ``backbone.init_from``, in a line per entry.
+
+        Raises:
+            ConfigError: what an entry starts from is missing or does not fit; the message is that of the training.
+        """
+        first: dict[str, PlannedRun] = {}
+        for run in self.missing:
+            record = self.runs_folder.find(run.identity)
+            if run.composed.config.backbone.init_from and not (record and record.step):
+                first.setdefault(run.entry, run)
+        lines = []
+        for entry, run in first.items():
+            config = run.composed.config
+            try:
+                start = plan_start(build_run_method(config, device="meta"), config.backbone.init_from)
+            except ValueError as error:
+                raise ConfigError(f"entry {entry}: {error}") from error
+            lines.append(f"{entry}: {described(start.record)}")
+        return lines
+
     def comparison(self) -> Comparison:
         return compare_study(self.study, self.runs, self.runs_folder, self.failures, self.command)
 
@@ -85,6 +108,8 @@ class StudyWork:
         if not missing:
             log(f"nothing to compute: all {len(self.runs)} runs are finished")
             return True
+        for line in self.starts():
+            log(line)
         untrained = sum(not self.is_trained(run) for run in missing)
         evaluated = f", {len(missing)} to evaluate" if self.evaluations else ""
         log(f"{untrained} of {len(self.runs)} runs to train{evaluated}")

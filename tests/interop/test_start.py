@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ssl_zoo.interop.import_folder import write_import
 from ssl_zoo.interop.importing import Options, import_weights
-from ssl_zoo.interop.start import InitError, described, open_source, start_from
+from ssl_zoo.interop.start import InitError, described, open_source, plan_start, start_from
 from ssl_zoo.method import METHODS, Method, build_method
 from ssl_zoo.nn import Positions, ViT, ViTConfig
 from ssl_zoo.plugins import discover
@@ -114,6 +114,26 @@ def test_a_run_at_another_size_of_images_recomputes_positions(tmp_path: Path) ->
     torch.testing.assert_close(features(method.encoder, 48), expected, rtol=0, atol=1e-6)
     assert record["changes"] == ["positions recomputed for 48x48 px instead of 32x32"]
     assert record["fresh"] == [] and method.predictor.pos_embed.shape[1] == 36
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "changes"),
+    [
+        ("ijepa", "ijepa", {"image_size": 48}),
+        ("mae", "ijepa", {"in_channels": 1}),
+        ("ijepa", "mae", {"class_token": True, "num_registers": 2, "layer_scale": 1e-5}),
+        ("dino", "dino", {"class_token": True, "positions": Positions.learned, "image_size": 48}),
+    ],
+)
+def test_the_plan_of_a_start_without_memory_is_the_start(
+    tmp_path: Path, source: str, name: str, changes: dict[str, Any]
+) -> None:
+    folder, backbone = imported(tmp_path, source), replace(BACKBONE, **changes)
+    target = METHODS.get(name).default_targets
+    targets = TARGETS.config_of(target)() if target else None
+    config = METHODS.config_of(name)(**SETTINGS[name])
+    planned = plan_start(build_method(config, backbone, targets, seed=1, device="meta"), folder)
+    assert planned.record == start_from(method_of(name, backbone), folder)
 
 
 def test_relative_positions_are_refused_by_a_network_without(tmp_path: Path) -> None:

@@ -9,8 +9,13 @@ from pathlib import Path
 
 import pytest
 from tiny_studies import last_score, write_study
+from tiny_weights import exported
 
+from ssl_zoo.engine.build import build_run_method
 from ssl_zoo.engine.checkpoint.state import list_checkpoints
+from ssl_zoo.study.file import read_study
+from ssl_zoo.study.plan import plan_runs
+from ssl_zoo.study.work import StudyWork
 from ssl_zoo.tools.compare import main
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "compare.py"
@@ -104,6 +109,19 @@ def test_an_interrupted_study_resumes(tmp_path: Path, number: signal.Signals) ->
     output = finish(start(study, out, *long), 0)
     assert f"resumes from step {step}" in output
     assert "2 of 2 runs finished." in (out / "long" / "report.md").read_text()
+
+
+def test_the_plan_of_a_study_reports_and_checks_what_its_runs_start_from(tmp_path: Path, capsys) -> None:
+    study = write_study(tmp_path / "tiny.yaml")
+    config = plan_runs(read_study(study))[0].composed.config
+    source = exported(build_run_method(config), tmp_path / "source")
+    work = StudyWork.of(study, tmp_path / "out", [f"backbone.init_from={source}"], None, "")
+    features, pixels = work.starts()
+    loaded = f"from {source} (export of ijepa)"
+    assert features == f"features: backbone.init_from: encoder, target_encoder, predictor {loaded}"
+    assert pixels == f"pixels: backbone.init_from: encoder (its target_encoder) {loaded}; predictor fresh"
+    assert main(["--study", str(study), "--out", str(tmp_path), "--dry-run", "backbone.init_from=nowhere"]) == 1
+    assert "error: entry features: backbone.init_from=nowhere: there is no such file" in capsys.readouterr().err
 
 
 def test_a_dry_run_lists_the_runs_with_their_cost_without_training(tmp_path: Path, capsys) -> None:
