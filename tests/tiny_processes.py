@@ -28,6 +28,7 @@ from ssl_zoo.engine.hooks import Visualizations
 from ssl_zoo.engine.optim import AdamWConfig, MuonConfig
 from ssl_zoo.engine.settings import Device, Parallel, Precision
 from ssl_zoo.engine.trainer import Trainer
+from ssl_zoo.interop.start import start_from
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Job:
         method: of the registry, or "coupled" for ``tiny_coupled.Coupled``.
         options: keys of the method.
         settings: keys of the trainer.
+        init_from: weights to start from; the outcome then has the first features of the encoder.
     """
 
     method: str
@@ -47,10 +49,13 @@ class Job:
     muon: bool = False
     options: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
+    init_from: str | None = None
 
     def run(self, ranks: Processes) -> None:
         folder, parallel = Path(self.folder), Parallel(self.parallel)
         method = coupled_method() if self.method == "coupled" else tiny_method(self.method, **self.options)
+        if self.init_from is not None:
+            start_from(method, self.init_from)
         trainer = tiny_trainer(
             folder,
             method=method,
@@ -64,9 +69,14 @@ class Job:
         )
         if found := list_checkpoints(folder):
             checkpointer_of(trainer).resume(trainer, read_checkpoint(found[-1]))
+        features = _features(trainer) if self.init_from is not None else {}
         with _first_gradients(trainer) as gradients:
             trainer.train()
-        outcome = gradients | {f"weight.{name}": full(value) for name, value in trainer.method.state_dict().items()}
+        outcome = (
+            features
+            | gradients
+            | {f"weight.{name}": full(value) for name, value in trainer.method.state_dict().items()}
+        )
         if ranks.is_main:
             save_file({name: value.clone() for name, value in outcome.items()}, folder / "outcome.safetensors")
 
@@ -89,6 +99,13 @@ def launch(ranks: int, *command: str) -> None:
 
 def full(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+@torch.no_grad()
+def _features(trainer: Trainer) -> dict[str, Tensor]:
+    images = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    encoders = {"encoder": trainer.method.encoder, "evaluated": trainer.method.eval_encoder()}
+    return {f"features.{name}": encoder(images).clone() for name, encoder in encoders.items()}
 
 
 @contextmanager

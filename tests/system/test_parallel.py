@@ -7,13 +7,16 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_methods import tiny_method
 from tiny_processes import Job, run_jobs
 from tiny_runs import ALONE
+from tiny_weights import exported
 from torch import Tensor
 
 from ssl_zoo.config import compose
@@ -78,6 +81,30 @@ def test_all_methods_train_equally_under_ddp_and_fsdp2(tmp_path: Path, ranks: in
     references = {job.method: job for job in alone}
     for job in jobs:
         assert_same_training(job, references[job.method])
+
+
+@pytest.mark.slow
+def test_a_run_from_given_weights_begins_equally_on_one_process_and_on_ranks(tmp_path: Path) -> None:
+    sources = {name: tiny_method(name, seed=7) for name in ("ijepa", "mae")}
+    for name, method in sources.items():
+        exported(method, tmp_path / name)
+    begun = {"ijepa": "mae", "mae": "mae", "dino": "ijepa"}  # the method of the run, that of the weights
+    alone, *ranks = (
+        [Job(m, str(tmp_path / kind / m), kind, settings=STEPS, init_from=str(tmp_path / s)) for m, s in begun.items()]
+        for kind in ("alone", "ddp", "fsdp2")
+    )
+    alone = [replace(job, parallel="ddp") for job in alone]
+    for job in alone:
+        job.run(ALONE)
+    run_jobs([job for jobs in ranks for job in jobs], 2, tmp_path)
+    for job, reference in ((job, ref) for jobs in ranks for job, ref in zip(jobs, alone, strict=True)):
+        assert_same_training(job, reference)
+        found, expected = (load_file(Path(j.folder) / "outcome.safetensors") for j in (job, reference))
+        for network in ("features.encoder", "features.evaluated"):
+            torch.testing.assert_close(found[network], expected[network], rtol=0, atol=1e-6)
+    images = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    features = load_file(tmp_path / "fsdp2" / "mae" / "outcome.safetensors")["features.encoder"]
+    torch.testing.assert_close(features, sources["mae"].encoder(images).detach(), rtol=0, atol=1e-6)
 
 
 @pytest.mark.slow
