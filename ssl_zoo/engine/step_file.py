@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 
 from ssl_zoo.data.batch import Batch
 from ssl_zoo.data.loader import TrainingData
+from ssl_zoo.engine.checkpoint.storage import save_tensors
 from ssl_zoo.masks import Masks, Pairing
 from ssl_zoo.method import Method, Progress, Step
 from ssl_zoo.world import World
@@ -46,7 +46,7 @@ class StepFile:
         facts = {"progress": progress, "pairings": pairings, "torch_seed": self.torch_seed}
         contiguous = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
         # Names keep the order of views, which safetensors sorts.
-        save_file(contiguous, path, {"step": json.dumps(facts | {"views": list(self.batch.views)})})
+        save_tensors(contiguous, path, {"step": json.dumps(facts | {"views": list(self.batch.views)})})
 
     @classmethod
     def read(cls, path: Path) -> "StepFile":

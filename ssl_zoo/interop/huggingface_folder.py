@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ssl_zoo.engine.checkpoint.storage import save_tensors
 from ssl_zoo.interop.manifest import Preprocessing
 from ssl_zoo.method import Method
 from ssl_zoo.nn import NarrowViT, NormPosition, Positions, ViT, ViTConfig
@@ -121,7 +121,7 @@ def write(
         config |= _decoder_config(decoder) | {"mask_ratio": mask_ratio, "norm_pix_loss": normalize_targets}
         tensors = {f"vit.{name}": tensor for name, tensor in tensors.items()} | decoder_tensors(decoder)
     contiguous = {name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}
-    save_file(contiguous, folder / "model.safetensors", metadata={"format": "pt"})
+    save_tensors(contiguous, folder / "model.safetensors", metadata={"format": "pt"})
     for name, content in (("config", config), ("preprocessor_config", preprocessor_config(transform))):
         (folder / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
 

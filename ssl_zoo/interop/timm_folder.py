@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
+from ssl_zoo.engine.checkpoint.storage import save_tensors
 from ssl_zoo.interop.huggingface_folder import has_final_norm, packed_bias
 from ssl_zoo.interop.manifest import Preprocessing
 from ssl_zoo.nn import NormPosition, Positions, ViT
@@ -68,7 +68,7 @@ def write(folder: Path, encoder: ViT, transform: Preprocessing, *, pooling: str 
         "pretrained_cfg": pretrained,
     }
     tensors = {name: tensor.detach().contiguous().clone() for name, tensor in model_tensors(encoder).items()}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    save_tensors(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n")
     words = ", ".join(f"{name}={value!r}" for name, value in {**arguments, "num_classes": 0}.items())
     return f'timm.create_model("{architecture}", {words})'

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors.torch import save_file
 from torch import Tensor
 
+from ssl_zoo.engine.checkpoint.storage import save_tensors
 from ssl_zoo.engine.trained import encoders
 from ssl_zoo.method import Method
 
@@ -23,4 +23,4 @@ def write_networks(method: Method, folder: Path) -> None:
     for name, tensors in {**networks, "predictor": predictor(method)}.items():
         if tensors:
             contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
-            save_file(contiguous, folder / f"{name}.safetensors", metadata={"format": "pt"})
+            save_tensors(contiguous, folder / f"{name}.safetensors", metadata={"format": "pt"})

@@ -10,6 +10,7 @@ import hashlib
 import json
 import operator
 import os
+import stat
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -70,6 +71,15 @@ def fingerprint(file: Path) -> dict[str, Any]:
         while chunk := content.read(1 << 24):
             digest.update(chunk)
     return {"bytes": file.stat().st_size, "sha256": digest.hexdigest()}
+
+
+def save_tensors(tensors: Mapping[str, Tensor], file: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file that whoever may read the process's other new files can read; the library sets 0600."""
+    with open(file, "wb") as empty:
+        mode = stat.S_IMODE(os.fstat(empty.fileno()).st_mode)
+    save_file(dict(tensors), file, metadata=None if metadata is None else dict(metadata))
+    if stat.S_IMODE(file.stat().st_mode) != mode:
+        file.chmod(mode)
 
 
 class _AsPlanned:
@@ -204,7 +214,7 @@ class SafetensorsReader(_AsPlanned, StorageReader):
 
 
 def _write(file: Path, tensors: Mapping[str, Tensor], shards: Mapping[str, list[list[int]]]) -> Fingerprint:
-    save_file(dict(tensors), file, metadata={_SHARDS: json.dumps(shards)} if shards else None)
+    save_tensors(tensors, file, {_SHARDS: json.dumps(shards)} if shards else None)
     fsync_path(file)
     with safe_open(file, framework="pt") as written:
         for name, tensor in tensors.items():

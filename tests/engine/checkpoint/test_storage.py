@@ -1,6 +1,8 @@
 """Shards of tensors in safetensors files: which make up full tensors, and which are refused."""
 
 import json
+import os
+import re
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ssl_zoo.engine.checkpoint.storage import CheckpointError, SafetensorsReader, file_name
+import ssl_zoo
+from ssl_zoo.engine.checkpoint.storage import CheckpointError, SafetensorsReader, file_name, save_tensors
 
 
 def write(path: Path, tensors: dict[str, Tensor], shards: dict[str, list[list[int]]] | None = None) -> Path:
@@ -50,3 +53,20 @@ def test_one_tensor_in_two_files_is_refused(tmp_path: Path) -> None:
     files = [write(tmp_path / f"{name}.safetensors", {"x": torch.zeros(2)}) for name in "ab"]
     with pytest.raises(CheckpointError, match="does not fit the others"):
         SafetensorsReader({"method": files})
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
+def test_files_have_the_permissions_of_other_new_files(tmp_path: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        save_tensors({"a": torch.ones(2)}, tmp_path / "a.safetensors")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a.safetensors").stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+def test_every_safetensors_file_of_the_library_is_written_so() -> None:
+    calls = [
+        path for path in Path(ssl_zoo.__file__).parent.rglob("*.py") if re.search(r"\bsave_file\(", path.read_text())
+    ]
+    assert [path.name for path in calls] == ["storage.py"]
