@@ -111,28 +111,48 @@ def test_modules_of_some_systems_are_imported_only_where_they_are_used() -> None
 
 
 @pytest.mark.parametrize(
-    ("files", "quota"),
+    ("own", "files", "quota"),
     [
-        ({"cpu.max": "150000 100000\n"}, 1.5),
-        ({"cpu.max": "max 100000\n"}, None),
-        ({"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3.0),
-        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
-        ({}, None),
+        ("0::/\n", {"cpu.max": "150000 100000\n"}, 1.5),  # in a container
+        ("0::/\n", {"cpu.max": "max 100000\n"}, None),
+        ("0::/user.slice/a.scope\n", {"user.slice/a.scope/cpu.max": "200000 100000\n"}, 2.0),  # of systemd
+        (
+            "0::/a.slice/b.scope\n",
+            {"a.slice/cpu.max": "50000 100000\n", "a.slice/b.scope/cpu.max": "max 100000\n"},
+            0.5,
+        ),
+        ("0::/a/b\n", {"a/b/cpu.max": "300000 100000\n", "a/cpu.max": "400000 100000\n", "b/cpu.max": "1 100\n"}, 3.0),
+        ("0::/docker/of/host\n", {"cpu.max": "250000 100000\n"}, 2.5),  # a path that the container does not have
+        ("0::/../../b\n", {"b/cpu.max": "250000 100000\n"}, 2.5),  # outside of the namespace of the process
+        ("", {"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3.0),
+        ("", {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
+        (
+            "9:memory:/x\n4:cpu,cpuacct:/a:b/c\n0::/other\n",
+            {"cpu/a:b/cpu.cfs_quota_us": "100000\n", "cpu/a:b/cpu.cfs_period_us": "50000\n"},
+            2.0,
+        ),
+        ("0::/a\n", {}, None),
     ],
 )
 def test_cpus_are_counted_by_affinity_and_quota(
-    files: dict[str, str], quota: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    own: str, files: dict[str, str], quota: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "cpu").mkdir()
     for name, content in files.items():
-        (tmp_path / name).write_text(content)
-    monkeypatch.setattr(machine, "_CGROUP", tmp_path)
+        (tmp_path / "cgroup" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "cgroup" / name).write_text(content)
+    (tmp_path / "own").write_text(own)
+    monkeypatch.setattr(machine, "_CGROUP", tmp_path / "cgroup")
+    monkeypatch.setattr(machine, "_OWN_CGROUP", tmp_path / "own")
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
-    assert machine._cgroup_quota(tmp_path) == quota
+    assert machine._cgroup_quota(tmp_path / "cgroup", tmp_path / "own") == quota
     assert machine.available_cpus() == (8 if quota is None else -(-quota // 1))
     monkeypatch.delattr(os, "sched_getaffinity")
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     assert machine.available_cpus() == (2 if quota is None else min(2, -(-quota // 1)))
+
+
+def test_a_system_without_cgroups_has_no_quota(tmp_path: Path) -> None:
+    assert machine._cgroup_quota(tmp_path / "none", tmp_path / "nowhere") is None
 
 
 @pytest.mark.parametrize(("variable", "expected"), [(None, 1), ("3", 3)])
