@@ -132,9 +132,24 @@ def data2vec2() -> dict[str, Any]:
 
 def cae() -> dict[str, Any]:
     encoder = vit(positions="sincos", beit=True)
+    decoder = blocks("decoder_blocks", DIM, 1, beit=True) | norm("norm", DIM) | linear("head", DIM, 20)
     beside = {"mask_token": torch.randn(1, 1, DIM), "rd_pos_embed": torch.randn(1, 17, DIM)}
-    beside |= norm("regresser.norm", DIM) | norm("decoder.norm", DIM)
+    beside |= under("regresser.", regressor("regressor_blocks", 2) | norm("norm", DIM)) | under("decoder.", decoder)
     return {"module": under("encoder.", encoder) | under("alignment_encoder.", encoder) | beside}
+
+
+def regressor(name: str, depth: int) -> State:
+    state: State = {}
+    for i in range(depth):
+        block = blocks("b", DIM, 1, beit=True)
+        own = {f"{key}_cross": block[f"b.0.{key}"] for key in ("gamma_1", "gamma_2")}
+        own |= {key.removeprefix("b.0.").replace("mlp", "mlp_cross"): t for key, t in block.items() if "mlp" in key}
+        for part in ("norm1_q", "norm1_k", "norm1_v", "norm2_cross"):
+            own |= norm(part, DIM)
+        own |= {f"cross_attn.{part}.weight": torch.randn(DIM, DIM) for part in "qkv"}
+        own |= {f"cross_attn.{part}_bias": torch.randn(DIM) for part in "qv"} | linear("cross_attn.proj", DIM, DIM)
+        state |= under(f"{name}.{i}.", own)
+    return state
 
 
 def dino() -> dict[str, Any]:
@@ -153,9 +168,16 @@ def ibot() -> dict[str, Any]:
 
 
 def msn() -> dict[str, Any]:
-    projector = linear("fc.fc1", DIM, 24) | norm("fc.bn1", 24)
-    networks = {name: ddp(vit() | projector) for name in ("encoder", "target_encoder")}
-    return {**networks, "prototypes": torch.randn(16, 24), "opt": OPTIMIZER, "temperature": 0.1}
+    projector = linear("fc1", DIM, 24) | linear("fc2", 24, 24) | linear("fc3", 24, 12)
+    for number in (1, 2):
+        buffers = {
+            "running_mean": torch.randn(24),
+            "running_var": torch.ones(24),
+            "num_batches_tracked": torch.tensor(3),
+        }
+        projector |= norm(f"bn{number}", 24) | under(f"bn{number}.", buffers)
+    networks = {name: ddp(vit() | under("fc.", projector)) for name in ("encoder", "target_encoder")}
+    return {**networks, "prototypes": torch.randn(16, 12), "opt": OPTIMIZER, "temperature": 0.1}
 
 
 def moco_v3() -> dict[str, Any]:
@@ -185,10 +207,10 @@ LAYOUTS = {
     "simmim": ("simmim", {"encoder", "predictor"}, "encoder", 0),
     "data2vec": ("data2vec", {"encoder", "target_encoder", "predictor"}, "encoder", 3),
     "data2vec2": ("data2vec2", {"encoder", "predictor"}, "encoder", 24),
-    "cae": ("cae", {"encoder", "target_encoder"}, "encoder", 6),
+    "cae": ("cae", {"encoder", "target_encoder", "predictor"}, "encoder", 1),
     "dino": ("dino", {"encoder", "target_encoder", "predictor"}, "target_encoder", 0),
     "ibot": ("ibot", {"encoder", "target_encoder", "predictor"}, "target_encoder", 1),
-    "msn": ("msn", {"encoder", "target_encoder"}, "target_encoder", 9),
+    "msn": ("msn", {"encoder", "target_encoder", "predictor"}, "target_encoder", 12),
     "moco_v3": ("moco_v3", {"encoder", "target_encoder"}, "encoder", 6),
     "vjepa": ("vjepa", {"encoder", "target_encoder"}, "target_encoder", 2),
     "timm": ("vit", {"encoder"}, "encoder", 2),

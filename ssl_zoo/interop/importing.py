@@ -14,7 +14,15 @@ from ssl_zoo.interop.huggingface_names import official_names, sizes_of
 from ssl_zoo.interop.layouts import LAYOUTS, flat_tensors, layout_of
 from ssl_zoo.interop.manifest import Preprocessing
 from ssl_zoo.interop.matching import absent_modules, compared, expected_networks, few, fits, mismatch
-from ssl_zoo.interop.networks import ENCODERS, PREDICTOR, our_encoder, our_predictor, predictor_settings, route
+from ssl_zoo.interop.networks import (
+    ENCODERS,
+    PREDICTOR,
+    our_encoder,
+    our_predictor,
+    predictor_settings,
+    route,
+    target_settings,
+)
 from ssl_zoo.interop.recognise import Known, recognise
 from ssl_zoo.interop.released import method_of_file
 from ssl_zoo.method import METHODS
@@ -59,6 +67,7 @@ class ImportedWeights:
         method: that trained them; not always one that is registered here.
         registered: the registered method whose networks they are, or one with an alike encoder.
         method_settings: keys of ``registered`` that give the networks their sizes.
+        target_settings: keys of its targets that do.
         networks: ``encoder``, ``target_encoder``, ``predictor`` as far as they are there.
         evaluated: the network to use by default.
         num_tensors: in the file, without optimizer and the like.
@@ -79,6 +88,7 @@ class ImportedWeights:
     num_matched: int
     left_out: Mapping[str, Sequence[str]]
     missing: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    target_settings: Mapping[str, Any] = field(default_factory=dict)
     remarks: Sequence[str] = ()
 
     @property
@@ -168,14 +178,16 @@ class _Import:
         method = self._method(config)
         registered = method if method in METHODS else _ALIKE.get(method, "mae")
         beside = our_predictor(method, networks.get(PREDICTOR, {}))
-        settings = {}
+        settings, targets = {}, target_settings(method, beside)
         if beside:
             heads = self.predictor_heads or (_DECODER_HEADS if method == "mae" else None)
             settings = predictor_settings(method, beside, heads)
             found[PREDICTOR] = beside
             if "decoder.pos_embed" in beside and beside["decoder.pos_embed"][:, : int(config.class_token)].any():
                 remarks = [*remarks, "the decoder here adds no position to the class token, the file's does"]
-        wanted = expected_networks(registered, settings, config, found)
+        if targets:
+            remarks = [*remarks, "the decoder predicts tokens of the file's own tokenizer: set targets to the same one"]
+        wanted = expected_networks(registered, settings, config, found, targets)
         problems, missing = compared(found, wanted)
         if absent := absent_modules(found, missing):
             remarks = [*remarks, f"the file has no {', '.join(absent)}"]
@@ -187,7 +199,7 @@ class _Import:
             for network, of in found.items()
         }
         if missing:
-            fresh = expected_networks(registered, settings, config, found, device="cpu")
+            fresh = expected_networks(registered, settings, config, found, targets, device="cpu")
             for network, names in missing.items():
                 taken[network] |= {name: fresh[network][name] for name in names}
         grouped = _by_reason(left_out)
@@ -207,6 +219,7 @@ class _Import:
             num_matched=num_matched,
             left_out=grouped,
             missing=missing,
+            target_settings=targets,
             remarks=list(dict.fromkeys(remarks)),
         )
 

@@ -61,6 +61,7 @@ _EMA_FIRST = ("target_encoder", "encoder")
 _CLASSIFIER = "a classifier, no part of the encoder"
 _POOLED_NORM = "norm of the pooled feature before a classifier"
 _PROJECTOR = "a projection head, whose names and norms are not those of the heads here"
+_RUNNING = "running statistics of batch normalization, which the heads here do not keep"
 
 _JOINT = (Route("encoder.", "encoder"), Route("target_encoder.", "target_encoder"))
 _STUDENT_AND_TEACHER = (
@@ -136,8 +137,15 @@ LAYOUTS = (
         "msn",
         (("encoder.fc.fc1.", "target_encoder.fc.fc1.", "prototypes"), ("encoder.", "target_encoder.")),
         (
-            *(Route(f"{net}.fc.", None, reason=_PROJECTOR) for net in ("encoder", "target_encoder")),
-            Route("prototypes", None, reason="prototypes, which belong to the projection head"),
+            *(
+                Route(f"{net}.fc.bn{number}.{buffer}", None, reason=_RUNNING)
+                for net in ("encoder", "target_encoder")
+                for number in (1, 2)
+                for buffer in ("running_mean", "running_var", "num_batches_tracked")
+            ),
+            Route("encoder.fc.", "predictor", "head."),
+            Route("target_encoder.fc.", "predictor", "target_head.module."),
+            Route("prototypes", "predictor", "prototypes"),
             *_JOINT,
         ),
         _EMA_FIRST,
@@ -149,8 +157,10 @@ LAYOUTS = (
         (
             Route("encoder.", "encoder"),
             *(Route(f"{net}.", "target_encoder") for net in ("alignment_encoder", "teacher")),
-            *(Route(part, None, reason="CAE's regressor and decoder") for part in ("regresser.", "decoder.")),
-            *(Route(part, None, reason="CAE's regressor and decoder") for part in ("mask_token", "rd_pos_embed")),
+            Route("regresser.", "predictor", "regressor."),  # spelled so in the reference
+            Route("decoder.", "predictor", "decoder."),
+            Route("mask_token", "predictor", "mask_token"),
+            Route("rd_pos_embed", None, reason="positions of regressor and decoder, which are computed here"),
         ),
     ),
     # microsoft/SimMIM

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
@@ -16,18 +17,25 @@ _SHOWN = 6  # names per reason
 
 
 def expected_networks(
-    method: str, settings: Mapping[str, Any], backbone: ViTConfig, found: Iterable[str], device: str = "meta"
+    method: str,
+    settings: Mapping[str, Any],
+    backbone: ViTConfig,
+    found: Iterable[str],
+    targets: Mapping[str, Any] = MappingProxyType({}),
+    device: str = "meta",
 ) -> Mapping[str, Mapping[str, Tensor]]:
     """Return the networks that a method has as initialised with seed 0; on the meta device, names and shapes alone."""
-    built = built_method(method, settings, backbone, device)
+    built = built_method(method, settings, backbone, targets, device)
     encoder = built.encoder.state_dict()
     return {name: encoder if name in ENCODERS else predictor(built) for name in found}
 
 
-def built_method(method: str, settings: Mapping[str, Any], backbone: ViTConfig, device: str) -> Method:
-    """Build a method with its default targets."""
+def built_method(
+    method: str, settings: Mapping[str, Any], backbone: ViTConfig, targets: Mapping[str, Any], device: str
+) -> Method:
+    """Build a method with its default kind of targets."""
     cls = METHODS.get(method)
-    target = None if cls.default_targets is None else TARGETS.config_of(cls.default_targets)()
+    target = None if cls.default_targets is None else TARGETS.config_of(cls.default_targets)(**targets)
     return build_method(METHODS.config_of(method)(**settings), backbone, target, seed=0, device=device)
 
 

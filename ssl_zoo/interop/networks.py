@@ -8,7 +8,15 @@ from torch import Tensor
 
 from ssl_zoo.interop.foreign_file import ForeignFileError
 from ssl_zoo.interop.layouts import Layout
-from ssl_zoo.interop.official import BEIT_ENCODER, IJEPA_PREDICTOR, MAE_DECODER, NameMap, from_pixel_shuffle
+from ssl_zoo.interop.official import (
+    BEIT_ENCODER,
+    CAE_DECODER,
+    CAE_REGRESSOR,
+    IJEPA_PREDICTOR,
+    MAE_DECODER,
+    NameMap,
+    from_pixel_shuffle,
+)
 
 ENCODERS = ("encoder", "target_encoder")
 PREDICTOR = "predictor"
@@ -97,6 +105,11 @@ def our_predictor(method: str, tensors: Mapping[str, Tensor]) -> dict[str, Tenso
         return _inside("predictor", IJEPA_PREDICTOR, own)
     if method == "mae":
         return _inside("decoder", MAE_DECODER, own)
+    if method == "cae":
+        names = {"regressor": CAE_REGRESSOR, "decoder": CAE_DECODER}
+        parts = {module: {n: t for n, t in own.items() if n.startswith(f"{module}.")} for module in names}
+        others = {n: t for n, t in own.items() if n.partition(".")[0] not in names}
+        return others | {n: t for module, of in parts.items() for n, t in _inside(module, names[module], of).items()}
     if method == "simmim":
         return {name: from_pixel_shuffle(t) if name.startswith("head.") else t for name, t in own.items()}
     if method == "data2vec2":
@@ -132,6 +145,14 @@ def predictor_settings(method: str, tensors: Mapping[str, Tensor], num_heads: in
             groups = tensors["decoder.proj_out.weight"].shape[0] // kernel.shape[1]
             sizes = {"decoder_dim": len(kernel), "decoder_kernel": kernel.shape[-1], "decoder_groups": groups}
             return {**sizes, "decoder_depth": _count(tensors, "decoder.layers.")}
+        if method == "cae":
+            return _cae_settings(tensors, num_heads)
+        if method == "msn":
+            head = next(head for head in ("head.", "target_head.module.") if f"{head}fc1.weight" in tensors)
+            layers = _count(tensors, f"{head}fc")
+            sizes = {"head_layers": layers, "projection_dim": len(tensors[f"{head}fc{layers}.weight"])}
+            sizes |= {"head_dim": len(tensors[f"{head}fc1.weight"]), "head_batch_norm": f"{head}bn1.weight" in tensors}
+            return sizes | ({"num_prototypes": len(tensors["prototypes"])} if "prototypes" in tensors else {})
         if method in ("dino", "ibot"):
             head = next(head for head in ("head.", "teacher_head.module.") if f"{head}mlp.0.weight" in tensors)
             prototypes = tensors[f"{head}last_layer.weight_v"]
@@ -142,6 +163,25 @@ def predictor_settings(method: str, tensors: Mapping[str, Tensor], num_heads: in
         raise ForeignFileError(
             f"the networks beside the encoder lack {error}; with --network only an encoder is read"
         ) from error
+    return {}
+
+
+def _cae_settings(tensors: Mapping[str, Tensor], num_heads: int | None) -> dict[str, Any]:
+    modules = [module for module in ("regressor", "decoder") if any(name.startswith(f"{module}.") for name in tensors)]
+    settings: dict[str, Any] = {"decoder_dim": tensors["mask_token"].shape[-1]}
+    settings |= {} if num_heads is None else {"decoder_heads": num_heads}
+    for module in modules:
+        tensors[f"{module}.blocks.0.mlp.fc1.weight"]  # a module without blocks is not complete
+        settings[f"{module}_depth"] = _count(tensors, f"{module}.blocks.")
+    if modules and f"{modules[0]}.blocks.0.ls1.gamma" not in tensors:
+        settings["layer_scale"] = None
+    return settings
+
+
+def target_settings(method: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return the keys of ``targets`` that the sizes of networks outside the encoder depend on."""
+    if method == "cae" and "decoder.head.weight" in tensors:
+        return {"num_tokens": len(tensors["decoder.head.weight"])}
     return {}
 
 

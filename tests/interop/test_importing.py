@@ -8,7 +8,7 @@ import official_files
 import pytest
 import torch
 from official_files import DIM, GRID, HEADS, LAYOUTS, OPTIMIZER, PATCH, ddp, linear, under, vit
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from ssl_zoo.interop.foreign_file import ForeignFileError
 from ssl_zoo.interop.importing import ImportedWeights, Options, import_weights
@@ -47,10 +47,41 @@ def test_an_official_file_imports_fully(imported: Import, name: str) -> None:
 def test_the_networks_beside_the_encoder_load_into_the_method(imported: Import, name: str) -> None:
     weights = imported(getattr(official_files, name)())
     target = METHODS.get(name).default_targets
-    targets = TARGETS.config_of(target)() if target else None
+    targets = TARGETS.config_of(target)(**weights.target_settings) if target else None
     method = build_method(METHODS.config_of(name)(**weights.method_settings), weights.backbone, targets, seed=0)
     unknown = method.load_state_dict(weights.networks["predictor"], strict=False).unexpected_keys
     assert unknown == []
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("cae_a", {"encoder.": "encoder.", "regresser.": "regresser.", "decoder.": "decoder."}),
+        ("msn_a", {"student.": "encoder.", "teacher.": "target_encoder."}),
+    ],
+)
+def test_names_of_the_reference_code_fill_every_network_of_the_method(
+    imported: Import, name: str, parts: dict[str, str]
+) -> None:
+    tensors = load_file(Path(__file__).parents[1] / "golden" / f"{name}.safetensors")
+    tensors = {key.removeprefix("init."): tensor for key, tensor in tensors.items() if key.startswith("init.")}
+    prefixes = {key: next((start for start in parts if key.startswith(start)), "") for key in tensors}
+    content = {parts.get(start, "") + key.removeprefix(start): tensors[key] for key, start in prefixes.items()}
+    weights = imported(content, predictor_heads=None)
+    target = METHODS.get(weights.method).default_targets
+    targets = TARGETS.config_of(target)(**weights.target_settings) if target else None
+    config = METHODS.config_of(weights.method)(**weights.method_settings)
+    method = build_method(config, weights.backbone, targets, seed=0)
+    missing = method.load_state_dict(weights.networks["predictor"], strict=False).missing_keys
+    assert [key for key in missing if not key.startswith(("encoder.", "target_encoder.module.", "target."))] == []
+
+
+def test_a_file_of_msn_has_the_sizes_of_its_head_and_prototypes(imported: Import) -> None:
+    weights = imported(official_files.msn())
+    expected = {"head_layers": 3, "head_dim": 24, "projection_dim": 12, "head_batch_norm": True, "num_prototypes": 16}
+    assert weights.method_settings == expected
+    beside = weights.networks["predictor"]
+    assert beside["head.bn2.weight"].shape == (24,) and beside["target_head.module.fc3.weight"].shape == (12, 24)
 
 
 def test_tensors_keep_their_values(imported: Import) -> None:
