@@ -1,4 +1,4 @@
-"""The folder of imported weights: safetensors and manifest as exports have them, and a recipe that fits them."""
+"""The folder of imported weights: files, manifest and model card as exports have them, and a recipe that fits them."""
 
 import dataclasses
 import shutil
@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from safetensors.torch import save_file
 
 from ssl_zoo.data.batch import IMAGENET_MEAN
-from ssl_zoo.engine.checkpoint.storage import fingerprint
+from ssl_zoo.engine.checkpoint.storage import fingerprint, save_tensors
 from ssl_zoo.interop.importing import ImportedWeights
 from ssl_zoo.interop.manifest import Manifest, backbone_values
+from ssl_zoo.interop.model_card import import_card
 from ssl_zoo.interop.released import LICENCES, UNKNOWN_LICENCE
 from ssl_zoo.io import publish_directory
 from ssl_zoo.method import METHODS
@@ -26,7 +26,9 @@ _CROPS |= dict.fromkeys(("dino", "ibot", "lejepa", "msn"), (*_CROPS["simclr"], "
 
 
 def write_import(imported: ImportedWeights, out: Path, origin: Mapping[str, str] | None = None) -> Manifest:
-    """Write one safetensors file per network, ``manifest.json`` and ``recipe.yaml`` into a new folder, atomically.
+    """Write one safetensors file per network, ``manifest.json``, ``recipe.yaml`` and a model card into a new folder.
+
+    The folder is complete or missing.
 
     Args:
         origin: further entries of the manifest's ``source``, e.g. the address of a download.
@@ -43,9 +45,10 @@ def write_import(imported: ImportedWeights, out: Path, origin: Mapping[str, str]
     try:
         for network, tensors in imported.networks.items():
             contiguous = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
-            save_file(contiguous, temporary / f"{network}.safetensors", metadata={"format": "pt"})
+            save_tensors(contiguous, temporary / f"{network}.safetensors", metadata={"format": "pt"})
         (temporary / RECIPE).write_text(recipe_of(imported), encoding="utf-8")
         manifest = manifest_of(imported, origin or {}).write(temporary)
+        (temporary / "README.md").write_text(import_card(imported, manifest), encoding="utf-8")
         publish_directory(temporary, out)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -90,6 +93,7 @@ def recipe_of(imported: ImportedWeights) -> str:
         "method": dict(imported.method_settings),
         "backbone": _changed(imported.backbone),
         "views": {} if is_usual else views,
+        "targets": dict(imported.target_settings),
     }
     defaults = [{"method": imported.registered}, {"backbone": "vit"}, {"data": "imagenet1k"}]
     document = {"defaults": defaults, **{section: settings for section, settings in values.items() if settings}}

@@ -1,10 +1,12 @@
-"""The model card of an export: ``README.md`` with origin, use, scores and licence."""
+"""The model cards of exports and imports: ``README.md`` with origin, use, scores and licence."""
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+from ssl_zoo.interop.importing import ImportedWeights
 from ssl_zoo.interop.manifest import Manifest
+from ssl_zoo.interop.matching import few
 
 _LIBRARIES = {"timm": "timm", "huggingface": "transformers", "onnx": "onnx"}
 _USES = {
@@ -36,39 +38,89 @@ def model_card(
     format = manifest.details["format"]
     load = manifest.details["load"]
     use = _MAE_USE if "ForPreTraining" in load else _USES[format]
-    transform, height_width = manifest.transform, "x".join(map(str, manifest.transform.size))
-    shorter = round(min(transform.size) / transform.crop_fraction)
+    origin = f"imported from `{manifest.source['file']}`" if "file" in manifest.source else "of an ssl_zoo run"
     lines = [
-        "---",
-        f"library_name: {_LIBRARIES.get(format, 'ssl_zoo')}",
-        "pipeline_tag: image-feature-extraction",
-        f"tags: [self-supervised-learning, {manifest.method}]",
-        "---",
+        *_head(manifest, _LIBRARIES.get(format, "ssl_zoo")),
+        f"Self-supervised weights (`{manifest.evaluated}`) {origin}, written by `export_weights.py --format {format}`. "
+        "`manifest.json` has the configuration and the SHA-256 of every file.",
         "",
-        f"# {manifest.method}, {_architecture(manifest)}",
-        "",
-        f"Self-supervised weights (`{manifest.evaluated}`) of an ssl_zoo run, written by `export_weights.py --format "
-        f"{format}`. `manifest.json` has the configuration and the SHA-256 of every file.",
-        "",
-        "```python",
-        use.format(load=load),
-        "```",
-        "",
-        f"Images: {transform.channels} channels, {height_width} pixels. Resize the shorter side of a larger image to "
-        f"{shorter} pixels ({transform.interpolation}, antialiased) and crop the centre; resize others. Normalise "
-        f"pixels in 0..1 by mean {_numbers(transform.mean)} and standard deviation {_numbers(transform.std)}. "
-        f"Features: {_pooling(manifest)}.",
-        "",
-        "| | |",
-        "|---|---|",
-        *(f"| {name} | {value} |" for name, value in {**facts, "verification": _verification(manifest)}.items()),
-        "",
+        *_code(use.format(load=load)),
+        *_images(manifest),
+        *_rows({**facts, "verification": _verification(manifest)}),
         *_scores(scores),
         "## Licence",
         "",
         str(manifest.source.get("licence") or _LICENCE),
     ]
     return "\n".join(lines) + "\n"
+
+
+def import_card(imported: ImportedWeights, manifest: Manifest) -> str:
+    """Return the text of the card of an import: where the weights come from, and what was taken of them."""
+    source = manifest.source
+    files = source.get("files") or [{"name": source["file"], "sha256": source["sha256"]}]
+    facts = {
+        "source": source.get("url", f"`{source['file']}`"),
+        **({"revision": f"`{source['revision']}`"} if "revision" in source else {}),
+        **{f"SHA-256 of `{file['name']}`": f"`{file['sha256']}`" for file in files},
+        "method": manifest.method,
+        "networks": ", ".join(imported.networks),
+        "evaluated": manifest.evaluated,
+        "matched": source["matched"],
+        **{f"left out ({len(names)})": f"{few(names)}: {reason}" for reason, names in imported.left_out.items()},
+        **{f"{network} keeps its initial": few(names) for network, names in imported.missing.items()},
+        **({"remarks": "; ".join(imported.remarks)} if imported.remarks else {}),
+    }
+    load = manifest.details["load"]
+    lines = [
+        *_head(manifest, "ssl_zoo"),
+        "Self-supervised weights of others, imported by `import_weights.py`. `manifest.json` has the sizes, the "
+        "preprocessing and the SHA-256 of every file; `recipe.yaml` is a recipe for networks of these sizes.",
+        "",
+        *_code(_USES["safetensors"].format(load=load)),
+        "A run starts from them by `backbone.init_from=FOLDER`: `python tools/train_net.py --config FOLDER/recipe.yaml "
+        "backbone.init_from=FOLDER`.",
+        "",
+        *_images(manifest),
+        *_rows(facts),
+        "## Licence",
+        "",
+        f"Of the weights: {source['licence']}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _head(manifest: Manifest, library: str) -> list[str]:
+    return [
+        "---",
+        f"library_name: {library}",
+        "pipeline_tag: image-feature-extraction",
+        f"tags: [self-supervised-learning, {manifest.method}]",
+        "---",
+        "",
+        f"# {manifest.method}, {_architecture(manifest)}",
+        "",
+    ]
+
+
+def _code(text: str) -> list[str]:
+    return ["```python", text, "```", ""]
+
+
+def _images(manifest: Manifest) -> list[str]:
+    transform, height_width = manifest.transform, "x".join(map(str, manifest.transform.size))
+    shorter = round(min(transform.size) / transform.crop_fraction)
+    return [
+        f"Images: {transform.channels} channels, {height_width} pixels. Resize the shorter side of a larger image to "
+        f"{shorter} pixels ({transform.interpolation}, antialiased) and crop the centre; resize others. Normalise "
+        f"pixels in 0..1 by mean {_numbers(transform.mean)} and standard deviation {_numbers(transform.std)}. "
+        f"Features: {_pooling(manifest)}.",
+        "",
+    ]
+
+
+def _rows(facts: Mapping[str, str]) -> list[str]:
+    return ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in facts.items()), ""]
 
 
 def _architecture(manifest: Manifest) -> str:
