@@ -28,8 +28,8 @@ class Downloaded:
     Attributes:
         path: a file, or a folder of Hugging Face.
         method: that trained them, None where it is read from the weights.
-        source: entries of a manifest: ``url``, ``revision`` of a repository on the hub, and ``licence`` where the
-            weights are not from the method's authors.
+        source: entries of a manifest: ``url``; of the hub also ``file`` or folder and ``revision``, and ``licence``
+            where the weights are not from the method's authors.
     """
 
     path: Path
@@ -53,7 +53,7 @@ def download(name: str, cache: Path | None = None) -> Downloaded:
         path = PATHS.get_local_path(released.url, cache_dir=place, sha256=released.sha256)
         return Downloaded(Path(path), released.method, {"url": released.address})
     path, snapshot = _from_hub(released, cache)
-    source = {"url": released.address, "revision": snapshot.name}
+    source = {"file": released.file or released.repo, "url": released.address, "revision": snapshot.name}
     if name not in RELEASED:
         source["licence"] = f"unknown; see {released.address}"
     return Downloaded(path, released.method, source)

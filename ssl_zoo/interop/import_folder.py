@@ -46,8 +46,9 @@ def write_import(imported: ImportedWeights, out: Path, origin: Mapping[str, str]
         for network, tensors in imported.networks.items():
             contiguous = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
             save_tensors(contiguous, temporary / f"{network}.safetensors", metadata={"format": "pt"})
-        (temporary / RECIPE).write_text(recipe_of(imported), encoding="utf-8")
-        manifest = manifest_of(imported, origin or {}).write(temporary)
+        draft = manifest_of(imported, origin or {})
+        (temporary / RECIPE).write_text(recipe_of(imported, draft.source["file"]), encoding="utf-8")
+        manifest = draft.write(temporary)
         (temporary / "README.md").write_text(import_card(imported, manifest), encoding="utf-8")
         publish_directory(temporary, out)
     except BaseException:
@@ -83,8 +84,12 @@ def manifest_of(imported: ImportedWeights, origin: Mapping[str, str]) -> Manifes
     )
 
 
-def recipe_of(imported: ImportedWeights) -> str:
-    """Return a recipe of the method with networks of these sizes, to evaluate and to continue from the weights."""
+def recipe_of(imported: ImportedWeights, source: str) -> str:
+    """Return a recipe of the method with networks of these sizes, to evaluate and to continue from the weights.
+
+    Args:
+        source: name of the file or repository.
+    """
     normalization = {"mean": list(imported.transform.mean), "std": list(imported.transform.std)}
     crops = _CROPS.get(METHODS.get(imported.registered).default_views)
     views = normalization if crops is None else dict.fromkeys(crops, normalization)
@@ -97,7 +102,7 @@ def recipe_of(imported: ImportedWeights) -> str:
     }
     defaults = [{"method": imported.registered}, {"backbone": "vit"}, {"data": "imagenet1k"}]
     document = {"defaults": defaults, **{section: settings for section, settings in values.items() if settings}}
-    title = f"# {imported.method}, weights imported from {imported.file.path.name}"
+    title = f"# {imported.method}, weights imported from {source}"
     if imported.method != imported.registered:
         title += f"; {imported.registered} stands in for the method, which is not one of this library"
     return f"{title}\n{yaml.safe_dump(document, sort_keys=False)}"

@@ -44,7 +44,7 @@ def test_a_folder_of_the_hub_is_one_commit_with_the_files_of_its_weights(
     found = download("tiny", tmp_path)
     assert {path.name for path in found.path.iterdir()} == {"config.json", "model.safetensors"}
     assert (found.path / "model.safetensors").read_bytes() == CONTENT
-    assert found.source == {"url": "https://huggingface.co/owner/tiny", "revision": COMMIT}
+    assert found.source == {"file": "owner/tiny", "url": "https://huggingface.co/owner/tiny", "revision": COMMIT}
     assert ("GET", "/cdn/model.safetensors", None) in server.requests
 
 
