@@ -72,11 +72,8 @@ class Job:
         features = _features(trainer) if self.init_from is not None else {}
         with _first_gradients(trainer) as gradients:
             trainer.train()
-        outcome = (
-            features
-            | gradients
-            | {f"weight.{name}": full(value) for name, value in trainer.method.state_dict().items()}
-        )
+        weights = {f"weight.{name}": full(value) for name, value in trainer.method.state_dict().items()}
+        outcome = features | gradients | weights
         if ranks.is_main:
             save_file({name: value.clone() for name, value in outcome.items()}, folder / "outcome.safetensors")
 

@@ -58,7 +58,7 @@ def model_card(
 def import_card(imported: ImportedWeights, manifest: Manifest) -> str:
     """Return the text of the card of an import: where the weights come from, and what was taken of them."""
     source = manifest.source
-    files = source.get("files") or [{"name": source["file"], "sha256": source["sha256"]}]
+    files = source.get("files") or [{"name": imported.file.files[0].name, "sha256": source["sha256"]}]
     facts = {
         "source": source.get("url", f"`{source['file']}`"),
         **({"revision": f"`{source['revision']}`"} if "revision" in source else {}),

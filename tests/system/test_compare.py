@@ -11,6 +11,7 @@ import pytest
 from tiny_studies import last_score, write_study
 from tiny_weights import exported
 
+from ssl_zoo.config import ConfigError
 from ssl_zoo.engine.build import build_run_method
 from ssl_zoo.engine.checkpoint.state import list_checkpoints
 from ssl_zoo.study.file import read_study
@@ -111,7 +112,7 @@ def test_an_interrupted_study_resumes(tmp_path: Path, number: signal.Signals) ->
     assert "2 of 2 runs finished." in (out / "long" / "report.md").read_text()
 
 
-def test_the_plan_of_a_study_reports_and_checks_what_its_runs_start_from(tmp_path: Path, capsys) -> None:
+def test_the_plan_of_a_study_reports_and_checks_what_its_runs_start_from(tmp_path: Path) -> None:
     study = write_study(tmp_path / "tiny.yaml")
     config = plan_runs(read_study(study))[0].composed.config
     source = exported(build_run_method(config), tmp_path / "source")
@@ -119,9 +120,10 @@ def test_the_plan_of_a_study_reports_and_checks_what_its_runs_start_from(tmp_pat
     features, pixels = work.starts()
     loaded = f"from {source} (export of ijepa)"
     assert features == f"features: backbone.init_from: encoder, target_encoder, predictor {loaded}"
-    assert pixels == f"pixels: backbone.init_from: encoder (its target_encoder) {loaded}; predictor fresh"
-    assert main(["--study", str(study), "--out", str(tmp_path), "--dry-run", "backbone.init_from=nowhere"]) == 1
-    assert "error: entry features: backbone.init_from=nowhere: there is no such file" in capsys.readouterr().err
+    assert pixels == f"pixels: backbone.init_from: encoder (its target_encoder), predictor {loaded}"
+    work = StudyWork.of(study, tmp_path / "out", ["backbone.init_from=nowhere"], None, "")
+    with pytest.raises(ConfigError, match=r"entry features: backbone\.init_from=nowhere: there is no such file"):
+        work.starts()
 
 
 def test_a_dry_run_lists_the_runs_with_their_cost_without_training(tmp_path: Path, capsys) -> None:
