@@ -62,6 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     refuse_windows()
     arguments = parse(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for library in ("httpx", "httpx2"):  # of huggingface_hub; they log every request
+        logging.getLogger(library).setLevel(logging.WARNING)
     try:
         discover(arguments.plugin)
         source, method, origin = arguments.source, arguments.method, {}

@@ -5,7 +5,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from ssl_zoo.engine.checkpoint.storage import fingerprint
 from ssl_zoo.interop.released import RELEASED, Released
@@ -75,7 +74,7 @@ def _find(name: str) -> Released:
 
 def _from_hub(released: Released, cache: Path | None) -> tuple[Path, Path]:
     """Return the path of a file or folder, and the folder of its commit in the cache."""
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
+    from huggingface_hub.errors import HFValidationError, HTTPError
 
     try:
         if released.file is None:
@@ -84,14 +83,8 @@ def _from_hub(released: Released, cache: Path | None) -> tuple[Path, Path]:
             path, snapshot = _file(released, cache)
     except HFValidationError as error:
         raise DownloadError(f"{released.repo}: {_first_line(error)}") from error
-    except HfHubHTTPError as error:
-        raise DownloadError(f"{released.address}: {_first_line(error)}{_remedy(error)}") from error
     except (OSError, HTTPError) as error:  # transport errors of its HTTP library are no OSError
-        reason = _first_line(error.__cause__ or error)
-        raise DownloadError(
-            f"{released.address} can't be downloaded ({reason}). Check the connection, the proxies (https_proxy), "
-            "HF_ENDPOINT and HF_HUB_OFFLINE; the same command continues with the files that are missing"
-        ) from error
+        raise DownloadError(_explained(released, error)) from error
     _verify(path, released.sha256)
     return path, snapshot
 
@@ -136,14 +129,25 @@ def _verify(path: Path, sha256: str | None) -> None:
             raise DownloadError(f"{file} has the SHA-256 {found}, not {wanted}; it is deleted, try again")
 
 
-def _first_line(error: Any) -> str:
+def _explained(released: Released, error: BaseException) -> str:
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    if isinstance(error, LocalEntryNotFoundError) and error.__cause__ is not None:
+        error = error.__cause__  # why the hub was not asked, or what it answered
+    reason = _first_line(error)
+    if not isinstance(error, HfHubHTTPError):
+        return (
+            f"{released.address} can't be downloaded ({reason}). Check the connection, the proxies (https_proxy), "
+            "HF_ENDPOINT and HF_HUB_OFFLINE; the same command continues with the files that are missing"
+        )
+    if error.response.status_code in (401, 403):
+        remedy = "it is private or gated, or does not exist: accept its terms on its page and set HF_TOKEN"
+    else:
+        remedy = "check owner, name and revision" if error.response.status_code == 404 else "try again later"
+    return f"{released.address}: {reason}; {remedy}"
+
+
+def _first_line(error: BaseException) -> str:
     """Return the first line of a message; those of huggingface_hub have many, with an empty one in between."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(lines[:2]).rstrip(".") or type(error).__name__
-
-
-def _remedy(error: Any) -> str:
-    status = getattr(error.response, "status_code", None)
-    if status in (401, 403):
-        return "; it is private or gated, or does not exist: accept its terms on its page and set HF_TOKEN"
-    return "; check owner, name and revision" if status == 404 else "; try again later"

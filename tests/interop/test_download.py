@@ -99,7 +99,7 @@ def test_a_missing_repository_file_or_connection_is_reported_in_one_line(
     monkeypatch.setitem(RELEASED, "tiny", FILE)
     with pytest.raises(DownloadError, match=r"^https://huggingface\.co/owner/tiny.*404.*w\.pth\.tar.*check owner"):
         download("tiny", tmp_path)
-    with pytest.raises(DownloadError, match=r"^https://huggingface\.co/someone/else .*404"):
+    with pytest.raises(DownloadError, match=r"^https://huggingface\.co/someone/else: .*404.*check owner"):
         download("someone/else", tmp_path)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(DownloadError, match=r"can't be downloaded \(.*offline mode.*HF_HUB_OFFLINE"):
