@@ -44,8 +44,8 @@ class ForeignFile:
     Attributes:
         content: nested mappings; the leaves that are tensors are the weights.
         files: the files that hold the tensors.
-        config: ``config.json`` of a folder of Hugging Face, otherwise None.
-        preprocessor: its ``preprocessor_config.json``, empty where there is none.
+        config: ``config.json`` of a folder of Hugging Face or timm, otherwise None.
+        preprocessor: its ``preprocessor_config.json``, or its like in timm's; empty where there is none.
     """
 
     path: Path
@@ -54,9 +54,14 @@ class ForeignFile:
     config: Mapping[str, Any] | None = None
     preprocessor: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def is_of_timm(self) -> bool:
+        """Return whether it is a folder as ``timm.models.save_for_hf`` writes it."""
+        return self.config is not None and "architecture" in self.config
+
 
 def read_foreign_file(path: Path) -> ForeignFile:
-    """Read a file of torch or safetensors, or a folder of Hugging Face.
+    """Read a file of torch or safetensors, or a folder of Hugging Face or timm.
 
     Raises:
         ForeignFileError: nothing to read there, damaged, of another kind, or a pickle that needs more than tensors.
@@ -76,6 +81,8 @@ def _read_folder(folder: Path) -> ForeignFile:
         )
     config = _read_json(folder / _CONFIG)
     preprocessor = _read_json(folder / _PREPROCESSOR) if (folder / _PREPROCESSOR).is_file() else {}
+    of_timm = config.get("pretrained_cfg", {})
+    preprocessor = {f"image_{kind}": of_timm[kind] for kind in ("mean", "std") if kind in of_timm} | preprocessor
     for name in (_SAFETENSORS, _PYTORCH):
         if (folder / name).is_file():
             return ForeignFile(folder, _read_tensors(folder / name), [folder / name], config, preprocessor)

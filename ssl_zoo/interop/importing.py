@@ -117,7 +117,7 @@ def import_weights(path: Path, options: Options = Options()) -> ImportedWeights:
     Every tensor is either taken, or left out for a stated reason, or the file is refused.
 
     Args:
-        path: of torch, safetensors, or a folder of Hugging Face.
+        path: of torch, safetensors, or a folder of Hugging Face or timm.
 
     Raises:
         ForeignFileError: an unreadable or unsafe file, unknown names, missing or unknown tensors, other shapes.
@@ -128,7 +128,10 @@ def import_weights(path: Path, options: Options = Options()) -> ImportedWeights:
     known = Known(asked or method_of_file(path) or "vit", options.num_heads, options.norm_eps, options.image_size)
     left_out: dict[str, str] = {}
     decoder_heads = options.predictor_heads
-    if file.config is not None:
+    if file.is_of_timm:
+        given = file.config.get("model_args", {})
+        known = replace(known, num_heads=known.num_heads or given.get("num_heads"))
+    elif file.config is not None:
         sizes = sizes_of(file.config, str(path))
         tensors, left_out = official_names(tensors)
         known = Known(
@@ -225,7 +228,8 @@ class _Import:
 
     def _method(self, config: ViTConfig) -> str:
         """Tell the method of an encoder alone by its positions and class token, where nothing else does."""
-        if self.known.method != "vit" or self.options.method or self.file.config is not None:
+        is_named = self.options.method is not None or (self.file.config is not None and not self.file.is_of_timm)
+        if self.known.method != "vit" or is_named:
             return self.known.method
         if config.positions is not Positions.sincos:
             return "vit"

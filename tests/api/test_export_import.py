@@ -87,6 +87,9 @@ def test_timm_reads_its_network_back_with_equal_features(options: dict[str, Any]
     load = exported.manifest.details["load"].replace("FOLDER", str(exported.folder))
     again = eval(load, {"timm": timm}).eval()  # the call of the manifest, as the model card prints it
     torch.testing.assert_close(again.forward_features(images()), model.forward_features(images()), rtol=1e-5, atol=1e-5)
+    of_folder = import_weights(exported.folder)  # whose config.json has the number of heads
+    imported = import_weights(tmp_path / "model.pth", Options(num_heads=4))
+    assert of_folder.backbone == imported.backbone and of_folder.transform == imported.transform
 
 
 def test_only_imported_folders_and_other_formats_are_exported(tmp_path: Path) -> None:
