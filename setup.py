@@ -12,6 +12,9 @@ VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "ssl_zoo" / "__init__.py"
 GRAFTS = {"ssl_zoo.methods": "methods", "ssl_zoo.configs": "configs", "ssl_zoo.tools": "tools"}
 GRAFTED = [f"{name}.{inner}" for name, folder in GRAFTS.items() for inner in find_packages(str(ROOT / folder)) if inner]
 
+# The documentation as a site (make docs), which a test builds as well.
+DOCS = ["mkdocs>=1.6.1,<2", "mkdocs-material>=9.6,<10", "mkdocstrings-python>=1.16", "latex2mathml>=3.77"]
+
 setup(
     name="ssl-zoo",
     version=VERSION,
@@ -70,7 +73,9 @@ setup(
         "hf": ["transformers>=5.0"],  # folders of Hugging Face: verification of exports, tests of both directions
         "onnx": ["onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.20"],  # export, and its verification
         "tiff": ["imagecodecs>=2024.6.1"],  # TIFF of many bands or 16-bit colour with LZW compression
+        "docs": DOCS,
         "test": [
+            *DOCS,
             "submitit>=1.5",
             "transformers>=5.0",
             "onnx>=1.18",

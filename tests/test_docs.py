@@ -1,6 +1,7 @@
-"""README.md and docs/design.md: what they repeat of the code, and their links."""
+"""README.md and the pages in docs/: what they repeat of the code and of each other, and their links."""
 
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from test_layering import LEAVES, MAY_IMPORT
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 DESIGN = (ROOT / "docs" / "design.md").read_text()
+TABLES = {"README": README, "methods": (ROOT / "docs" / "methods" / "index.md").read_text()}
 PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))]
 
 
@@ -34,3 +36,15 @@ def test_links_and_recipes_exist(page):
     links = {folder / link for link in re.findall(r"\]\((?!https?:)([^)#]+)", text)}
     recipes = {ROOT / recipe for recipe in re.findall(r"configs/\w+/\w+\.yaml", text)}
     assert [str(path) for path in links | recipes if not path.exists()] == []
+
+
+def test_readme_and_the_page_of_methods_have_the_same_table():
+    rows = {name: set(re.findall(r"^\| \[(.+?)\]\(.+?\) (\|.+)$", text, re.MULTILINE)) for name, text in TABLES.items()}
+    assert rows["README"] == rows["methods"] != set()
+
+
+def test_diagrams_are_those_that_their_program_draws():
+    program = runpy.run_path(str(ROOT / "docs" / "diagrams.py"))
+    drawn = {name: program["draw"](diagram) for name, diagram in program["DIAGRAMS"].items()}
+    drawn["concepts"] = program["concepts"]()
+    assert {path.stem: path.read_text() for path in (ROOT / "docs" / "images").glob("*.svg")} == drawn

@@ -13,8 +13,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 TUTORIAL = (ROOT / "docs" / "tutorial_method.md").read_text()
 
-# A block whose fence names a file is the content of that file. Lines of console blocks that begin with $ are commands.
-FILES = dict(re.findall(r"^```\w+ (\S+)\n(.*?)^```$", TUTORIAL, re.MULTILINE | re.DOTALL))
+# A block whose title names a file is the content of that file. Lines of console blocks that begin with $ are commands.
+FILES = dict(re.findall(r'^```\w+ title="(\S+)"\n(.*?)^```$', TUTORIAL, re.MULTILINE | re.DOTALL))
 COMMANDS = [
     line.removeprefix("$ ")
     for block in re.findall(r"^```console\n(.*?)^```$", TUTORIAL, re.MULTILINE | re.DOTALL)
