@@ -13,6 +13,7 @@ from pathlib import Path
 from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the checkout whose documentation is built
 
@@ -31,6 +32,13 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the page of all parts and keys, which is generated from the code and is in no commit."""
     files.append(File.generated(config, KEYS_PAGE, content="\n".join(_keys_page())))
     return files
+
+
+def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
+    """Rank the guide above the reference in the search."""
+    if page.file.src_uri.startswith("api/"):
+        page.meta["search"] = {"boost": 0.3}
+    return markdown
 
 
 def on_page_content(content: str, **_: object) -> str:

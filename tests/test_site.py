@@ -16,7 +16,7 @@ from ssl_zoo.plugins import discover
 from ssl_zoo.registry import REGISTRIES
 
 for package in ("mkdocs", "material", "mkdocstrings", "latex2mathml"):
-    pytest.importorskip(package, reason="the site needs pip install -e '.[docs]'")
+    pytest.importorskip(package, reason="the site needs Python 3.11 and pip install -e '.[docs]'")
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
