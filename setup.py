@@ -12,7 +12,7 @@ VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "ssl_zoo" / "__init__.py"
 GRAFTS = {"ssl_zoo.methods": "methods", "ssl_zoo.configs": "configs", "ssl_zoo.tools": "tools"}
 GRAFTED = [f"{name}.{inner}" for name, folder in GRAFTS.items() for inner in find_packages(str(ROOT / folder)) if inner]
 
-# The documentation as a site (make docs), which a test builds as well; mkdocs-material's versions for 3.10 were not tried.
+# The documentation as a site (make docs), which a test builds as well; versions for Python 3.10 were not tried.
 DOCS = ["mkdocs>=1.6.1,<2", "mkdocs-material>=9.8,<10", "mkdocstrings-python>=2.0.11", "latex2mathml>=3.78"]
 DOCS = [f"{requirement}; python_version >= '3.11'" for requirement in DOCS]
 
