@@ -14,6 +14,7 @@ from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+from pymdownx.arithmatex import arithmatex_fenced_format
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the checkout whose documentation is built
 
@@ -24,8 +25,15 @@ from ssl_zoo.plugins import discover
 from ssl_zoo.registry import REGISTRIES, Registry
 
 KEYS_PAGE = "api/keys.md"
-# What pymdownx.arithmatex makes of $...$ and of a block between two lines of $$.
+# What pymdownx.arithmatex makes of $...$ and of a block with the fence ```math, both of which GitHub renders too.
 EQUATION = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Make blocks with the fence ```math equations."""
+    fence = {"name": "math", "class": "arithmatex", "format": arithmatex_fenced_format(mode="generic", tag="div")}
+    config.mdx_configs.setdefault("pymdownx.superfences", {})["custom_fences"] = [fence]
+    return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
