@@ -38,6 +38,7 @@ setup(
             "ssl-zoo-submit = ssl_zoo.tools.submit:main",
             "ssl-zoo-compare = ssl_zoo.tools.compare:main",
             "ssl-zoo-inject-faults = ssl_zoo.tools.inject_faults:main",
+            "ssl-zoo-status = ssl_zoo.tools.status:main",
             "ssl-zoo-list = ssl_zoo.tools.list:main",
             "ssl-zoo-verify-golden = ssl_zoo.tools.verify_golden:main",
             "ssl-zoo-visualize = ssl_zoo.tools.visualize:main",
@@ -73,6 +74,7 @@ setup(
         "slurm": ["submitit>=1.5"],
         "hf": ["transformers>=5.0"],  # folders of Hugging Face: verification of exports, tests of both directions
         "onnx": ["onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.20"],  # export, and its verification
+        "wandb": ["wandb>=0.19"],  # a logger
         "tiff": ["imagecodecs>=2024.6.1"],  # TIFF of many bands or 16-bit colour with LZW compression
         "docs": DOCS,
         "test": [

@@ -61,6 +61,7 @@ class MSN(Method):
     default_views = "msn"
     default_masks = "random"
     couples_images = True  # the mean distribution, Sinkhorn and batch normalization
+    metric_groups = dict.fromkeys(("me_max_gap", "anchor_entropy"), "health")
     regularizes = (Place.context,)
 
     config: MSNConfig

@@ -12,6 +12,13 @@ from ssl_zoo.nn import cosine_between_images, mean_std, normalized_entropy
 
 _MEASURED_IMAGES = 16  # of a micro-batch, for the metrics of every step: enough pairs at each patch
 
+# The groups in which loggers show the metrics of this module, and those that methods report beside them.
+METRIC_GROUPS: Mapping[str, str] = {
+    **dict.fromkeys(("target_std", "target_cosine", "prediction_std", "prediction_cosine"), "health"),
+    **dict.fromkeys(("teacher_entropy", "prototype_entropy"), "health"),
+    **dict.fromkeys(("visible_patches", "target_patches"), "masks"),
+}
+
 
 @dataclass(frozen=True)
 class Limit:

@@ -1,12 +1,17 @@
-"""Differences between machines: CPUs that a process may use, devices without float64, systems that are supported."""
+"""Differences between machines: CPUs that a process may use, devices without float64, systems that are supported.
+
+torch is imported where it is needed: tools that only read files start without its seconds.
+"""
 
 import math
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 _WITHOUT_FLOAT64 = frozenset({"mps"})  # types of devices
 _CGROUP = Path("/sys/fs/cgroup")  # where the hierarchies are mounted, by convention of systemd and containers
@@ -68,12 +73,16 @@ def limit_threads() -> None:
 
     Under a CPU quota of a container torch starts a thread per CPU of the host, and steps take many times as long.
     """
+    import torch
+
     if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > available_cpus():
         torch.set_num_threads(available_cpus())
 
 
-def float64_device(device: torch.device | str | None) -> torch.device | str | None:
+def float64_device(device: "torch.device | str | None") -> "torch.device | str | None":
     """Return the device itself, or the CPU in place of one without float64 (MPS)."""
+    import torch
+
     kind = None if device is None else torch.device(device).type
     return torch.device("cpu") if kind in _WITHOUT_FLOAT64 else device
 

@@ -149,6 +149,8 @@ class Method(nn.Module, ABC):
         default_views, default_masks, default_targets: options of the config groups, unless the recipe names others.
         couples_images: the loss is no mean over images, e.g. a contrastive one or one of batch statistics. Gradient
             accumulation, which would change it, is refused; ranks meet in ``step.world``.
+        metric_groups: groups in which loggers show metrics of ``Output``, for those that belong to another than
+            ``train``; the metrics of ``collapse.py`` and those of ``collapse_limits`` have theirs.
         regularizes: the features that ``forward`` hands to ``regularize``; none refuses every regularizer.
         regularizer: the run's regularizer, which ``regularize`` calls; set by ``build_method``.
     """
@@ -157,6 +159,7 @@ class Method(nn.Module, ABC):
     default_masks: ClassVar[str | None] = None
     default_targets: ClassVar[str | None] = None
     couples_images: ClassVar[bool] = False
+    metric_groups: ClassVar[Mapping[str, str]] = {}
     regularizes: ClassVar[Sequence[Place]] = ()
 
     encoder: ViT

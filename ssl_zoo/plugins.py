@@ -16,7 +16,10 @@ from ssl_zoo.registry import BROKEN_PLUGINS
 _FILE_MODULE = "ssl_zoo_plugin_"  # start of the names of modules that are files
 ENTRY_POINT_GROUP = "ssl_zoo.plugins"
 # Packages in which each module may register parts, and modules that do. Those that a version lacks are skipped.
-_PARTS = ("nn", "masks", "targets", "views", "regularizers", "losses", "data.sources", "engine.optim", "eval")
+_PARTS = (
+    *("nn", "masks", "targets", "views", "regularizers", "losses", "data.sources", "engine.optim"),
+    *("engine.loggers", "eval"),
+)
 
 
 def discover(plugins: Iterable[str] = ()) -> None:

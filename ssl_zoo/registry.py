@@ -1,7 +1,7 @@
 """Registries map the explicit name of a part to its class and to the dataclass that configures it.
 
-The parts are methods, backbones, views, mask generators, targets, regularizers, data sources, evaluators and
-optimizers. ``ssl_zoo.plugins`` imports the modules that register them.
+The parts are methods, backbones, views, mask generators, targets, regularizers, data sources, evaluators, optimizers
+and loggers. ``ssl_zoo.plugins`` imports the modules that register them.
 """
 
 import difflib

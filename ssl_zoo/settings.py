@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -60,6 +61,44 @@ class Settings:
     def key(self, name: str) -> str:
         """Return the dotted key of a field, as users write it."""
         return f"{self.section}.{name}" if self.section else name
+
+
+@dataclass(frozen=True)
+class Section:
+    """A section of a config that a registered part brings with it."""
+
+    name: str
+    config: type
+    meaning: str
+
+
+@functools.cache
+def with_sections(base: type, kind: str, sections: tuple[Section, ...]) -> type:
+    """Return the dataclass ``base`` with a section for each of the parts; instances can be pickled.
+
+    Args:
+        kind: noun for the parts, for messages.
+
+    Raises:
+        ValueError: the name of a part is no key, or one that ``base`` has already.
+    """
+    for section in sections:
+        if not section.name.isidentifier() or section.name in dir(base()):
+            key = f"{base.section}.{section.name}"
+            raise ValueError(f"{kind} {section.name!r} can't have a section {key}; register it under another name")
+
+    # The class has no name that pickle could find it by.
+    def reduce(self: Settings) -> tuple[object, ...]:
+        return _unpickled, (base, kind, sections, vars(self))
+
+    fields = [(section.name, section.config, setting(section.config(), section.meaning)) for section in sections]
+    return dataclasses.make_dataclass(base.__name__, fields, bases=(base,), namespace={"__reduce__": reduce})
+
+
+def _unpickled(base: type, kind: str, sections: tuple[Section, ...], values: Mapping[str, object]) -> Settings:
+    config = object.__new__(with_sections(base, kind, sections))
+    vars(config).update(values)
+    return config
 
 
 def bounds_of(field: dataclasses.Field) -> Mapping[str, Any]:

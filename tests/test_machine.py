@@ -82,7 +82,7 @@ class Shades(Source):
     tiny = ["backbone.embed_dim=48", "backbone.depth=1", "backbone.num_heads=4", "backbone.image_size=32"]
     tiny += ["backbone.patch_size=4", "method.predictor_dim=32", "method.predictor_depth=1", "method.predictor_heads=4"]
     tiny += ["masks.min_patches=4", "trainer.batch_size=16", "trainer.num_steps=2", "trainer.precision=fp32"]
-    tiny += ["monitor.tensorboard=false", "monitor.images_every=0", "probe.evaluators=[]", "monitor.log_every=1"]
+    tiny += ["monitor.loggers=[jsonl]", "monitor.images_every=0", "probe.evaluators=[]", "monitor.log_every=1"]
     recipe = ["--config", str(ROOT / "configs" / "ijepa" / "demo.yaml"), "--plugin", str(plugin), "data=shades"]
     finished = run_script(tmp_path, script, *recipe, *tiny, "loader.num_workers=1", f"output_dir={tmp_path / 'run'}")
     assert finished.returncode == 0, finished.stderr

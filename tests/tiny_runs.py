@@ -14,7 +14,8 @@ from ssl_zoo.engine.alarm import CollapseAlarm
 from ssl_zoo.engine.build import build_generators, build_views
 from ssl_zoo.engine.distributed import Processes
 from ssl_zoo.engine.hooks import Checkpointer
-from ssl_zoo.engine.metrics import JsonLines, Metrics, Writer
+from ssl_zoo.engine.loggers import LOGGERS, LoggedRun, Logger, Tags
+from ssl_zoo.engine.metrics import Metrics, Writer
 from ssl_zoo.engine.optim import AdamWConfig
 from ssl_zoo.engine.settings import TrainerConfig
 from ssl_zoo.engine.trainer import Hook, StepResult, Trainer
@@ -79,6 +80,12 @@ def tiny_data(
     )
 
 
+def logger(name: str, run: Path, tags: Tags | None = None, **settings: object) -> Logger:
+    """A logger of a run without a configuration."""
+    config = LOGGERS.config_of(name)(**settings)
+    return LOGGERS.get(name)(config, LoggedRun(run, "seed: 0", {"seed": 0}, "train", tags or Tags()))
+
+
 ALONE = Processes(0, 1, torch.device("cpu"))
 
 
@@ -98,7 +105,7 @@ def tiny_trainer(
     """A trainer with metrics (every step) and checkpoints in ``run``; ``hooks`` stand before the checkpointer."""
     config = TrainerConfig(**{"batch_size": 8, "num_steps": 6, "checkpoint_every": 3, **settings})
     method = method or tiny_method("ijepa")
-    writers = [*([JsonLines(run / "metrics.jsonl")] if ranks.is_main else []), *writers]
+    writers = [*([logger("jsonl", run)] if ranks.is_main else []), *writers]
     checkpointer = Checkpointer(run, config, {"method": "ijepa", "config": {}})
     return Trainer(
         method,

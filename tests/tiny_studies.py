@@ -30,7 +30,7 @@ overrides:
   - trainer.precision=fp32
   - optim.warmup_epochs=0
   - monitor.log_every=1
-  - monitor.tensorboard=false
+  - monitor.loggers=[jsonl]
   - monitor.images_every=0
   - probe.evaluators=[knn]
   - probe.train_samples=32

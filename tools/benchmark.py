@@ -22,6 +22,7 @@ from ssl_zoo.plugins import discover
 from ssl_zoo.testing.benchmark.case import Case
 from ssl_zoo.testing.benchmark.comparison import compare
 from ssl_zoo.testing.benchmark.loading import compare_loading
+from ssl_zoo.testing.benchmark.monitoring import measure_monitoring
 from ssl_zoo.testing.benchmark.table import table
 
 _OUTSIDE_BRACKETS = re.compile(r",(?![^\[]*\])")  # commas between values, not within a list
@@ -45,6 +46,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--loading",
         action="store_true",
         help="measure data loading of the first recipe on one core, compared with torchvision, instead of steps",
+    )
+    parser.add_argument(
+        "--monitoring",
+        action="store_true",
+        help="measure the CPU time of loggers and visualizations in the first recipe, with its data, instead of steps",
     )
     parser.add_argument("--images", type=int, default=224, help="number of images for --loading (default: 224)")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each recipe (default: 5)")
@@ -96,6 +102,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             config = compose(arguments.config[0], arguments.overrides).config
             loading = compare_loading(config, num_images=arguments.images, rounds=arguments.rounds)
             shown, figures = loading.table(), loading.plain()
+        elif arguments.monitoring:
+            config = compose(arguments.config[0], arguments.overrides).config
+            cost = measure_monitoring(config, rounds=arguments.rounds, steps=arguments.steps)
+            shown, figures = cost.table(), cost.plain()
         else:
             counts = {"rounds": arguments.rounds, "steps": arguments.steps, "warmup": arguments.warmup}
             results = compare(cases(arguments), **counts, report=lambda line: print(line, file=sys.stderr))

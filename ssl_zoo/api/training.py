@@ -3,6 +3,8 @@
 import json
 import logging
 import os
+import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ from rich.console import Console
 from ssl_zoo.api.encoder import Encoder
 from ssl_zoo.api.loading import load
 from ssl_zoo.api.overrides import Overrides, as_words
+from ssl_zoo.collapse import METRIC_GROUPS
 from ssl_zoo.config import Composed, Config, compose, recipe_text
 from ssl_zoo.data.loader import TrainingData
 from ssl_zoo.data.sources import Splits, build_splits
@@ -25,14 +28,18 @@ from ssl_zoo.engine.checkpoint.folders import list_checkpoints
 from ssl_zoo.engine.data_record import data_record, require_same_data, write_record
 from ssl_zoo.engine.device import autocast
 from ssl_zoo.engine.distributed import Processes, processes
-from ssl_zoo.engine.metrics import JsonLines, Metrics, TensorBoard
+from ssl_zoo.engine.loggers import LOGGERS, LoggedRun, Tags, build_loggers
+from ssl_zoo.engine.metrics import Metrics
 from ssl_zoo.engine.precision import recorded_precision, run_precision
 from ssl_zoo.engine.progress import ProgressBar
 from ssl_zoo.engine.report import report
-from ssl_zoo.engine.run_directory import RunDirectory, environment
+from ssl_zoo.engine.run_directory import RunDirectory, environment, flatten
+from ssl_zoo.engine.status import ScoreHistory
+from ssl_zoo.engine.status_file import StatusFile
 from ssl_zoo.engine.trainer import Trainer
 from ssl_zoo.eval.probe import Probe
 from ssl_zoo.interop.start import described, plan_start, start_from
+from ssl_zoo.method import Method
 from ssl_zoo.scores import Score
 
 log = logging.getLogger(__name__)
@@ -128,6 +135,8 @@ def train_composed(
         must_evaluate: raise an error where an evaluator can't run on the data, instead of leaving it out.
     """
     config = composed.config
+    for name in config.monitor.loggers:
+        LOGGERS.get(name)  # before the data is read
     chosen = {"choices": dict(composed.choices), **composed.plain()}
     run = RunDirectory(Path(config.output_dir), chosen, composed.plain_defaults())
     checkpoint = run.find_checkpoint(resume)
@@ -145,9 +154,11 @@ def train_composed(
     probe = _probe(config, splits, data, ranks, precision, must_evaluate)
     if checkpoint is not None and not accept_changed_data:
         require_same_data(checkpoint, splits, is_evaluated=bool(probe.evaluators))
-    tensorboard = TensorBoard(run.tensorboard, recipe_text(composed)) if config.monitor.tensorboard else None
-    writers = [JsonLines(run.metrics), ProgressBar(console, live=config.monitor.progress_bar)]
-    writers += [tensorboard] if tensorboard else []
+    loggers = build_loggers(config.monitor, _logged_run(run, composed, method, probe)) if ranks.is_main else []
+    scores = ScoreHistory()
+    status = StatusFile(run.path, scores)
+    progress = ProgressBar(console, config.monitor.progress_bar, scores, config.probe if probe.evaluators else None)
+    writers = [*loggers, status, progress]
     alarm = CollapseAlarm(config.monitor.alarm)
     metrics = Metrics(config.monitor.log_every, writers if ranks.is_main else [], alarm)
     corrupt_samples = hooks.CorruptSamples(run.corrupt_samples, config.loader.max_corrupt_fraction)
@@ -162,8 +173,9 @@ def train_composed(
         metrics,
         alarm,
         evaluation,
-        hooks.Visualizations(run.figures, config.monitor.images_every, tensorboard),
+        hooks.Visualizations(run.figures, config.monitor.images_every, loggers),
         checkpointer,
+        status,
     ]
     settings = {"optim": config.optim, "config": config.trainer, "seed": config.seed, "precision": choice.precision}
     trainer = Trainer(method, data, ranks, hooks=observers, **settings)
@@ -220,6 +232,13 @@ def _probe(
     if (explanation := probe.explanation()) and ranks.is_main:
         log.warning("evaluation: %s", explanation)
     return probe
+
+
+def _logged_run(run: RunDirectory, composed: Composed, method: Method, probe: Probe) -> LoggedRun:
+    limits = {limit.metric: "health" for limit in method.collapse_limits()}
+    groups = {**METRIC_GROUPS, **limits, **method.metric_groups, **probe.metric_groups}
+    values = {**composed.choices, **flatten(composed.plain())}
+    return LoggedRun(run.path, recipe_text(composed), values, shlex.join(sys.orig_argv), Tags(groups))
 
 
 def _log_data(splits: Splits) -> None:

@@ -30,6 +30,8 @@ from ssl_zoo.config.derived import fill_derived
 from ssl_zoo.config.keys import ConfigError, check_bounds, flat, keys_of, leaves, unknown_key, written, wrong_value
 from ssl_zoo.config.recipe import ROOT_RECIPE, Recipe, config_roots, read_recipe
 from ssl_zoo.config.schema import SCHEMA, Config, sections
+from ssl_zoo.engine.loggers.base import monitor_config_class
+from ssl_zoo.engine.settings import MonitorConfig
 from ssl_zoo.eval.probe import ProbeConfig, probe_config_class
 from ssl_zoo.method import METHODS
 from ssl_zoo.plugins import discover
@@ -202,7 +204,7 @@ def _with_defaults_of_method(choices: Mapping[str, str | None]) -> dict[str, str
 
 def _store_options() -> None:
     """Give Hydra the schema and every registered dataclass, as the option of its name in its group."""
-    _store_schema(probe_config_class())
+    _store_schema(probe_config_class(), monitor_config_class())
     for group, registry in REGISTRIES.items():
         for name in registry.names():
             _store(name, group, registry.config_of(name))
@@ -214,9 +216,9 @@ def _store(name: str, group: str, config: type) -> None:
 
 
 @cache
-def _store_schema(probe: type[ProbeConfig]) -> None:
-    """Store ``Config``, whose probe has a section for each evaluator that is registered by now."""
-    ConfigStore.instance().store(name=SCHEMA, node=Config(probe=probe()), provider="ssl_zoo")
+def _store_schema(probe: type[ProbeConfig], monitor: type[MonitorConfig]) -> None:
+    """Store ``Config``, with sections for the evaluators and loggers that are registered by now."""
+    ConfigStore.instance().store(name=SCHEMA, node=Config(probe=probe(), monitor=monitor()), provider="ssl_zoo")
 
 
 def _options(group: str, roots: Sequence[Path]) -> list[str]:

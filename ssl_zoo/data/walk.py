@@ -8,7 +8,7 @@ from pathlib import Path
 from ssl_zoo.data.listing import READ_AS, Listing, Reason, ending_of, is_output
 from ssl_zoo.data.names import is_hidden
 
-_RUN_FOLDERS = {"checkpoints", "figures", "tensorboard", "eval", "export"}  # of a run directory
+_RUN_FOLDERS = {"checkpoints", "figures", "wandb", "eval", "export"}  # of a run directory
 
 
 def list_folder(root: Path) -> tuple[list[str], Listing]:

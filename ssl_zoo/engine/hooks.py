@@ -14,7 +14,8 @@ from ssl_zoo.data.batch import Corrupt
 from ssl_zoo.data.names import printable
 from ssl_zoo.engine.checkpoint.saver import Saver
 from ssl_zoo.engine.checkpoint.state import Checkpoint, CheckpointError, restore
-from ssl_zoo.engine.metrics import Metrics, TensorBoard
+from ssl_zoo.engine.loggers import Logger
+from ssl_zoo.engine.metrics import Metrics
 from ssl_zoo.engine.settings import TrainerConfig
 from ssl_zoo.engine.sharding import full_copy, is_sharded, reshard
 from ssl_zoo.engine.step_file import StepFile
@@ -22,7 +23,7 @@ from ssl_zoo.engine.trainer import Hook, NonFiniteLoss, StepResult, Trainer
 from ssl_zoo.engine.visualize import save_images
 from ssl_zoo.method import Progress, Step
 from ssl_zoo.nn import ViT
-from ssl_zoo.scores import Score
+from ssl_zoo.scores import BASELINE_SUFFIX, Score
 from ssl_zoo.seeding import seed_for
 
 log = logging.getLogger(__name__)
@@ -196,16 +197,16 @@ class OffendingStep(Hook):
 
 
 class Visualizations(Hook):
-    """Saves the method's visualizations of a few images as PNG files and hands them to TensorBoard.
+    """Saves the method's visualizations of a few images as PNG files and hands them to the loggers.
 
     All ranks compute them, since networks may be sharded; otherwise they would only wait for the next step.
     """
 
     name = "visualizations"
-    follows = ("metrics",)  # which opens TensorBoard
+    follows = ("metrics",)  # which opens the loggers
 
-    def __init__(self, folder: Path, every: int, tensorboard: TensorBoard | None, num_images: int = 6) -> None:
-        self.folder, self.every, self.tensorboard, self.num_images = folder, every, tensorboard, num_images
+    def __init__(self, folder: Path, every: int, loggers: Sequence[Logger] = (), num_images: int = 6) -> None:
+        self.folder, self.every, self.loggers, self.num_images = folder, every, loggers, num_images
 
     def after_step(self, trainer: Trainer, result: StepResult) -> None:
         due = self.every and (trainer.step == 1 or trainer.is_done or trainer.step % self.every == 0)
@@ -217,9 +218,9 @@ class Visualizations(Hook):
         if not trainer.processes.is_main:
             return
         save_images(images, self.folder, trainer.step)
-        if self.tensorboard is not None:
-            for name, image in images.items():
-                self.tensorboard.image(name, image.float().cpu(), trainer.step)
+        for name, image in images.items():
+            for logger in self.loggers:
+                logger.image(name, image.float().cpu(), trainer.step)
 
 
 class Evaluate(Protocol):
@@ -292,5 +293,5 @@ class Evaluation(Hook):
             self.corrupt_samples.note("evaluation", self.evaluate.corrupt, "it is left out of the evaluation")
         if self.scores:
             values = {score.name: score.value for score in self.scores}
-            initial = {f"{s.name}_random_init": s.baseline for s in self.scores if s.baseline is not None}
+            initial = {f"{s.name}{BASELINE_SUFFIX}": s.baseline for s in self.scores if s.baseline is not None}
             self.metrics.add({"step": trainer.step, "epoch": round(trainer.epoch, 4), **values, **initial})

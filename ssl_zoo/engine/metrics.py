@@ -1,83 +1,27 @@
-"""Metrics of a run: one record per log step, to metrics.jsonl, TensorBoard and the terminal."""
+"""Metrics of a run: one record per log step, for the loggers and the terminal."""
 
 import hashlib
-import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
 from ssl_zoo.engine.alarm import CollapseAlarm
+from ssl_zoo.engine.loggers import Record
 from ssl_zoo.engine.trainer import Hook, StepResult, Trainer
-from ssl_zoo.io import write_atomic
-
-Record = Mapping[str, Any]
 
 
 class Writer(Protocol):
-    """Takes records on the main process."""
+    """Takes records on the main process: a logger, or what shows progress."""
 
     def open(self, trainer: Trainer) -> None: ...
 
     def write(self, record: Record) -> None: ...
 
     def close(self) -> None: ...
-
-
-class JsonLines:
-    """``metrics.jsonl``: one object a record. Records after the step a run resumes from are dropped when it opens."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def open(self, trainer: Trainer) -> None:
-        kept = []
-        if self.path.is_file():
-            for line in self.path.read_text().splitlines():
-                try:
-                    record = json.loads(line)
-                except ValueError:
-                    break  # the line that was being written when the process died
-                if 0 < trainer.step >= record["step"]:
-                    kept.append(line + "\n")
-        write_atomic(self.path, "".join(kept))
-        self._file = open(self.path, "a")  # noqa: SIM115 (closed when the run ends)
-
-    def write(self, record: Record) -> None:
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
-
-    def close(self) -> None:
-        self._file.close()
-
-
-class TensorBoard:
-    """Writes scalars, images and the config as text for TensorBoard."""
-
-    def __init__(self, folder: Path, config_text: str) -> None:
-        self.folder, self.config_text = folder, config_text
-
-    def open(self, trainer: Trainer) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # a second to import
-
-        self._writer: SummaryWriter = SummaryWriter(str(self.folder), purge_step=trainer.step + 1)
-        if trainer.step == 0:
-            self._writer.add_text("config", f"```yaml\n{self.config_text}\n```", 0)
-
-    def write(self, record: Record) -> None:
-        for key, value in record.items():
-            if isinstance(value, (int, float)) and key != "step":
-                self._writer.add_scalar(key, value, record["step"])
-
-    def image(self, name: str, image: torch.Tensor, step: int) -> None:
-        self._writer.add_image(name, image, step)
-
-    def close(self) -> None:
-        self._writer.close()
 
 
 class Metrics(Hook):

@@ -5,45 +5,89 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from ssl_zoo.engine.hooks import EvaluationTimes
 from ssl_zoo.engine.metrics import Record
+from ssl_zoo.engine.status import ScoreHistory
 from ssl_zoo.engine.trainer import Trainer
 
 
 class ProgressBar:
-    """Shows step, loss, images per second, share of time spent waiting for data, and time left."""
+    """Shows step, time left, loss, images per second, share of the time spent waiting for data, probes and scores.
 
-    def __init__(self, console: Console, live: bool) -> None:
+    Args:
+        live: draw a bar if the console is a terminal.
+        scores: of the run so far; the first one is shown.
+        probes: when the run is probed; None if it never is.
+    """
+
+    def __init__(
+        self, console: Console, live: bool, scores: ScoreHistory | None = None, probes: EvaluationTimes | None = None
+    ) -> None:
         self.console, self.live = console, live and console.is_terminal
+        self.scores, self.probes = scores or ScoreHistory(), probes
+        self._training = ""
 
     def open(self, trainer: Trainer) -> None:
         self._num_steps, self._first_step, self._started = trainer.num_steps, trainer.step, time.monotonic()
+        if trainer.step:
+            self._print(
+                f"resumes from step {trainer.step:,} of {trainer.num_steps:,}, epoch {trainer.epoch:.2f}"
+                + (f"; {self._score()}" if self.scores.last else "")
+            )
         if self.live:
-            columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+            columns = (BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
             self._progress = Progress(*columns, TextColumn("{task.description}"), console=self.console)
             self._task = self._progress.add_task("", total=trainer.num_steps, completed=trainer.step)
             self._progress.start()
 
     def write(self, record: Record) -> None:
+        step = record["step"]
         if "loss" not in record:
-            scores = "  ".join(f"{k} {v:.4g}" for k, v in record.items() if k not in ("step", "epoch"))
-            self.console.print(f"step {record['step']}  {scores}", highlight=False)
-            return
-        text = (
-            f"loss {record['loss']:.4f}  lr {record['lr']:.2e}  {record['images_per_second']:.0f} images/s  "
-            f"data {record['data_wait']:.1%}"
-        )
-        if self.live:
-            self._progress.update(self._task, completed=record["step"], description=text)
+            scores = "  ".join(self.scores.text(name, with_baseline=True) for name in self.scores.last)
+            self._print(f"step {step}  {scores}")
         else:
-            self.console.print(
-                f"step {record['step']}/{self._num_steps}  {text}  left {self._left(record)}", highlight=False
+            self._training = (
+                f"loss {record['loss']:.4f}  lr {record['lr']:.2e}  {record['images_per_second']:.0f} images/s  "
+                f"data {record['data_wait']:.1%}"
             )
+        if self.live:
+            # A second line: on one, a terminal of usual width would cut both off.
+            description = "\n".join(filter(None, [self._training, self._next(step)]))
+            self._progress.update(self._task, completed=step, description=description)
+        elif "loss" in record:
+            parts = [f"step {step}/{self._num_steps}", self._training, f"left {self._left(step)}", self._next(step)]
+            self._print("  ".join(filter(None, parts)))
 
     def close(self) -> None:
         if self.live:
             self._progress.stop()
 
-    def _left(self, record: Record) -> str:
-        done = max(1, record["step"] - self._first_step)
-        seconds = (time.monotonic() - self._started) / done * (self._num_steps - record["step"])
-        return time.strftime("%H:%M:%S", time.gmtime(seconds)) if seconds < 86400 else f"{seconds / 86400:.1f} days"
+    def _print(self, line: str) -> None:
+        self.console.print(line, highlight=False)
+
+    def _next(self, step: int) -> str:
+        """Return the step of the next probe and the last score."""
+        parts = [f"next probe {probe}"] if (probe := next_probe(self.probes, step, self._num_steps)) else []
+        return "  ".join(parts + ([self._score()] if self.scores.last else []))
+
+    def _score(self) -> str:
+        return self.scores.text(next(iter(self.scores.last)))
+
+    def _left(self, step: int) -> str:
+        done = max(1, step - self._first_step)
+        return duration((time.monotonic() - self._started) / done * (self._num_steps - step))
+
+
+def next_probe(probes: EvaluationTimes | None, step: int, num_steps: int) -> int | None:
+    """Return the step after which the next probe runs; None if there is none."""
+    if probes is None or step >= num_steps:
+        return None
+    following = (step // probes.every_steps + 1) * probes.every_steps if probes.every_steps else num_steps + 1
+    if following <= num_steps:
+        return following
+    return num_steps if probes.at_end else None
+
+
+def duration(seconds: float) -> str:
+    """Write a time as hours, minutes and seconds, or as days."""
+    return time.strftime("%H:%M:%S", time.gmtime(seconds)) if seconds < 86400 else f"{seconds / 86400:.1f} days"

@@ -5,6 +5,7 @@ from rich.table import Table
 
 from ssl_zoo.engine.checkpoint.folders import list_checkpoints
 from ssl_zoo.engine.hooks import Evaluation
+from ssl_zoo.engine.loggers.tensorboard import EVENT_FILES
 from ssl_zoo.engine.run_directory import RunDirectory
 from ssl_zoo.engine.trainer import Trainer
 
@@ -27,5 +28,6 @@ def report(console: Console, run: RunDirectory, trainer: Trainer, evaluation: Ev
     for name, path in files:
         if path.exists():
             console.print(f"{name:>10}: {path}", highlight=False)
-    if run.tensorboard.exists():
-        console.print(f"{'watch':>10}: tensorboard --logdir {run.path}", highlight=False)
+    if any(run.path.glob(EVENT_FILES)):
+        # In the folder above, the run has a name, and those beside it are there to compare.
+        console.print(f"{'watch':>10}: tensorboard --logdir {run.path.parent}", highlight=False)

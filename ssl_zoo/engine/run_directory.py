@@ -75,10 +75,6 @@ class RunDirectory:
         return self.path / "metrics.jsonl"
 
     @property
-    def tensorboard(self) -> Path:
-        return self.path / "tensorboard"
-
-    @property
     def figures(self) -> Path:
         return self.path / "figures"
 
@@ -150,8 +146,8 @@ class RunDirectory:
         write_atomic(self.path / "environment.json", json.dumps(environment, indent=1) + "\n")
 
     def _require_same_run(self, checkpoint: Checkpoint) -> None:
-        there, here = _flat(checkpoint.manifest["config"]), _flat(self.config)
-        there = {**{key: value for key, value in _flat(self.defaults).items() if key in here}, **there}
+        there, here = flatten(checkpoint.manifest["config"]), flatten(self.config)
+        there = {**{key: value for key, value in flatten(self.defaults).items() if key in here}, **there}
         method_there, method_here = checkpoint.manifest["method"], self.config["choices"]["method"]
         if method_there != method_here:
             raise CheckpointError(
@@ -172,11 +168,12 @@ class RunDirectory:
             )
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the leaves of nested mappings by dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
+            flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value
     return flat

@@ -86,12 +86,17 @@ class AlarmConfig(Settings):
 
 @dataclass
 class MonitorConfig(Settings):
-    """Logging and visualization during a run."""
+    """Logging and visualization during a run; loggers with settings have a section of their name."""
 
     section = "monitor"
 
-    log_every: int = setting(10, "steps between lines of metrics.jsonl and TensorBoard scalars", at_least=1)
-    images_every: int = setting(1000, "steps between visualizations in figures/ and TensorBoard; 0 = none", at_least=0)
-    tensorboard: bool = setting(True, "write TensorBoard event files")
+    loggers: list[str] = setting(["jsonl", "tensorboard"], "names of loggers; each has its settings in monitor.NAME")
+    log_every: int = setting(10, "steps between records of the loggers", at_least=1)
+    images_every: int = setting(1000, "steps between visualizations in figures/ and the loggers; 0 = none", at_least=0)
     progress_bar: bool = setting(True, "a live bar on a terminal; plain lines otherwise")
     alarm: AlarmConfig = setting(AlarmConfig(), "warning or stop when all images get the same targets")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(set(self.loggers)) < len(self.loggers):
+            raise ValueError(f"monitor.loggers=[{', '.join(self.loggers)}]: name each logger once")

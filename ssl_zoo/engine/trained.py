@@ -21,6 +21,7 @@ from ssl_zoo.engine.precision import recorded_precision
 from ssl_zoo.engine.settings import Precision
 from ssl_zoo.method import Method
 from ssl_zoo.nn import BackboneConfig, NarrowViT, Positions, ViT, resize_vit, source_grid
+from ssl_zoo.scores import BASELINE_SUFFIX
 
 _log = logging.getLogger(__name__)
 
@@ -217,7 +218,7 @@ def _probe_scores(run: Path) -> Mapping[int, float]:
     scores = {}
     with open(run / "metrics.jsonl") as lines:
         for line in map(json.loads, lines):
-            first = next((key for key in line if f"{key}_random_init" in line), None)
+            first = next((key for key in line if f"{key}{BASELINE_SUFFIX}" in line), None)
             if first is not None:
                 scores[line["step"]] = line[first]
     return scores

@@ -2,7 +2,7 @@
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -116,9 +116,13 @@ class Evaluator(ABC):
     """An evaluator implements one protocol, for a running training and for a finished checkpoint alike.
 
     In a process group every rank calls it and every rank gets the same scores.
+
+    Attributes:
+        metric_groups: groups in which loggers show scores, for those that belong to another than ``probe``.
     """
 
     needs_labels: ClassVar[bool] = True
+    metric_groups: ClassVar[Mapping[str, str]] = {}
     version: ClassVar[int] = 1  # incremented whenever equal settings begin to give another number
 
     def __init__(self, config: EvaluatorConfig) -> None:

@@ -16,7 +16,7 @@ from ssl_zoo.eval.augment import random_crops
 from ssl_zoo.eval.base import EVALUATORS, CannotEvaluate, EvaluatedModel, Evaluator, EvaluatorConfig
 from ssl_zoo.eval.features import evaluating, pooled
 from ssl_zoo.eval.split import EvaluationSplit
-from ssl_zoo.scores import Score
+from ssl_zoo.scores import LABEL_FREE, Score
 from ssl_zoo.seeding import generator_for
 from ssl_zoo.settings import setting
 
@@ -42,6 +42,7 @@ class Health(Evaluator):
     """RankMe, alpha-ReQ, LiDAR, standard deviation and mean cosine of features: no labels, no training."""
 
     needs_labels = False
+    metric_groups = dict.fromkeys(LABEL_FREE, "health")
     config: HealthConfig
 
     def obstacle(self, train: EvaluationSplit, test: EvaluationSplit) -> str | None:

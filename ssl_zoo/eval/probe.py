@@ -1,7 +1,5 @@
 """The probe scores an encoder with the chosen evaluators, during a training and on a finished checkpoint alike."""
 
-import dataclasses
-import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -19,7 +17,7 @@ from ssl_zoo.eval.cache import FeatureCache
 from ssl_zoo.eval.split import EvaluationSplit, labels_of, subset
 from ssl_zoo.nn import BackboneConfig, ViT
 from ssl_zoo.scores import Score
-from ssl_zoo.settings import Settings, setting
+from ssl_zoo.settings import Section, Settings, setting, with_sections
 
 log = logging.getLogger(__name__)
 
@@ -41,33 +39,15 @@ class ProbeConfig(Settings):
     label: str | None = setting(None, "which of the source's label sets; null = the source's first")
     batch_size: int = setting(256, "images per forward pass of the encoder", at_least=1)
 
-    def __reduce__(self) -> tuple[object, ...]:
-        """Pickle the values; the class, which ``probe_config_class`` makes, has no name to be found by."""
-        return _unpickled, (vars(self),)
-
     def evaluator_config(self, name: str) -> EvaluatorConfig:
         """Return the section of an evaluator, or its defaults in a config without sections."""
         return getattr(self, name, None) or EVALUATORS.config_of(name)()
 
 
-def _unpickled(values: Mapping[str, object]) -> ProbeConfig:
-    config = object.__new__(probe_config_class())
-    vars(config).update(values)
-    return config
-
-
 def probe_config_class() -> type[ProbeConfig]:
     """Return ``ProbeConfig`` with a section for each registered evaluator, those of plug-ins included."""
-    return _with_sections(tuple((name, EVALUATORS.config_of(name)) for name in EVALUATORS.names()))
-
-
-@functools.cache
-def _with_sections(evaluators: tuple[tuple[str, type[EvaluatorConfig]], ...]) -> type[ProbeConfig]:
-    for name, _ in evaluators:
-        if not name.isidentifier() or name in dir(ProbeConfig()):
-            raise ValueError(f"evaluator {name!r} can't have a section probe.{name}; register it under another name")
-    sections = [(name, config, setting(config(), EVALUATORS.summary(name))) for name, config in evaluators]
-    return dataclasses.make_dataclass("ProbeConfig", sections, bases=(ProbeConfig,))
+    sections = [Section(name, EVALUATORS.config_of(name), EVALUATORS.summary(name)) for name in EVALUATORS.names()]
+    return with_sections(ProbeConfig, EVALUATORS.kind, tuple(sections))
 
 
 class ProbedConfig(Protocol):
@@ -169,6 +149,11 @@ class Probe:
         used = ", ".join(EVALUATORS.name_of(evaluator.config) for evaluator in self.evaluators)
         used = used or "nothing; the collapse alarm and all metrics of the training stay on"
         return f"left out {reasons}. Evaluated by: {used}"
+
+    @property
+    def metric_groups(self) -> Mapping[str, str]:
+        """The groups of scores that the evaluators declare."""
+        return {name: group for evaluator in self.evaluators for name, group in evaluator.metric_groups.items()}
 
     @property
     def corrupt(self) -> Sequence[Corrupt]:

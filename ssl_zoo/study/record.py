@@ -11,11 +11,11 @@ from typing import Any
 
 from ssl_zoo.config import Composed, ConfigError, compose
 from ssl_zoo.engine.checkpoint.folders import list_checkpoints, step_of
+from ssl_zoo.scores import BASELINE_SUFFIX
 from ssl_zoo.study.evaluation import Score, scores_of
 from ssl_zoo.study.plan import identity
 
 _LOG = logging.getLogger(__name__)
-_BASELINE = "_random_init"  # suffix of the scores of the network before its first step
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class RunRecord:
         """Names of all scores of the probe's evaluators."""
         evaluators = tuple(self.composed.config.probe.evaluators)
         names = dict.fromkeys(name for line in self.lines if "loss" not in line for name in line)
-        return [name for name in names if name.startswith(evaluators) and not name.endswith(_BASELINE)]
+        return [name for name in names if name.startswith(evaluators) and not name.endswith(BASELINE_SUFFIX)]
 
     @functools.cached_property
     def evaluated(self) -> Mapping[str, Score]:
@@ -107,7 +107,7 @@ class RunRecord:
         """Return the score of the network before its first step; None if it was not probed."""
         if name in self.evaluated:
             return self.evaluated[name].random_init
-        key = name + _BASELINE
+        key = name + BASELINE_SUFFIX
         return next((line[key] for line in self.lines if key in line), None)
 
     def last(self, name: str) -> float | None:

@@ -1,7 +1,6 @@
 """The model zoo: a table of trained runs, made from their own records, and the same facts for a model card."""
 
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,13 +8,13 @@ from typing import Any
 
 from ssl_zoo.config import ConfigError
 from ssl_zoo.engine.checkpoint.folders import list_checkpoints
+from ssl_zoo.engine.status import recipe_of
 from ssl_zoo.engine.trained import find_checkpoint
 from ssl_zoo.planning.plan import Plan
 from ssl_zoo.scores import Score
 from ssl_zoo.study.record import RunRecord
 from ssl_zoo.study.report import duration, quantity
 
-_RECIPE = re.compile(r"a run of (\S+), by")  # in the first line of a run's config.yaml
 _NOTHING = "–"  # noqa: RUF001
 
 
@@ -80,9 +79,7 @@ class ZooEntry:
     @property
     def recipe(self) -> str:
         """Folder and name of the recipe, such as ``ijepa/vitb16.yaml``."""
-        first = (self.record.path / "config.yaml").read_text().partition("\n")[0]
-        found = _RECIPE.search(first)
-        return found[1] if found else _NOTHING
+        return recipe_of(self.record.path) or _NOTHING
 
     def facts(self) -> dict[str, str]:
         """Return what the table and model cards state, by heading; counting FLOPs takes seconds."""

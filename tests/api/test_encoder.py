@@ -28,7 +28,7 @@ TINY = {
     **{"data.num_test": 32, "masks.min_patches": 4, "method.predictor_dim": 32, "method.predictor_depth": 1},
     **{"method.predictor_heads": 4, "probe.evaluators": ["knn"], "probe.knn.k": [5], "trainer.batch_size": 16},
     **{"trainer.num_steps": 4, "trainer.checkpoint_every": 2, "trainer.precision": "fp32"},
-    **{"monitor.tensorboard": False, "monitor.images_every": 0},
+    **{"monitor.loggers": ["jsonl"], "monitor.images_every": 0},
 }
 
 

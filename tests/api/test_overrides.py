@@ -22,7 +22,7 @@ class Kind(Enum):
         ("output_dir", "back\\slash"),
         ("seed", 3),
         ("optim.lr", 1e-05),
-        ("monitor.tensorboard", False),
+        ("monitor.progress_bar", False),
         ("trainer.num_steps", None),
         ("masks.target_scale", [0.1, 0.2]),
         ("probe.evaluators", []),

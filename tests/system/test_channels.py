@@ -16,7 +16,7 @@ ROOT = Path(train_net.__file__).resolve().parents[1]
 TINY = [
     *("backbone.embed_dim=48", "backbone.depth=1", "backbone.num_heads=4", "backbone.image_size=16"),
     *("backbone.patch_size=4", "method.decoder_dim=32", "method.decoder_depth=1", "trainer.batch_size=8"),
-    *("trainer.num_steps=2", "trainer.checkpoint_every=2", "trainer.precision=fp32", "monitor.tensorboard=false"),
+    *("trainer.num_steps=2", "trainer.checkpoint_every=2", "trainer.precision=fp32", "monitor.loggers=[jsonl]"),
     *("monitor.images_every=2", "probe.evaluators=[knn]", "probe.knn.k=[3]", "optim.warmup_epochs=0"),
 ]
 

@@ -23,7 +23,7 @@ TINY = [
     *("backbone.patch_size=4", "data.image_size=32", "data.num_train=128", "data.num_test=64"),
     *("method.predictor_dim=32", "method.predictor_depth=1", "method.predictor_heads=4", "masks.min_patches=4"),
     *("trainer.batch_size=16", "trainer.num_steps=4", "trainer.checkpoint_every=2"),
-    *("monitor.tensorboard=false", "monitor.images_every=0", "probe.every_steps=2", "probe.evaluators=[knn,logistic]"),
+    *("monitor.loggers=[jsonl]", "monitor.images_every=0", "probe.every_steps=2", "probe.evaluators=[knn,logistic]"),
     *("probe.train_samples=96", "probe.test_samples=48", "probe.knn.k=[5]"),
 ]
 SUBSET = ["probe.train_samples=96", "probe.test_samples=48"]
@@ -226,7 +226,7 @@ def test_either_encoder_of_a_method_can_be_evaluated(run, tmp_path, capsys) -> N
 
 def test_a_method_without_an_ema_has_no_target_encoder(run, tmp_path, capsys) -> None:
     arguments = ["--config", DEMO.replace("ijepa", "mae"), *TINY[:6], f"output_dir={tmp_path}", "probe.evaluators=[]"]
-    tiny = ["trainer.batch_size=16", "trainer.num_steps=1", "monitor.tensorboard=false", "method.decoder_dim=32"]
+    tiny = ["trainer.batch_size=16", "trainer.num_steps=1", "monitor.loggers=[jsonl]", "method.decoder_dim=32"]
     assert train([*arguments, *tiny, "method.decoder_heads=4", "method.decoder_depth=1"]) == 0
     assert eval_net.main(["--run", str(tmp_path), "--protocol", "knn", "--network", "target_encoder"]) == 1
     assert "has no EMA weights of its encoder; take --network encoder" in capsys.readouterr().err

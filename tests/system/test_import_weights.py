@@ -21,7 +21,7 @@ HEADS = ["--num-heads", "4", "--predictor-heads", "4"]
 SCENES = ["data=scenes", "data.image_size=32", "data.num_train=32", "data.num_test=16"]
 RUN = [
     *("loader.num_workers=0", "probe.evaluators=[]", "trainer.batch_size=16", "trainer.num_steps=1"),
-    *("trainer.checkpoint_every=1", "trainer.precision=fp32", "monitor.tensorboard=false", "monitor.images_every=0"),
+    *("trainer.checkpoint_every=1", "trainer.precision=fp32", "monitor.loggers=[jsonl]", "monitor.images_every=0"),
 ]
 
 STILL = ["optim.lr=1e-12", "optim.warmup_lr=0", "optim.min_lr=0"]  # a step that moves no weight by more than rounding

@@ -16,7 +16,7 @@ TINY = [
     *("backbone.embed_dim=48", "backbone.depth=1", "backbone.num_heads=4", "backbone.image_size=32"),
     *("backbone.patch_size=4", "method.predictor_dim=32", "method.predictor_depth=1", "method.predictor_heads=4"),
     *("masks.min_patches=4", "trainer.batch_size=8", "trainer.num_steps=4", "trainer.checkpoint_every=2"),
-    *("trainer.precision=fp32", "monitor.tensorboard=false", "monitor.images_every=0", "monitor.log_every=1"),
+    *("trainer.precision=fp32", "monitor.loggers=[jsonl]", "monitor.images_every=0", "monitor.log_every=1"),
 ]
 TIMING = ("images_per_second", "data_wait", "memory_bytes")
 PARTS = {"path": "train", "test_path": "test"}

@@ -174,7 +174,7 @@ def test_the_tool_trains_sharded_and_a_signal_to_one_rank_saves_and_stops_all(tm
         *("backbone.patch_size=4", "data.image_size=32", "data.num_train=64", "data.num_test=32"),
         *("method.predictor_dim=32", "method.predictor_depth=1", "method.predictor_heads=4", "masks.min_patches=4"),
         *("trainer.batch_size=8", "trainer.num_steps=5000", "trainer.checkpoint_every=5000"),
-        *("monitor.tensorboard=false", "monitor.log_every=1", "monitor.images_every=3", "probe.every_steps=2"),
+        *("monitor.loggers=[jsonl]", "monitor.log_every=1", "monitor.images_every=3", "probe.every_steps=2"),
         *("probe.evaluators=[knn,finetune]", "probe.train_samples=32", "probe.test_samples=16", "probe.knn.k=[5]"),
         *("probe.finetune.epochs=1", "trainer.parallel=fsdp2", f"output_dir={tmp_path}"),
     ]

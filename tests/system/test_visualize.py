@@ -14,7 +14,7 @@ TINY = [
     *("backbone.embed_dim=48", "backbone.depth=2", "backbone.num_heads=4", "backbone.image_size=32"),
     *("backbone.patch_size=4", "data.image_size=32", "data.num_train=64", "data.num_test=16"),
     *("trainer.batch_size=16", "trainer.num_steps=4", "trainer.checkpoint_every=2", "trainer.precision=fp32"),
-    *("monitor.tensorboard=false", "monitor.images_every=0", "probe.every_steps=2", "probe.train_samples=48"),
+    *("monitor.loggers=[jsonl]", "monitor.images_every=0", "probe.every_steps=2", "probe.train_samples=48"),
     *("probe.knn.k=[5]", "probe.evaluators=[knn]"),
 ]
 PREDICTOR = ["method.predictor_dim=32", "method.predictor_depth=1", "method.predictor_heads=4", "masks.min_patches=4"]

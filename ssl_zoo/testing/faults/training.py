@@ -19,7 +19,7 @@ TINY = (
     *("method=fragile", "method.predictor_dim=32", "method.predictor_depth=1", "method.predictor_heads=4"),
     *("trainer.batch_size=8", f"trainer.num_steps={NUM_STEPS}", "trainer.precision=fp32"),
     *("trainer.checkpoint_every=1", "trainer.keep_checkpoints=3", "optim.warmup_epochs=0.5"),
-    *("monitor.log_every=1", "monitor.tensorboard=false", "monitor.images_every=0", "probe.evaluators=[]"),
+    *("monitor.log_every=1", "monitor.loggers=[jsonl]", "monitor.images_every=0", "probe.evaluators=[]"),
 )
 SCENES = ("data=scenes", "data.image_size=32", f"data.num_train={NUM_SAMPLES}", "data.num_test=8")
 
