@@ -16,7 +16,6 @@ from rich.console import Console
 from ssl_zoo.api.encoder import Encoder
 from ssl_zoo.api.loading import load
 from ssl_zoo.api.overrides import Overrides, as_words
-from ssl_zoo.collapse import METRIC_GROUPS
 from ssl_zoo.config import Composed, Config, compose, recipe_text
 from ssl_zoo.data.loader import TrainingData
 from ssl_zoo.data.sources import Splits, build_splits
@@ -235,10 +234,9 @@ def _probe(
 
 
 def _logged_run(run: RunDirectory, composed: Composed, method: Method, probe: Probe) -> LoggedRun:
-    limits = {limit.metric: "health" for limit in method.collapse_limits()}
-    groups = {**METRIC_GROUPS, **limits, **method.metric_groups, **probe.metric_groups}
     values = {**composed.choices, **flatten(composed.plain())}
-    return LoggedRun(run.path, recipe_text(composed), values, shlex.join(sys.orig_argv), Tags(groups))
+    tags = Tags.of(method, probe.metric_groups)
+    return LoggedRun(run.path, recipe_text(composed), values, shlex.join(sys.orig_argv), tags)
 
 
 def _log_data(splits: Splits) -> None:

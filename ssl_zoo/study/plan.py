@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ssl_zoo.config import Composed, ConfigError, compose
+from ssl_zoo.config.keys import written
 from ssl_zoo.config.schema import sections
+from ssl_zoo.engine.settings import MonitorConfig
 from ssl_zoo.eval.base import EVALUATORS
 from ssl_zoo.eval.probe import ProbeConfig
 from ssl_zoo.planning.plan import Plan
@@ -90,6 +92,7 @@ def plan_runs(study: Study, overrides: Sequence[str] = ()) -> list[PlannedRun]:
                 composed = compose(recipe, all_overrides)
                 if name not in costs:
                     _check_probe(study.columns, composed.config.probe)
+                    _check_loggers(composed.config.monitor)
                     _check_evaluations(study, recipe, all_overrides)
                     cost = cost_of(composed)
                     config = composed.config
@@ -140,3 +143,9 @@ def _check_probe(columns: Sequence[str], probe: ProbeConfig) -> None:
     if not probe.at_end:
         raise ValueError("probe.at_end=false: a study compares scores after the last step; leave it true")
     check_columns(columns, probe.evaluators, "probe.evaluators")
+
+
+def _check_loggers(monitor: MonitorConfig) -> None:
+    if "jsonl" not in monitor.loggers:
+        loggers = written([*monitor.loggers, "jsonl"])
+        raise ValueError(f"a study reads the metrics.jsonl of its runs: write monitor.loggers={loggers}")

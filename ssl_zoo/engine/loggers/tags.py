@@ -8,6 +8,8 @@ do not declare is in ``train`` or ``probe``. Scores of the random-init network a
 from collections.abc import Mapping
 from typing import Any
 
+from ssl_zoo.collapse import METRIC_GROUPS
+from ssl_zoo.method import Method
 from ssl_zoo.scores import BASELINE_SUFFIX
 
 _ENGINE = {
@@ -36,6 +38,12 @@ class Tags:
 
     def __init__(self, groups: Mapping[str, str] | None = None) -> None:
         self.groups = groups or {}
+
+    @classmethod
+    def of(cls, method: Method, scores: Mapping[str, str]) -> "Tags":
+        """Return the tags of a method's metrics and of a probe's scores, whose declared groups are ``scores``."""
+        limits = {limit.metric: "health" for limit in method.collapse_limits()}
+        return cls({**METRIC_GROUPS, **limits, **method.metric_groups, **scores})
 
     def values(self, record: Mapping[str, Any]) -> dict[str, float]:
         """Return the numbers of a record by tag, without its step."""

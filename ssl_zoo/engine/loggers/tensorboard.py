@@ -106,8 +106,8 @@ class TensorBoard(Logger):
         for name in self._scores:
             tag = self.run.tags.tag(name, is_training=False)
             both = [f"^{re.escape(tag)}$", f"^{re.escape(self.run.tags.baseline(name))}$"]
-            category = f"{tag.partition('/')[0]}: the trained network and the random-init network"
-            layout.setdefault(category, {})[name] = ["Multiline", both]
+            charts = layout.setdefault(f"Scores: {tag.partition('/')[0]}", {})
+            charts[f"{name} (flat line: random init)"] = ["Multiline", both]
         for category, charts in _CHARTS.items():
             layout[category] = {title: ["Multiline", tags] for title, tags in charts.items()}
         self._writer.add_custom_scalars(layout)
