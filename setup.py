@@ -74,7 +74,7 @@ setup(
         "slurm": ["submitit>=1.5"],
         "hf": ["transformers>=5.0"],  # folders of Hugging Face: verification of exports, tests of both directions
         "onnx": ["onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.20"],  # export, and its verification
-        "wandb": ["wandb>=0.19"],  # a logger
+        "wandb": ["wandb>=0.31"],  # a logger
         "tiff": ["imagecodecs>=2024.6.1"],  # TIFF of many bands or 16-bit colour with LZW compression
         "docs": DOCS,
         "test": [

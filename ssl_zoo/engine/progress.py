@@ -1,14 +1,23 @@
 """Progress of a run: a live bar on a terminal, plain lines elsewhere."""
 
 import time
+from collections.abc import Iterator
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
 from ssl_zoo.engine.hooks import EvaluationTimes
 from ssl_zoo.engine.metrics import Record
 from ssl_zoo.engine.status import ScoreHistory
 from ssl_zoo.engine.trainer import Trainer
+
+
+class _BarAboveText(Progress):
+    """A bar with the description of its task below it: beside it, a terminal of usual width would cut off both."""
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        yield from (task.description for task in self.tasks)
 
 
 class ProgressBar:
@@ -35,8 +44,8 @@ class ProgressBar:
                 + (f"; {self._score()}" if self.scores.last else "")
             )
         if self.live:
-            columns = (BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-            self._progress = Progress(*columns, TextColumn("{task.description}"), console=self.console)
+            columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+            self._progress = _BarAboveText(*columns, console=self.console)
             self._task = self._progress.add_task("", total=trainer.num_steps, completed=trainer.step)
             self._progress.start()
 
@@ -51,8 +60,7 @@ class ProgressBar:
                 f"data {record['data_wait']:.1%}"
             )
         if self.live:
-            # A second line: on one, a terminal of usual width would cut both off.
-            description = "\n".join(filter(None, [self._training, self._next(step)]))
+            description = "  ".join(filter(None, [self._training, self._next(step)]))
             self._progress.update(self._task, completed=step, description=description)
         elif "loss" in record:
             parts = [f"step {step}/{self._num_steps}", self._training, f"left {self._left(step)}", self._next(step)]

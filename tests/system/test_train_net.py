@@ -108,12 +108,9 @@ def test_a_finished_run_is_reported_and_not_trained_further(tmp_path: Path, caps
 
 def test_the_run_directory_is_complete_and_its_config_is_a_recipe(tmp_path: Path) -> None:
     assert run_main(f"output_dir={tmp_path / 'a'}", "trainer.num_steps=2", "monitor.loggers=[jsonl,tensorboard]") == 0
-    names = {path.name for path in (tmp_path / "a").iterdir()}
-    assert names == {"config.yaml", "environment.json", "data.json", "metrics.jsonl"} | {
-        "tensorboard",
-        "checkpoints",
-        "figures",
-    }
+    names = {path.name.partition(".tfevents")[0] for path in (tmp_path / "a").iterdir()}
+    files = {"config.yaml", "environment.json", "data.json", "metrics.jsonl", "status.json", "events.out"}
+    assert names == {*files, "checkpoints", "figures"}
     environment = json.loads((tmp_path / "a" / "environment.json").read_text())
     assert {"commit", "dirty", "device", "packages", "precision", "world_size"} <= environment.keys()
     again = ["--config", str(tmp_path / "a" / "config.yaml"), f"output_dir={tmp_path / 'b'}"]

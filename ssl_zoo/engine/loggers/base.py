@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,7 @@ def monitor_config_class() -> type[MonitorConfig]:
     ``monitor.NAME`` is the section of the logger NAME.
     """
     configs = {name: LOGGERS.config_of(name) for name in LOGGERS.names()}
-    sections = [Section(name, cls, LOGGERS.summary(name)) for name, cls in configs.items() if cls is not LoggerConfig]
+    sections = [Section(name, cls, LOGGERS.summary(name)) for name, cls in configs.items() if fields(cls)]
     return with_sections(MonitorConfig, LOGGERS.kind, tuple(sections))
 
 
