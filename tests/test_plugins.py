@@ -153,6 +153,7 @@ def parts(tmp_path_factory):
     folder = tmp_path_factory.mktemp("parts")
     texts = [PART.format(group=group, module=base.__module__, base=base.__name__) for group, base in BASES.items()]
     texts.append(PART.format(group="evaluators", module="ssl_zoo.eval", base="EvaluatorConfig"))
+    texts.append(PART.format(group="loggers", module="ssl_zoo.engine.loggers", base="LoggerConfig"))
     (folder / "parts.py").write_text("".join(texts))
     choices = "".join(f", {group}: added" for group in BASES)
     values = "".join(f"{group}: {{amount: 5}}\n" for group in BASES)
@@ -167,7 +168,9 @@ def test_the_groups_of_parts_are_known():
 def test_a_plugin_file_adds_a_part_of_every_kind_to_the_list(parts):
     done = run(parts, str(ROOT / "tools" / "list.py"), "--plugin", "parts.py")
     listed = {line.split()[0]: line for line in done.stdout.splitlines()}
-    assert [group for group in (*BASES, "evaluators") if not re.search(r"\badded\b", listed[group])] == [], done.stderr
+    assert [group for group in (*BASES, "evaluators", "loggers") if not re.search(r"\badded\b", listed[group])] == [], (
+        done.stderr
+    )
     masks = run(parts, str(ROOT / "tools" / "list.py"), "masks", "--plugin", "parts.py")
     assert re.search(r"^added +Is added to masks\.$", masks.stdout, re.MULTILINE)
 

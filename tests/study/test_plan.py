@@ -63,3 +63,8 @@ def test_an_invalid_evaluation_is_reported_before_any_training(tmp_path, setting
     study = tiny_study(tmp_path, f"evaluations:\n  other: {settings}\n")
     with pytest.raises(ConfigError, match="entry features: " + message):
         plan_runs(study)
+
+
+def test_a_study_whose_runs_would_write_no_metrics_jsonl_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"write monitor.loggers=\[csv,jsonl\]"):
+        plan_runs(tiny_study(tmp_path), ["monitor.loggers=[csv]"])
