@@ -84,6 +84,7 @@ setup(
             "onnx>=1.18",
             "onnxscript>=0.5",
             "onnxruntime>=1.20",
+            "wandb>=0.31",
             "pytest>=8.0",
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.6",
