@@ -17,6 +17,7 @@ from ssl_zoo.method import METHODS, Batch, Masks, Method, MethodConfig, Output, 
 from ssl_zoo.nn import CrossAttentionBlock, Initialization, ViTConfig, sincos_positions
 from ssl_zoo.nn.blocks import transformer_blocks
 from ssl_zoo.nn.initialization import initialize, initialize_token
+from ssl_zoo.plotting import Figure
 from ssl_zoo.refusals import require_masked_image, require_target
 from ssl_zoo.settings import setting
 from ssl_zoo.targets.visualize import show_predictions
@@ -131,7 +132,7 @@ class CAE(Method):
     def check_inputs(self, views: Mapping[str, ViewSpec], masks: Mapping[str, Masks]) -> None:
         require_masked_image(self, views, masks)
 
-    def visualize(self, batch: Batch) -> Mapping[str, Float[Tensor, "3 rows columns"]]:
+    def visualize(self, batch: Batch) -> Mapping[str, Figure]:
         *_, predictions = self.predict(batch.views["image"], batch.masks["image"])
         return show_predictions(self.target, predictions, batch, self.encoder)
 

@@ -18,6 +18,7 @@ from ssl_zoo.losses.regression import masked_mean
 from ssl_zoo.method import METHODS, Masks, Method, MethodConfig, Output, ParamGroup, Place, Step, Target, without_decay
 from ssl_zoo.nn import ViT, take
 from ssl_zoo.nn.initialization import initialize, initialize_token
+from ssl_zoo.plotting import Figure
 from ssl_zoo.refusals import refuse_masked_teacher, require_masked_image, require_one_mask, require_target
 from ssl_zoo.settings import setting
 from ssl_zoo.targets.visualize import show_predictions
@@ -83,7 +84,7 @@ class Data2vec(Method):
         require_masked_image(self, views, masks)
         require_one_mask(self, masks["image"])
 
-    def visualize(self, batch: Batch) -> Mapping[str, Float[Tensor, "3 rows columns"]]:
+    def visualize(self, batch: Batch) -> Mapping[str, Figure]:
         masks = batch.masks["image"]
         masked = masks.all_masked(self.encoder.num_patches)
         tokens = self.encoder(batch.views["image"], masked=masked, mask_token=self.mask_token)

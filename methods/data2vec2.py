@@ -16,6 +16,7 @@ from ssl_zoo.collapse import feature_metrics
 from ssl_zoo.data.batch import Batch, ViewSpec
 from ssl_zoo.method import METHODS, Masks, Method, MethodConfig, Output, Place, Progress, Schedule, Step, Target, ViT
 from ssl_zoo.nn import ConvolutionalDecoder, scatter_back, take
+from ssl_zoo.plotting import Figure
 from ssl_zoo.refusals import refuse_masked_teacher, require_masked_image, require_target
 from ssl_zoo.seeding import generator_for
 from ssl_zoo.settings import setting
@@ -110,7 +111,7 @@ class Data2vec2(Method):
     def check_inputs(self, views: Mapping[str, ViewSpec], masks: Mapping[str, Masks]) -> None:
         require_masked_image(self, views, masks)
 
-    def visualize(self, batch: Batch) -> Mapping[str, Float[Tensor, "3 rows columns"]]:
+    def visualize(self, batch: Batch) -> Mapping[str, Figure]:
         images, masks = batch.views["image"], batch.masks["image"]
         noise = self._noise(Progress(step=0, num_steps=1, samples=0)).to(images.device)
         predictions = self.decode(self.encoder(images, keep=masks.context), masks, noise)

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -20,7 +19,7 @@ from ssl_zoo.losses.self_distillation import center_and_sharpen, cross_entropy_a
 from ssl_zoo.method import METHODS, Clip, Masks, Method, MethodConfig, Output, ParamGroup, Place, Schedule, Step
 from ssl_zoo.nn import ViT
 from ssl_zoo.nn.heads import PrototypeHead, PrototypeHeadConfig
-from ssl_zoo.plotting import rows_of
+from ssl_zoo.plotting import Figure, crop_columns
 from ssl_zoo.refusals import refuse_target, require_global_crops
 from ssl_zoo.schedules import ScheduleShape, after_warmup
 from ssl_zoo.settings import setting
@@ -122,7 +121,7 @@ class DINO(Method):
         if masks:
             raise ValueError("DINO's crops are not masked: set masks=null, or choose method=ibot")
 
-    def visualize(self, batch: Batch) -> Mapping[str, Float[Tensor, "3 rows columns"]]:
-        """Show ``crops``: each image's global and local crops, the local ones enlarged."""
-        size = batch.views["global_0"].shape[-2:]
-        return {"crops": rows_of([F.interpolate(batch.pixels(name), size) for name in batch.views])}
+    def visualize(self, batch: Batch) -> Mapping[str, Figure]:
+        """Show ``crops``: each image's global and local crops."""
+        title = "Crops: the student's assignment of every crop must match the teacher's of the other global crops"
+        return {"crops": Figure(title, crop_columns({name: batch.pixels(name) for name in batch.views}))}

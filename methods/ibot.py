@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -24,7 +23,7 @@ from ssl_zoo.losses.self_distillation import (
 from ssl_zoo.method import METHODS, Clip, Masks, Method, MethodConfig, Output, ParamGroup, Place, Schedule, Step
 from ssl_zoo.nn import ViT
 from ssl_zoo.nn.heads import PrototypeHead, PrototypeHeadConfig
-from ssl_zoo.plotting import on_grey, rows_of
+from ssl_zoo.plotting import Figure, Swatch, crop_columns, on_grey
 from ssl_zoo.refusals import refuse_target, require_global_crops
 from ssl_zoo.schedules import ScheduleShape, after_warmup
 from ssl_zoo.settings import setting
@@ -169,11 +168,16 @@ class IBOT(Method):
                 f"masks.num_masks=1 or choose other masks, e.g. masks={self.default_masks}"
             )
 
-    def visualize(self, batch: Batch) -> Mapping[str, Float[Tensor, "3 rows columns"]]:
-        """Show ``crops``, the local ones enlarged, and ``masks``: global crops with masked patches in grey."""
-        size, crops = batch.views["global_0"].shape[-2:], {name: batch.pixels(name) for name in batch.views}
+    def visualize(self, batch: Batch) -> Mapping[str, Figure]:
+        """Show ``crops``, and ``masks``: the global crops with masked patches in grey."""
+        crops = {name: batch.pixels(name) for name in batch.views}
         visible = {name: ~masks.all_masked(self.encoder.num_patches) for name, masks in batch.masks.items()}
+        masked = {name: on_grey(crops[name], patches, self.encoder.grid) for name, patches in visible.items()}
+        title = "Crops: the student's assignment of every crop must match the teacher's of the other global crops"
+        keys = [Swatch("masked patches: the student predicts the teacher's assignment of each")]
         return {
-            "crops": rows_of([F.interpolate(crop, size) for crop in crops.values()]),
-            "masks": rows_of([on_grey(crops[name], patches, self.encoder.grid) for name, patches in visible.items()]),
+            "crops": Figure(title, crop_columns(crops)),
+            "masks": Figure(
+                "Masks: which patches of the global crops the student does not see", crop_columns(masked), keys
+            ),
         }

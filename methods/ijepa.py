@@ -30,6 +30,7 @@ from ssl_zoo.method import (
     ViT,
 )
 from ssl_zoo.nn import NarrowViT, distance_to_nearest, take
+from ssl_zoo.plotting import Figure
 from ssl_zoo.refusals import refuse_masked_teacher, require_masked_image, require_target
 from ssl_zoo.schedules import after_warmup
 from ssl_zoo.seeding import normal_numbers
@@ -152,7 +153,7 @@ class IJEPA(Method):
     def check_inputs(self, views: Mapping[str, ViewSpec], masks: Mapping[str, Masks]) -> None:
         require_masked_image(self, views, masks)
 
-    def visualize(self, batch: Batch) -> Mapping[str, Float[Tensor, "3 rows columns"]]:
+    def visualize(self, batch: Batch) -> Mapping[str, Figure]:
         masks = batch.masks["image"]
         _, predictions, _ = self.predict(batch.views["image"], masks)
         return show_predictions(self.target, predictions, batch, self.encoder)

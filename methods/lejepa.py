@@ -20,7 +20,7 @@ from ssl_zoo.losses.visreg import visreg
 from ssl_zoo.method import METHODS, Batch, Masks, Method, MethodConfig, Output, Place, Schedule, Step, ViewSpec, ViT
 from ssl_zoo.nn import mean_std
 from ssl_zoo.nn.heads import ProjectionHead
-from ssl_zoo.plotting import rows_of
+from ssl_zoo.plotting import Figure, crop_columns
 from ssl_zoo.precision import full_precision
 from ssl_zoo.refusals import refuse_target, require_global_crops
 from ssl_zoo.settings import setting
@@ -121,7 +121,7 @@ class LeJEPA(Method):
         if masks:
             raise ValueError("LeJEPA's crops are not masked: set masks=null, or choose method=ijepa regularizer=sigreg")
 
-    def visualize(self, batch: Batch) -> Mapping[str, Float[Tensor, "3 rows columns"]]:
-        """Show ``crops``: each image's global and local crops, the local ones enlarged."""
-        size = batch.views["global_0"].shape[-2:]
-        return {"crops": rows_of([F.interpolate(batch.pixels(name), size) for name in batch.views])}
+    def visualize(self, batch: Batch) -> Mapping[str, Figure]:
+        """Show ``crops``: each image's global and local crops."""
+        title = "Crops: the projections of all crops of an image must equal the mean of its global crops"
+        return {"crops": Figure(title, crop_columns({name: batch.pixels(name) for name in batch.views}))}

@@ -13,6 +13,7 @@ from torch import Tensor
 from ssl_zoo.collapse import feature_metrics
 from ssl_zoo.method import METHODS, Batch, Masks, Method, MethodConfig, Output, Place, Step, Target, ViewSpec, ViT
 from ssl_zoo.nn import Initialization, NarrowViT
+from ssl_zoo.plotting import Figure
 from ssl_zoo.refusals import require_masked_image, require_target
 from ssl_zoo.settings import setting
 from ssl_zoo.targets.visualize import show_predictions
@@ -91,6 +92,6 @@ class MAE(Method):
     def check_inputs(self, views: Mapping[str, ViewSpec], masks: Mapping[str, Masks]) -> None:
         require_masked_image(self, views, masks)
 
-    def visualize(self, batch: Batch) -> Mapping[str, Float[Tensor, "3 rows columns"]]:
+    def visualize(self, batch: Batch) -> Mapping[str, Figure]:
         _, predictions = self.predict(batch.views["image"], batch.masks["image"])
         return show_predictions(self.target, predictions, batch, self.encoder)

@@ -9,9 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
 from ssl_zoo.collapse import DISTRIBUTION_LIMITS, Limit, distribution_metrics
 from ssl_zoo.data.batch import Batch, ViewSpec
@@ -22,7 +20,7 @@ from ssl_zoo.method import METHODS, Clip, Masks, Method, MethodConfig, Output, P
 from ssl_zoo.nn import ViT
 from ssl_zoo.nn.heads import ProjectionHead
 from ssl_zoo.nn.initialization import TOKEN_STD
-from ssl_zoo.plotting import on_grey, patch_set, rows_of
+from ssl_zoo.plotting import Column, Figure, Swatch, crop_columns, on_grey, patch_set
 from ssl_zoo.refusals import refuse_target, require_global_crops
 from ssl_zoo.schedules import ScheduleShape, after_warmup
 from ssl_zoo.settings import setting
@@ -136,10 +134,15 @@ class MSN(Method):
                 f"masks={self.default_masks}"
             )
 
-    def visualize(self, batch: Batch) -> Mapping[str, Float[Tensor, "3 rows columns"]]:
-        """Show ``crops``: the target's, the anchor's with dropped patches in grey, focal crops enlarged."""
-        size, masks = batch.views[TARGET].shape[-2:], batch.masks[ANCHOR]
-        crops = {name: F.interpolate(batch.pixels(name), size) for name in batch.views}
-        visible = patch_set(masks.context[:, 0], self.encoder.num_patches)
-        crops[ANCHOR] = on_grey(crops[ANCHOR], visible, self.encoder.grid)
-        return {"crops": rows_of(list(crops.values()))}
+    def visualize(self, batch: Batch) -> Mapping[str, Figure]:
+        """Show ``crops``: the target's, the anchor's with dropped patches in grey, the focal crops."""
+        pixels = {name: batch.pixels(name) for name in batch.views}
+        visible = patch_set(batch.masks[ANCHOR].context[:, 0], self.encoder.num_patches)
+        focal = {name.replace("local", "focal"): crop for name, crop in pixels.items() if name not in (TARGET, ANCHOR)}
+        columns = [
+            Column("target: full crop", pixels[TARGET]),
+            Column("anchor: masked crop", on_grey(pixels[ANCHOR], visible, self.encoder.grid)),
+            *crop_columns(focal),
+        ]
+        title = "Crops: the masked crop and the focal crops must get the prototype assignment of the full crop"
+        return {"crops": Figure(title, columns, [Swatch("patches that the encoder does not see")])}

@@ -10,15 +10,14 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
 from ssl_zoo.data.batch import Batch, ViewSpec
 from ssl_zoo.losses.info_nce import nt_xent_logits
 from ssl_zoo.method import METHODS, Masks, Method, MethodConfig, Output, Place, Step
 from ssl_zoo.nn import ViT
 from ssl_zoo.nn.heads import ProjectionHead
-from ssl_zoo.plotting import rows_of
+from ssl_zoo.plotting import Figure, crop_columns
 from ssl_zoo.refusals import refuse_target, require_global_crops
 from ssl_zoo.settings import setting
 from ssl_zoo.targets import Target
@@ -73,6 +72,7 @@ class SimCLR(Method):
         if masks:
             raise ValueError("SimCLR's crops are not masked: set masks=null, or choose method=msn")
 
-    def visualize(self, batch: Batch) -> Mapping[str, Float[Tensor, "3 rows columns"]]:
+    def visualize(self, batch: Batch) -> Mapping[str, Figure]:
         """Show ``crops``: the two crops of each image."""
-        return {"crops": rows_of([batch.pixels(name) for name in batch.views])}
+        title = "Crops: the network must find an image's other crop among those of all images of the batch"
+        return {"crops": Figure(title, crop_columns({name: batch.pixels(name) for name in batch.views}))}

@@ -24,6 +24,7 @@ from ssl_zoo.data.batch import Batch, ViewSpec
 from ssl_zoo.ema import Ema, EmaConfig, EmaCopy
 from ssl_zoo.masks import Masks
 from ssl_zoo.nn import BACKBONES, BackboneConfig, ViT
+from ssl_zoo.plotting import Figure
 from ssl_zoo.progress import Progress, Schedule
 from ssl_zoo.registry import Registry
 from ssl_zoo.regularizers import REGULARIZERS, Place, Regularizer, RegularizerConfig
@@ -38,6 +39,7 @@ __all__ = [
     "Ema",
     "EmaConfig",
     "EmaCopy",
+    "Figure",
     "Limit",
     "Masks",
     "Method",
@@ -236,8 +238,8 @@ class Method(nn.Module, ABC):
         """Return the network that probes, exports and users get."""
         return self.encoder if self.target is None else self.target.eval_encoder(self.encoder)
 
-    def visualize(self, batch: Batch) -> Mapping[str, Float[Tensor, "3 H W"]]:
-        """Return images in 0..1 that show what the method does with a batch."""
+    def visualize(self, batch: Batch) -> Mapping[str, Figure]:
+        """Return figures by name, with a row per image, that show what the method does with a batch."""
         return {}
 
     def collapse_limits(self) -> Sequence[Limit]:

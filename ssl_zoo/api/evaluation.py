@@ -2,22 +2,20 @@
 
 import logging
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from rich.console import Console
 
 from ssl_zoo.api.encoder import Encoder
 from ssl_zoo.api.loading import load
+from ssl_zoo.api.opening import compose_recorded
 from ssl_zoo.api.overrides import Overrides, as_words
 from ssl_zoo.api.training import Run
 from ssl_zoo.config import Config, compose, compose_section
-from ssl_zoo.config.recipe import ROOT_RECIPE
 from ssl_zoo.data.batch import ViewConfig, ViewSpec
 from ssl_zoo.data.sources import SourceConfig, build_splits
 from ssl_zoo.data.summary import summary
@@ -225,12 +223,7 @@ def _sections(encoder: Encoder, words: Sequence[str]) -> tuple[SourceConfig, Pro
         if not any(word.startswith("data=") for word in words):
             raise ValueError(f"{encoder.origin.path} names no data; pass data='imagefolder' or another source")
         return compose_section("data", words), compose_section("probe", words), 0
-    values = {key: value for key, value in config.items() if key != "choices"}
-    choices = [{group: option} for group, option in config["choices"].items()]
-    with tempfile.TemporaryDirectory() as folder:
-        recipe = Path(folder) / "config.yaml"
-        recipe.write_text(yaml.safe_dump({"defaults": [ROOT_RECIPE, *choices, "_self_"], **values}, sort_keys=False))
-        composed = compose(recipe, words).config
+    composed = compose_recorded(config, words).config
     return composed.data, composed.probe, composed.seed
 
 

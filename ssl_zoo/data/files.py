@@ -13,11 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxtyping import UInt8
-from torch import Tensor
-
 from ssl_zoo.data.corrupt import Refusal
-from ssl_zoo.data.decode import EXTENSIONS, DecodeLimits, PixelFormat, decode
+from ssl_zoo.data.decode import EXTENSIONS
 from ssl_zoo.data.listing import ArchiveListing, Listing, Reason
 from ssl_zoo.data.names import printable
 from ssl_zoo.data.walk import list_folder
@@ -87,30 +84,6 @@ def open_files(path: str, *, max_unpacked_bytes: int) -> Files:
             f"{f'; {there}' if there else ''}"
         )
     return files
-
-
-def read_images(
-    paths: Sequence[str], count: int, limits: DecodeLimits, pixels: PixelFormat | None = None
-) -> list[UInt8[Tensor, "C _ _"]]:
-    """Decode the first ``count`` images of these files, folders and archives.
-
-    Raises:
-        ValueError: a path is missing or contains no image.
-        CorruptImage: a file is no image or can't be decoded.
-    """
-    images = []
-    for path in map(Path, paths):
-        if path.is_file() and not path.name.endswith((".tar", *GZIP_ENDINGS)):
-            name = printable(str(path))
-            images.append(decode(read_file(str(path), name, limits.max_bytes), name, limits, pixels))
-            continue
-        files = open_files(str(path), max_unpacked_bytes=MAX_UNPACKED_BYTES)
-        names = files.names[: max(0, count - len(images))]
-        images += [
-            decode(files.read(number, limits.max_bytes), printable(f"{path}/{name}"), limits, pixels)
-            for number, name in enumerate(names)
-        ]
-    return images[:count]
 
 
 class _Folder(Files):

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 
 from ssl_zoo.data.batch import Corrupt
+from ssl_zoo.data.captions import caption
 from ssl_zoo.data.names import printable
 from ssl_zoo.engine.checkpoint.saver import Saver
 from ssl_zoo.engine.checkpoint.state import Checkpoint, CheckpointError, restore
@@ -20,7 +21,7 @@ from ssl_zoo.engine.settings import TrainerConfig
 from ssl_zoo.engine.sharding import full_copy, is_sharded, reshard
 from ssl_zoo.engine.step_file import StepFile
 from ssl_zoo.engine.trainer import Hook, NonFiniteLoss, StepResult, Trainer
-from ssl_zoo.engine.visualize import save_images
+from ssl_zoo.engine.visualize import draw_all, save_images
 from ssl_zoo.method import Progress, Step
 from ssl_zoo.nn import ViT
 from ssl_zoo.scores import BASELINE_SUFFIX, Score
@@ -197,7 +198,7 @@ class OffendingStep(Hook):
 
 
 class Visualizations(Hook):
-    """Saves the method's visualizations of a few images as PNG files and hands them to the loggers.
+    """Saves the method's figures of a few images as PNG files and hands them to the loggers.
 
     All ranks compute them, since networks may be sharded; otherwise they would only wait for the next step.
     """
@@ -213,14 +214,16 @@ class Visualizations(Hook):
         if not due:
             return
         with torch.no_grad():
-            images = trainer.method.visualize(result.batch.rows(slice(0, self.num_images)))
+            shown = result.batch.rows(slice(0, self.num_images))
+            figures = trainer.method.visualize(shown)
         reshard(trainer.method)
         if not trainer.processes.is_main:
             return
+        images = draw_all(figures, [caption(trainer.data.source, index) for index in shown.index.tolist()])
         save_images(images, self.folder, trainer.step)
         for name, image in images.items():
             for logger in self.loggers:
-                logger.image(name, image.float().cpu(), trainer.step)
+                logger.image(name, image, trainer.step)
 
 
 class Evaluate(Protocol):

@@ -1,10 +1,10 @@
-"""A method's visualizations of images, as files."""
+"""A method's figures of images, and figures as files."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
@@ -12,30 +12,35 @@ from ssl_zoo.data.batch import Batch, ViewSpec
 from ssl_zoo.data.transforms import evaluation_view, render_each, sample_params
 from ssl_zoo.engine.build import RunConfig, build_generators, build_views
 from ssl_zoo.engine.trained import TrainedMethod
+from ssl_zoo.plotting import Figure, draw
 from ssl_zoo.seeding import generator_for
 
 
-def save_images(images: Mapping[str, Float[Tensor, "3 H W"]], folder: Path, step: int) -> list[Path]:
-    """Write ``NAME_step_00001000.png`` for every image; returns the paths."""
+def draw_all(figures: Mapping[str, Figure], rows: Sequence[str]) -> Mapping[str, UInt8[Tensor, "3 H W"]]:
+    """Draw figures with the names of their images."""
+    return {name: draw(figure, rows) for name, figure in figures.items()}
+
+
+def save_images(images: Mapping[str, UInt8[Tensor, "3 H W"]], folder: Path, step: int | None) -> list[Path]:
+    """Write ``NAME_step_00001000.png`` for every image, ``NAME.png`` where the step is unknown; returns the paths."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, image in images.items():
-        pixels = (image.clamp(0, 1) * 255).byte().permute(1, 2, 0).cpu().numpy()
-        paths.append(folder / f"{name}_step_{step:08d}.png")
-        Image.fromarray(pixels).save(paths[-1])
+        paths.append(folder / (f"{name}.png" if step is None else f"{name}_step_{step:08d}.png"))
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(paths[-1])
     return paths
 
 
 @torch.no_grad()
 def visualize(
     trained: TrainedMethod, config: RunConfig, images: Sequence[UInt8[Tensor, "C _ _"]], *, seed: int = 0
-) -> Mapping[str, Float[Tensor, "3 H W"]]:
-    """Return the method's visualizations of ``images`` of any size, under masks sampled from ``seed``.
+) -> Mapping[str, Figure]:
+    """Return the method's figures of ``images`` of any size, under masks sampled from ``seed``.
 
     A single view is rendered as for evaluation; several, which would then be equal, as in training.
 
     Raises:
-        ValueError: the method has no visualizations, or can't predict at another size of images.
+        ValueError: the method has no figures, or can't predict at another size of images.
     """
     if trained.not_resized:
         raise ValueError(

@@ -45,12 +45,31 @@ class _Branches(Block):
             attended = kernels.cross_attention(q, kv, attn.num_heads, bias, **options)
         return self.drop_path1(self.ls1(_linear(attn.proj, attended)))
 
+    def attention_weights(
+        self, x: Float[Tensor, "S L D"], attn_mask: Float[Tensor, "#S H L L"] | None = None
+    ) -> Float[Tensor, "S H L L"]:
+        """Return the weights [query, key] with which ``forward`` attends for input tokens ``x``, in float32.
+
+        Fused kernels don't return them, so that they are computed here.
+        """
+        attn = self.attn
+        q, k, _ = _linear(attn.qkv, self._normed(x)).unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+        return (logits if attn_mask is None else logits + attn_mask).float().softmax(dim=-1)
+
+    def _normed(self, x: Float[Tensor, "S L D"]) -> Float[Tensor, "S L D"]:
+        """Return what the attention branch sees of the block's input."""
+        raise NotImplementedError
+
     def mlp_branch(self, x: Float[Tensor, "S L D"]) -> Float[Tensor, "S L D"]:
         return self.drop_path2(self.ls2(kernels.mlp(x, self.mlp.fc1, self.mlp.fc2)))
 
 
 class PreNormBlock(_Branches):
     """``x += attention(norm1(x)); x += mlp(norm2(x))``."""
+
+    def _normed(self, x: Float[Tensor, "S L D"]) -> Float[Tensor, "S L D"]:
+        return self.norm1(x)
 
     def forward(
         self,
@@ -74,6 +93,9 @@ class PreNormBlock(_Branches):
 
 class PostNormBlock(_Branches):
     """``x = norm1(x + attention(x)); x = norm2(x + mlp(x))``."""
+
+    def _normed(self, x: Float[Tensor, "S L D"]) -> Float[Tensor, "S L D"]:
+        return x
 
     def forward(
         self,

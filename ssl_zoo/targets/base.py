@@ -13,6 +13,7 @@ from ssl_zoo.data.batch import Batch, ViewSpec
 from ssl_zoo.ema import Ema
 from ssl_zoo.masks.base import Masks
 from ssl_zoo.nn.vit import ViT
+from ssl_zoo.plotting import Figure
 from ssl_zoo.registry import Registry
 from ssl_zoo.settings import Settings
 
@@ -53,8 +54,8 @@ class Target(nn.Module, ABC):
 
     def visualize(
         self, predictions: Float[Tensor, "B M T dim"], batch: Batch, masks: Masks, encoder: ViT
-    ) -> Mapping[str, Float[Tensor, "3 rows columns"]]:
-        """Return images in 0..1 that show predictions of this target, one row per image of the batch.
+    ) -> Mapping[str, Figure]:
+        """Return figures by name that show predictions of this target, one row per image of the batch.
 
         Args:
             masks: one context block and the target blocks that it predicts.

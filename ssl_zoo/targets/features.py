@@ -14,11 +14,26 @@ from torch import Tensor
 from ssl_zoo.data.batch import Batch
 from ssl_zoo.masks.base import Masks
 from ssl_zoo.nn import ViT, mean_per_patch, take
-from ssl_zoo.plotting import PrincipalColours, on_grey, patch_colours, patch_set, rows_of, similarity_colours
+from ssl_zoo.plotting import (
+    BLANK,
+    Column,
+    Figure,
+    PrincipalColours,
+    Ramp,
+    Swatch,
+    on_grey,
+    patch_colours,
+    patch_set,
+    similarity_colours,
+)
 from ssl_zoo.precision import full_precision
 from ssl_zoo.settings import setting
 from ssl_zoo.targets.base import Target, TargetConfig
 
+_COLOURS_NOTE = (
+    "A feature is a vector. Its colour is its position along the first three principal components (as red, green and "
+    "blue) of the target features of all images shown: like colours are like features."
+)
 _TANH_SLOPE = 0.5  # DynTanh's initial value (arXiv 2503.10622, sec. 4)
 
 
@@ -112,7 +127,7 @@ class FeatureTarget(Target):
     @torch.no_grad()
     def visualize(
         self, predictions: Float[Tensor, "B M T dim"], batch: Batch, masks: Masks, encoder: ViT
-    ) -> Mapping[str, Float[Tensor, "3 rows columns"]]:
+    ) -> Mapping[str, Figure]:
         """Show ``features``: image, context, features of all patches, the predicted ones, and their similarity.
 
         Features are coloured by their first three principal components over all patches of all images shown. The
@@ -129,10 +144,16 @@ class FeatureTarget(Target):
         agreement = similarity_colours(mean_per_patch(similarity.flatten(1, 2), patches, num_patches)[..., 0])
         size = image.shape[-2:]
         columns = [
-            image,
-            on_grey(image, visible, grid),
-            patch_colours(colours(features), grid, size),
-            on_grey(patch_colours(predicted, grid, size), known, grid),
-            on_grey(patch_colours(agreement, grid, size), known, grid),
+            Column("image", image),
+            Column("context: what the encoder sees", on_grey(image, visible, grid)),
+            Column("target features of all patches", patch_colours(colours(features), grid, size)),
+            Column("predicted features", on_grey(patch_colours(predicted, grid, size), known, grid, BLANK)),
+            Column("similarity to the target", on_grey(patch_colours(agreement, grid, size), known, grid, BLANK)),
         ]
-        return {"features": rows_of(columns)}
+        title = "Features: what is predicted for the target patches, and what an encoder of the full image gives there"
+        legend = [
+            Swatch("patches that the encoder does not see"),
+            Swatch("patches that are not predicted", (BLANK, BLANK, BLANK)),
+            Ramp("cosine similarity of prediction and target", "0 or less", "1"),
+        ]
+        return {"features": Figure(title, columns, legend, _COLOURS_NOTE)}

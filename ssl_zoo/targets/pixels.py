@@ -10,9 +10,14 @@ from torch import Tensor
 from ssl_zoo.data.batch import Batch
 from ssl_zoo.masks.base import Masks
 from ssl_zoo.nn import ViT, patchify, scatter_back, take, unpatchify
-from ssl_zoo.plotting import on_grey, patch_set, rows_of
+from ssl_zoo.plotting import Column, Figure, Swatch, on_grey, patch_set
 from ssl_zoo.settings import setting
 from ssl_zoo.targets.base import TARGETS, Target, TargetConfig
+
+_BORROWED = (
+    "Brightness and contrast of each predicted patch are borrowed from the image: the targets are normalised per patch "
+    "(targets.normalize=true), so that the network predicts neither. What it predicts is the structure within a patch."
+)
 
 
 @dataclass
@@ -42,7 +47,7 @@ class Pixels(Target):
     @torch.no_grad()
     def visualize(
         self, predictions: Float[Tensor, "B M T dim"], batch: Batch, masks: Masks, encoder: ViT
-    ) -> Mapping[str, Float[Tensor, "3 rows columns"]]:
+    ) -> Mapping[str, Figure]:
         """Show ``reconstructions``: the image, its visible patches, and these with the predicted patches.
 
         Normalised predictions have neither brightness nor contrast of a patch; those of the true patch are used.
@@ -56,8 +61,14 @@ class Pixels(Target):
         visible = patch_set(masks.context.flatten(1), patches.shape[1])
         known = visible | patch_set(predicted, patches.shape[1])
         image, reconstructed = batch.pixels("image"), batch.pixels("image", filled)
-        columns = [image, on_grey(image, visible, self.grid), on_grey(reconstructed, known, self.grid)]
-        return {"reconstructions": rows_of(columns)}
+        columns = [
+            Column("image", image),
+            Column("visible patches: what the encoder sees", on_grey(image, visible, self.grid)),
+            Column("visible and predicted patches", on_grey(reconstructed, known, self.grid)),
+        ]
+        title = "Reconstructions: pixels of the masked patches, predicted from the visible ones"
+        legend = [Swatch("patches that are not visible, or not predicted")]
+        return {"reconstructions": Figure(title, columns, legend, _BORROWED if self.config.normalize else "")}
 
 
 def _statistics(pixels: Float[Tensor, "*B P"]) -> tuple[Float[Tensor, "*B 1"], Float[Tensor, "*B 1"]]:

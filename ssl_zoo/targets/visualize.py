@@ -1,4 +1,4 @@
-"""Visualizations of masked methods: masks, and predictions as their target shows them."""
+"""Figures of masked methods: masks, and predictions as their target shows them."""
 
 from collections.abc import Mapping
 
@@ -9,14 +9,15 @@ from torch import Tensor
 from ssl_zoo.data.batch import Batch
 from ssl_zoo.masks import Masks, plot_masks
 from ssl_zoo.nn import ViT
+from ssl_zoo.plotting import Figure
 from ssl_zoo.targets.base import Target
 
 
 @torch.no_grad()
 def show_predictions(
     target: Target, predictions: Float[Tensor, "B C pairs T D"], batch: Batch, encoder: ViT
-) -> Mapping[str, Float[Tensor, "3 rows columns"]]:
-    """Plot the masks of the view ``image``, and the predictions that the first context makes."""
+) -> Mapping[str, Figure]:
+    """Return figures of the masks of the view ``image``, and of the predictions that the first context makes."""
     masks = batch.masks["image"]
     first = Masks(masks.context[:, :1], masks.paired(masks.targets)[:, 0])
     return {

@@ -1,4 +1,4 @@
-"""Plots of masks show exactly the visible and the predicted patches."""
+"""Figures of masks show exactly the visible and the predicted patches."""
 
 import torch
 
@@ -14,17 +14,16 @@ def on_two_by_two(patch: int) -> torch.Tensor:
 
 def test_panels_are_image_contexts_and_targets_on_grey() -> None:
     image = torch.full((1, 3, 96, 96), 0.25)
-    plot = plot_masks(image, Masks(torch.tensor([[[0]]]), torch.tensor([[[3], [1]]])), grid=(2, 2))
-    assert plot.shape == (3, 100, 4 * 98 + 2)
-    panels = [plot[0, 2:98, 2 + 98 * i : 98 + 98 * i] for i in range(4)]
-    assert torch.equal(panels[0], image[0, 0])
-    for panel, patch in zip(panels[1:], (0, 3, 1), strict=True):
-        assert torch.equal(panel, torch.where(on_two_by_two(patch), 0.25, 0.5))
+    shown, *columns = plot_masks(image, Masks(torch.tensor([[[0]]]), torch.tensor([[[3], [1]]])), grid=(2, 2)).columns
+    assert torch.equal(shown.images, image)
+    titles = [f"{kind}, 25% of the patches" for kind in ("context", "target block 1", "target block 2")]
+    assert [column.title for column in columns] == titles
+    for column, patch in zip(columns, (0, 3, 1), strict=True):
+        assert torch.equal(column.images[0, 0], torch.where(on_two_by_two(patch), 0.25, 0.5))
 
 
 def test_masked_patches_are_grey_in_the_context_panel() -> None:
     image = torch.full((1, 3, 96, 96), 0.25)
     masked = torch.tensor([[True, True, False, True]])
-    plot = plot_masks(image, Masks(torch.tensor([[[0]]]), torch.tensor([[[1]]]), masked=masked), grid=(2, 2))
-    visible = plot[0, 2:98, 100:196]
-    assert torch.equal(visible, torch.where(on_two_by_two(2), 0.25, 0.5))
+    figure = plot_masks(image, Masks(torch.tensor([[[0]]]), torch.tensor([[[1]]]), masked=masked), grid=(2, 2))
+    assert torch.equal(figure.columns[1].images[0, 0], torch.where(on_two_by_two(2), 0.25, 0.5))

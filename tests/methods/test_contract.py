@@ -107,9 +107,16 @@ def test_bf16_autocast_gives_nearly_the_same_loss(tiny: Tiny) -> None:
     assert rounded.item() == pytest.approx(exact.item(), rel=0.05)
 
 
-def test_visualizations_are_rgb_in_the_unit_range(tiny: Tiny) -> None:
-    for image in tiny.method.visualize(tiny.batch).values():
-        assert image.shape[0] == 3 and image.min() >= 0 and image.max() <= 1
+def test_figures_have_a_title_and_titled_columns_with_a_panel_in_the_unit_range_for_each_image(tiny: Tiny) -> None:
+    figures = tiny.method.visualize(tiny.batch)
+    assert figures and all(figure.title and figure.num_rows == 8 for figure in figures.values())
+    for column in (column for figure in figures.values() for column in figure.columns):
+        assert column.title and len(column.images) == 8 and column.images.isfinite().all()
+
+
+def test_a_figure_with_hidden_patches_has_a_legend(tiny: Tiny) -> None:
+    figures = tiny.method.visualize(tiny.batch)
+    assert all(figures[name].legend for name in ("masks", "features", "reconstructions") if name in figures)
 
 
 def _flipped(masks: Masks) -> Masks:

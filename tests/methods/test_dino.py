@@ -148,10 +148,10 @@ def test_an_image_is_represented_by_its_class_token_or_else_by_the_mean_of_its_p
         assert torch.equal(encoder.pooled(tokens), expected)
 
 
-def test_crops_are_plotted_at_one_size(method: Method, batch: Batch) -> None:
-    plot = method.visualize(batch)["crops"]
-    panel = 16 * 6 + 2  # enlarged six times, with gaps of two pixels
-    assert plot.shape == (3, 8 * panel + 2, 4 * panel + 2)
+def test_each_crop_has_a_column(method: Method, batch: Batch) -> None:
+    columns = method.visualize(batch)["crops"].columns
+    assert [column.title for column in columns] == ["global crop 1", "global crop 2", "local crop 1", "local crop 2"]
+    assert torch.equal(columns[2].images, batch.pixels("local_0"))
 
 
 def test_the_default_head_has_as_many_parameters_as_the_references() -> None:

@@ -18,6 +18,7 @@ from ssl_zoo.losses.self_distillation import sinkhorn
 from ssl_zoo.masks import MASKS, Masks
 from ssl_zoo.method import METHODS, Clip, Method, Progress, build_method
 from ssl_zoo.nn import Positions, ViTConfig
+from ssl_zoo.plotting import GREY
 from ssl_zoo.targets import TeacherConfig
 from ssl_zoo.world import World
 
@@ -141,8 +142,10 @@ def test_the_target_encoder_is_evaluated(method: Method) -> None:
 
 
 def test_crops_are_plotted_with_dropped_patches_in_grey(method: Method, batch: Batch) -> None:
-    panel = 16 * 6 + 2  # enlarged six times, with gaps of two pixels
-    assert method.visualize(batch)["crops"].shape == (3, 8 * panel + 2, 4 * panel + 2)
+    target, anchor, *focal = method.visualize(batch)["crops"].columns
+    assert torch.equal(target.images, batch.pixels("global_0")) and len(focal) == 2
+    visible = batch.masks["global_1"].context.shape[-1] / 16
+    assert (anchor.images == GREY).all(dim=1).float().mean().item() == pytest.approx(1 - visible)
 
 
 def test_parts_that_it_has_no_use_for_are_refused(method: Method, batch: Batch) -> None:

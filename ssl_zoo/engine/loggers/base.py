@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from jaxtyping import Float
+from jaxtyping import UInt8
 from torch import Tensor
 
 from ssl_zoo.engine.loggers.tags import Tags
@@ -56,8 +56,8 @@ class Logger(ABC):
     def write(self, record: Record) -> None:
         """Log a record. A step may have two, one of its training and one of its probe."""
 
-    def image(self, name: str, image: Float[Tensor, "3 H W"], step: int) -> None:  # noqa: B027 (not every logger can)
-        """Log an image with values in 0..1."""
+    def image(self, name: str, image: UInt8[Tensor, "3 H W"], step: int) -> None:  # noqa: B027 (not every logger can)
+        """Log an image on the host."""
 
     @abstractmethod
     def close(self) -> None:

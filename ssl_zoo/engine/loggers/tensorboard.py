@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from jaxtyping import Float
+from jaxtyping import UInt8
 from torch import Tensor
 
 from ssl_zoo.engine.loggers.base import LOGGERS, Logger, LoggerConfig, Record
@@ -75,7 +75,7 @@ class TensorBoard(Logger):
         elif self.config.histograms_every and step % self.config.histograms_every == 0:
             self._add_histograms(step)
 
-    def image(self, name: str, image: Float[Tensor, "3 H W"], step: int) -> None:
+    def image(self, name: str, image: UInt8[Tensor, "3 H W"], step: int) -> None:
         self._writer.add_image(f"images/{name}", image, step)
 
     def close(self) -> None:

@@ -6,7 +6,7 @@ import uuid
 from dataclasses import dataclass
 from importlib.util import find_spec
 
-from jaxtyping import Float
+from jaxtyping import UInt8
 from torch import Tensor
 
 from ssl_zoo.engine.loggers.base import LOGGERS, LoggedRun, Logger, LoggerConfig, Record
@@ -84,8 +84,8 @@ class Wandb(Logger):
         temporary.write_text(json.dumps({"id": self._id, "logged": self._logged}))
         os.replace(temporary, self._state)
 
-    def image(self, name: str, image: Float[Tensor, "3 H W"], step: int) -> None:
-        pixels = (image.clamp(0, 1) * 255).byte().permute(1, 2, 0).cpu().numpy()
+    def image(self, name: str, image: UInt8[Tensor, "3 H W"], step: int) -> None:
+        pixels = image.permute(1, 2, 0).numpy()
         self._log(step, {f"images/{name}": self._wandb.Image(pixels)})
 
     def close(self) -> None:

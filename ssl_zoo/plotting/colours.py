@@ -1,24 +1,13 @@
-"""Figures of images, masks and features: a row per image, a column per panel."""
+"""Colours of patches: hidden ones grey, features by principal components, similarities by a colour map."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torchvision.utils import make_grid
 
-GREY = 0.5  # value of patches that are not shown
-_PANEL_PIXELS = 96  # smaller images are enlarged to about this height
-
-
-def rows_of(columns: Sequence[Float[Tensor, "B _ H W"]]) -> Float[Tensor, "3 rows columns"]:
-    """Plot row i from the i-th image of every column, in 0..1, with white gaps; small images are enlarged."""
-    height = columns[0].shape[-2]
-    panels = torch.stack([*map(as_rgb, columns)], dim=1).flatten(0, 1).float().clamp(0, 1)
-    factor = max(1, _PANEL_PIXELS // height)
-    enlarged = panels.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
-    return make_grid(enlarged, nrow=len(columns), padding=2, pad_value=1.0)
+GREY = 0.5  # value of patches of an image that are not shown
+BLANK = 0.94  # value of such patches among colours of features, which may be grey themselves
 
 
 def as_rgb(images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B 3 H W"]:
@@ -37,10 +26,10 @@ def patch_set(index: Int[Tensor, "B K"], num_patches: int) -> Bool[Tensor, "B N"
 
 
 def on_grey(
-    images: Float[Tensor, "B C H W"], shown: Bool[Tensor, "B N"], grid: tuple[int, int]
+    images: Float[Tensor, "B C H W"], shown: Bool[Tensor, "B N"], grid: tuple[int, int], value: float = GREY
 ) -> Float[Tensor, "B C H W"]:
-    """Replace every patch that is not ``shown`` by grey."""
-    return images.where(_enlarged(shown[:, None], grid, images.shape[-2:]), GREY)
+    """Replace every patch that is not ``shown`` by ``value``."""
+    return images.where(_enlarged(shown[:, None], grid, images.shape[-2:]), value)
 
 
 def patch_colours(
@@ -51,11 +40,16 @@ def patch_colours(
 
 
 def similarity_colours(similarity: Float[Tensor, "*S"]) -> Float[Tensor, "*S 3"]:
-    """Map cosine similarities to matplotlib's viridis: 0 and less is dark blue, 1 is yellow."""
+    """Map cosine similarities to colours: 0 and less is dark blue, 1 is yellow."""
+    return map_colours(similarity.clamp(0, 1))
+
+
+def map_colours(values: Float[Tensor, "*S"]) -> Float[Tensor, "*S 3"]:
+    """Map values in 0..1 to matplotlib's viridis, from dark blue to yellow."""
     from matplotlib import colormaps
 
-    colours = colormaps["viridis"](similarity.float().clamp(0, 1).cpu().numpy())[..., :3]
-    return torch.from_numpy(colours).float().to(similarity.device)
+    colours = colormaps["viridis"](values.float().cpu().numpy())[..., :3]
+    return torch.from_numpy(colours).float().to(values.device)
 
 
 @dataclass(frozen=True)
@@ -64,25 +58,30 @@ class PrincipalColours:
 
     Equal features have equal colours in all images. Each component is scaled such that its 2nd and 98th percentile on
     the reference features become 0 and 1.
+
+    Attributes:
+        explained: fraction of the variance along each component.
     """
 
     mean: Float[Tensor, "D"]
     components: Float[Tensor, "D 3"]
     low: Float[Tensor, "3"]
     high: Float[Tensor, "3"]
+    explained: Float[Tensor, "3"]
 
     @classmethod
     def of(cls, features: Float[Tensor, "*S D"]) -> "PrincipalColours":
         """Fit the components to ``features``, exactly and deterministically."""
         flat = _float64(features.flatten(0, -2))
         mean = flat.mean(dim=0)
-        _, vectors = torch.linalg.eigh((flat - mean).T @ (flat - mean))  # ascending
+        values, vectors = torch.linalg.eigh((flat - mean).T @ (flat - mean))  # ascending
         components = vectors[:, -3:].flip(1)
         largest = components.abs().argmax(dim=0, keepdim=True)
         components = components * components.gather(0, largest).sign()  # an eigenvector's sign is arbitrary
         ends = torch.tensor([0.02, 0.98], dtype=torch.float64, device=flat.device)
         low, high = ((flat - mean) @ components).quantile(ends, dim=0)
-        return cls(mean, components, low, high)
+        explained = values[-3:].flip(0) / values.sum().clamp_min(1e-12)
+        return cls(mean, components, low, high, explained)
 
     def __call__(self, features: Float[Tensor, "*S D"]) -> Float[Tensor, "*S 3"]:
         """Return colours in 0..1."""

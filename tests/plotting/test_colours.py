@@ -1,27 +1,13 @@
-"""Figures: the positions of panels, and colours as a function of features."""
+"""Colours as a function of features, similarities and masks."""
 
 import torch
 
-from ssl_zoo.plotting import PrincipalColours, on_grey, patch_colours, patch_set, rows_of, similarity_colours
+from ssl_zoo.plotting import PrincipalColours, on_grey, patch_colours, patch_set, similarity_colours
 from ssl_zoo.seeding import generator_for
 
 
 def features(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=generator_for("plotting", seed))
-
-
-def test_row_i_shows_the_ith_image_of_every_column() -> None:
-    columns = [torch.full((2, 3, 96, 48), 0.1 * k) + 0.05 * torch.arange(2).view(2, 1, 1, 1) for k in range(3)]
-    figure = rows_of(columns)
-    assert figure.shape == (3, 2 * 98 + 2, 3 * 50 + 2)
-    for row in range(2):
-        for column in range(3):
-            panel = figure[:, 2 + 98 * row : 98 * (row + 1), 2 + 50 * column : 50 * (column + 1)]
-            assert torch.allclose(panel, torch.tensor(0.1 * column + 0.05 * row))
-
-
-def test_small_images_are_enlarged_by_whole_pixels() -> None:
-    assert rows_of([torch.zeros(2, 3, 32, 32)]).shape == (3, 198, 100)
 
 
 def test_patches_that_are_not_shown_are_grey() -> None:
@@ -47,8 +33,9 @@ def test_similarity_runs_from_dark_blue_to_yellow() -> None:
 def test_principal_colours_are_the_components_that_an_svd_gives() -> None:
     flat = features(200, 8) * torch.arange(8, 0, -1)
     colours = PrincipalColours.of(flat.unflatten(0, (10, 20)))
-    _, _, rows = torch.linalg.svd(flat.double() - flat.double().mean(0), full_matrices=False)
+    _, singular, rows = torch.linalg.svd(flat.double() - flat.double().mean(0), full_matrices=False)
     assert torch.allclose((rows[:3] @ colours.components).abs(), torch.eye(3, dtype=torch.float64), atol=1e-8)
+    assert torch.allclose(colours.explained, (singular.square() / singular.square().sum())[:3])
 
 
 def test_equal_features_have_equal_colours_and_all_lie_in_the_unit_range() -> None:
