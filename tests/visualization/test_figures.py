@@ -1,43 +1,20 @@
 """Figures of an encoder: attention and PCA maps against slow restatements, and which errors name which bounds."""
 
-from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
 import torch
 from tiny_methods import TINY_BACKBONE
+from tiny_subject import TOKENS, subject
 
-from ssl_zoo.data.sources import Split
-from ssl_zoo.data.sources.scenes import RenderedScenes, ScenesConfig
-from ssl_zoo.nn import ViT
 from ssl_zoo.nn.attention_weights import attention_weights
-from ssl_zoo.seeding import generator_for
 from ssl_zoo.visualization import (
-    Rendering,
-    Subject,
-    choose_images,
     patch_similarities,
     plot_attention,
     plot_components,
     plot_similarity,
 )
 from ssl_zoo.visualization.attention import attention_maps
-
-TOKENS = replace(TINY_BACKBONE, class_token=True, num_registers=3)
-
-
-def subject(backbone=TINY_BACKBONE, num_images: int = 3) -> Subject:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        encoder = ViT(backbone).eval()
-    with torch.no_grad():
-        for number, parameter in enumerate(encoder.parameters()):
-            if parameter.requires_grad:
-                parameter.normal_(std=0.3, generator=generator_for("weights", number))
-    source = RenderedScenes(ScenesConfig(num_train=8, num_test=8, image_size=16), Split.test)
-    samples, images = choose_images(source, num_images)
-    rendering = Rendering((16, 16), [0.5] * 3, [0.25] * 3)
-    return Subject(encoder, rendering, source, samples, images, torch.device("cpu"), nullcontext())
 
 
 @pytest.mark.parametrize(("patch", "query"), [(None, 0), ((1, 2), 4 + 6)])
@@ -94,9 +71,7 @@ def test_pca_maps_are_the_projections_that_an_svd_of_centred_features_gives() ->
         low, high = expected.flatten().quantile(torch.tensor([0.02, 0.98], dtype=torch.float64))
         scaled = ((expected - low) / (high - low)).clamp(0, 1).float()
         given = colours[..., number]  # the sign of a component is free
-        assert torch.allclose(given, scaled, atol=1e-5) or torch.allclose(
-            given, 1 - scaled, atol=1e-5
-        )
+        assert torch.allclose(given, scaled, atol=1e-5) or torch.allclose(given, 1 - scaled, atol=1e-5)
     fraction = (singular.square() / singular.square().sum())[0]
     assert plot_components(shown).columns[2].title == f"component 1, {fraction:.0%} of the variance"
 
