@@ -12,7 +12,7 @@ from torch import Tensor
 from ssl_zoo.plotting.colours import as_rgb, map_colours
 from ssl_zoo.plotting.figure import Column, Figure, Ramp, Swatch
 
-_MIN_PANEL = 128  # pixels of height to which smaller panels are enlarged, a whole number of times
+_MIN_PANEL, _MAX_ENLARGED = 128, 224  # pixels of height to which panels are enlarged, a whole number of times
 _MIN_WIDTH = 560  # pixels of a figure, so that its title and note have room
 _GAP, _MARGIN = 6, 12
 _TEXT, _INK, _FAINT = 13, (20, 20, 20), (95, 95, 95)
@@ -66,9 +66,13 @@ def wrapped(text: str, width: int, font: ImageFont.FreeTypeFont) -> list[str]:
 
 
 def _panel_size(figure: Figure) -> tuple[int, int]:
-    """Return width and height of a panel: those of the first column's images, times a whole number if small."""
+    """Return width and height of a panel: those of the first column's images, times a whole number if small.
+
+    Few columns of small images are enlarged further, up to the width of the sheet.
+    """
     height, width = figure.columns[0].images.shape[-2:]
-    factor = max(1, -(-_MIN_PANEL // height))
+    fitting = min(_MAX_ENLARGED // height, _MIN_WIDTH // (len(figure.columns) * (width + _GAP)))
+    factor = max(1, -(-_MIN_PANEL // height), fitting)
     return factor * width, factor * height
 
 

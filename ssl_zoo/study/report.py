@@ -22,10 +22,19 @@ _GLOSSARY = (
     "*k-NN*: a weighted vote of the k most similar labelled training images. *Logistic regression*: one linear layer, "
     "trained on the labelled training images.",
     "*Random init*: the same network before its first training step. What a method has learned is the gain over it.",
+    "*Images*: training images seen, with repetitions.",
     "*Compute*: FLOPs of forward and backward passes, counted from the networks' shapes (a multiply-add counts as "
     "two); G, T and P are 10⁹, 10¹² and 10¹⁵. *Time*: training time without probes, at the run's median speed.",
     "*Seed*: determines initial weights, data order, crops and masks.",
 )
+_MEANINGS = {
+    "target_cosine": "cosine similarity of different images' targets at the same patch; 1 is a collapse",
+    "target_std": "standard deviation of the targets; 0 is a collapse",
+    "prediction_cosine": "`target_cosine` of predictions; without a limit",
+    "rankme": "effective number of dimensions of the pooled features; 1 is a collapse",
+    "feature_std": "standard deviation of pooled features of length one over images, at most 1; 0 is a collapse",
+    "mean_cosine": "mean cosine similarity of different images' pooled features; 1 is a collapse",
+}
 
 
 def report(comparison: Comparison, folder: Path) -> Document:
@@ -34,11 +43,11 @@ def report(comparison: Comparison, folder: Path) -> Document:
         *_opening(comparison),
         Heading("Results"),
         _results(comparison),
-        *_metrics(comparison),
-        *_evaluations(comparison),
         *_problems(comparison),
         Heading("How to read the table"),
         *_reading(comparison),
+        *_metrics(comparison),
+        *_evaluations(comparison),
         *_plots(comparison),
         Heading("Configuration differences"),
         *_differences(comparison.rows),
@@ -112,13 +121,15 @@ def _setting(rows: Sequence[Row]) -> Iterator[str]:
     sizes = f"width {shared('backbone.embed_dim')}, {shared('backbone.depth')} blocks"
     yield f"Data: {shared('data')} at {shared('backbone.image_size')} pixels."
     yield f"Backbone: {shared('backbone')}, {sizes}, patches of {shared('backbone.patch_size')} pixels."
-    yield f"Training: {shared('optim')}, batch size {shared('trainer.batch_size')}."
+    yield f"Training: optimizer {shared('optim')}, batch size {shared('trainer.batch_size')}."
     labelled, tested = (_count(shared(f"probe.{split}_samples")) for split in ("train", "test"))
     yield f"Scores: {labelled} labelled training images, {tested} test images."
 
 
 def _count(number: str) -> str:
-    return "all" if number == "0" else number
+    if number == "0":
+        return "all"
+    return f"{int(number):,}" if number.isdecimal() else number
 
 
 def _problems(comparison: Comparison) -> Iterator[Block]:
@@ -168,6 +179,8 @@ def _metrics(comparison: Comparison) -> Iterator[Block]:
         values = (Summary.of(record.last(name) for record in row.records) for name in comparison.metrics)
         table.append([_title(row), *map(_number, values), _alarm(row)])
     yield Table(["", *comparison.metrics, "alarm"], table)
+    if known := [f"`{name}`: {_MEANINGS[name]}." for name in comparison.metrics if name in _MEANINGS]:
+        yield Items(known)
 
 
 def _number(summary: Summary | None) -> str:

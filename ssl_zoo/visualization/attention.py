@@ -50,8 +50,8 @@ def plot_attention(
         columns,
         [Ramp("attention weight of a patch", "0", "the largest of the panel")],
         "In each head of a block every token collects information from all others, with weights whose sum is one. The "
-        "percentages are the largest weight of a patch, and the sum over all patches where class token or registers "
-        "take a part.",
+        f"percentages are the largest weight of a patch (equal ones would be {1 / maps[0].shape[-1]:.1%}), and the sum "
+        "over all patches where class token or registers take a part.",
     )
 
 

@@ -94,16 +94,20 @@ class Subject:
 def choose_images(
     source: Source, count: int, *, must_decode: bool = False
 ) -> tuple[list[int], list[UInt8[Tensor, "C _ _"]]]:
-    """Return ids and pixels of the first images of a source that can be decoded.
+    """Return ids and pixels of images of a source that can be decoded, spread evenly over it.
+
+    Sources are often sorted by class.
 
     Args:
-        must_decode: raise the error of the first one that can't be decoded, instead of naming it on stderr.
+        must_decode: take the first images, and raise the error of one that can't be decoded, instead of naming it on
+            stderr and taking another.
 
     Raises:
         CorruptImage: none can be decoded, or ``must_decode``.
     """
     samples, images, first_error = [], [], None
-    for sample in range(len(source)):
+    spread = range(0, len(source), max(1, len(source) // count))
+    for sample in range(len(source)) if must_decode else dict.fromkeys([*spread, *range(len(source))]):
         if len(images) == count:
             break
         try:

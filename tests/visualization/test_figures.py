@@ -7,13 +7,11 @@ import torch
 from tiny_methods import TINY_BACKBONE
 from tiny_subject import TOKENS, subject
 
+from ssl_zoo.data.decode import CorruptImage
+from ssl_zoo.data.sources import Split
+from ssl_zoo.data.sources.scenes import RenderedScenes, ScenesConfig
 from ssl_zoo.nn.attention_weights import attention_weights
-from ssl_zoo.visualization import (
-    patch_similarities,
-    plot_attention,
-    plot_components,
-    plot_similarity,
-)
+from ssl_zoo.visualization import choose_images, patch_similarities, plot_attention, plot_components, plot_similarity
 from ssl_zoo.visualization.attention import attention_maps
 
 
@@ -101,4 +99,19 @@ def test_maps_of_images_that_are_not_square_have_their_grid() -> None:
 
 def test_names_are_those_of_the_samples_with_their_label() -> None:
     shown = subject()
-    assert shown.names[1] == f"scene test/1, distance {int(shown.source.labels[1])}"
+    assert shown.names[1] == f"scene test/2, distance {int(shown.source.labels[2])}"
+
+
+def test_images_of_a_source_are_spread_over_it_and_replaced_where_they_can_not_be_decoded() -> None:
+    class Damaged(RenderedScenes):
+        def image(self, index: int) -> torch.Tensor:
+            if index in (0, 3):
+                raise CorruptImage("damaged", str(index))
+            return super().image(index)
+
+    source = Damaged(ScenesConfig(num_train=1, num_test=9, image_size=16), Split.test)
+    samples, images = choose_images(source, 3)
+    assert samples == [6, 1, 2] and torch.equal(images[0], source.image(6))
+    assert choose_images(source, 20)[0] == [1, 2, 4, 5, 6, 7, 8]
+    with pytest.raises(CorruptImage):
+        choose_images(source, 3, must_decode=True)

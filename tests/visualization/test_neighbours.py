@@ -28,7 +28,7 @@ def subject(source: Source, num_images: int = 6) -> Subject:
         torch.manual_seed(0)
         encoder = ViT(replace(TINY_BACKBONE, class_token=True)).eval()
     rendering = Rendering((16, 16), [0.5] * 3, [0.25] * 3)
-    chosen = choose_images(source, num_images)
+    chosen = choose_images(source, num_images, must_decode=True)
     return Subject(encoder, rendering, source, *chosen, torch.device("cpu"), nullcontext())
 
 
