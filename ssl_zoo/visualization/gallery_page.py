@@ -34,9 +34,9 @@ PANEL = """<figure><figcaption>{title}</figcaption>
 
 CLICKABLE = """<article class="click" data-rows="{rows}" data-columns="{columns}" data-similarity="{data}">
 <h3>{name}</h3><div class="pair">
-<figure><figcaption>image: click a patch</figcaption><div class="stage" style="aspect-ratio:{ratio}">
+<figure><figcaption>click a patch</figcaption><div class="stage" style="aspect-ratio:{ratio}">
 <img src="{source}" alt="{alt}"><canvas role="img" aria-label="the chosen patch"></canvas></div></figure>
-<figure><figcaption>similarity to the framed patch</figcaption><div class="stage" style="aspect-ratio:{ratio}">
+<figure><figcaption>similarity to it</figcaption><div class="stage" style="aspect-ratio:{ratio}">
 <canvas role="img" aria-label="similarity of every patch to the chosen one"></canvas></div></figure>
 </div><small></small><noscript><p>The maps need JavaScript, which this page brings along.</p></noscript></article>
 """
@@ -62,7 +62,7 @@ article { border: 1px solid #ddd; border-radius: 6px; padding: .6rem; margin: 0 
 .panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 13.5rem)); gap: .6rem; }
 .clickable { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 34rem), 1fr)); gap: .7rem; }
 .clickable article { margin: 0; }
-.pair { display: grid; grid-template-columns: repeat(2, minmax(0, 22rem)); gap: .6rem; }
+.pair { display: grid; grid-template-columns: repeat(2, minmax(0, 22rem)); gap: .6rem; align-items: end; }
 figure { margin: 0; }
 .panels figure { display: grid; grid-row: span 3; grid-template-rows: subgrid; row-gap: .15rem; align-content: start; }
 figcaption { font-size: .8rem; line-height: 1.25; font-weight: 600; align-self: end; padding-bottom: .1rem; }
