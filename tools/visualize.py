@@ -161,6 +161,17 @@ def make_figures(session: Session, wanted: Sequence[str]) -> dict[str, Figure]:
     return figures
 
 
+def every_figure(session: Session) -> dict[str, Figure]:
+    """Return all figures that there are; those that can't be made are left out, and the reasons printed."""
+    figures: dict[str, Figure] = {}
+    for name in (METHOD, *FIGURES):
+        try:
+            figures |= make_figures(session, [name])
+        except ValueError as error:
+            print(f"left out: {name}, since {error}", file=sys.stderr)
+    return figures
+
+
 def write_gallery(session: Session, figures: Mapping[str, Figure], folder: Path) -> Path:
     """Write the page of the figures; the similarity of patches is one that can be clicked."""
     opened, subject = session.opened, session.subject
@@ -192,8 +203,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             opened = open_trained_run(arguments.run, arguments.overrides, arguments.checkpoint, arguments.network)
         session = Session(opened, arguments)
-        everything = [METHOD, *FIGURES]
-        figures = make_figures(session, arguments.figures or (everything if arguments.gallery else [METHOD]))
+        if arguments.gallery and not arguments.figures:
+            figures = every_figure(session)
+        else:
+            figures = make_figures(session, arguments.figures or [METHOD])
         if arguments.gallery:
             print(write_gallery(session, figures, arguments.gallery))
         if arguments.out or not arguments.gallery:

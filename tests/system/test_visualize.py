@@ -165,3 +165,11 @@ def test_an_export_of_an_encoder_alone_shows_no_predictions_and_names_what_is_mi
     captured = capsys.readouterr()
     assert "left out: features, since predictor" in captured.err
     assert [Path(line).name for line in captured.out.splitlines()] == ["masks_step_00000004.png"]
+
+
+def test_a_gallery_leaves_out_the_figures_that_can_not_be_made_and_says_why(run, tmp_path, capsys) -> None:
+    arguments = ["--run", str(run), "--num-images", "2", "--num-neighbours", "99", "probe.train_samples=16"]
+    assert visualize.main([*arguments, "--gallery", str(tmp_path / "page")]) == 0
+    assert "left out: neighbours, since --num-neighbours 99" in capsys.readouterr().err
+    assert 'id="attention"' in (tmp_path / "page" / "index.html").read_text()
+    assert visualize.main([*arguments, "--figures", "neighbours"]) == 1
