@@ -135,7 +135,7 @@ def test_wandb_logs_offline_and_nothing_twice_when_a_run_resumes(tmp_path: Path,
     first.open(trainer)
     for step in (1, 2, 3):
         first.write({"step": step, **record})
-    first.image("masks", torch.zeros(3, 8, 8), 3)
+    first.image("masks", torch.zeros(3, 8, 8, dtype=torch.uint8), 3)
     first.close()
     trainer.step = 2  # killed after step 3, it resumes from step 2, and is probed at step 3
     second = logger("wandb", tmp_path)
