@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ssl_zoo.eval.cache import FeatureCache
-from ssl_zoo.eval.features import Features, Pooling, extract, feature_dim, is_main_process, on_all_ranks
+from ssl_zoo.eval.features import Pooling, extract_shard, feature_dim
+from ssl_zoo.eval.shards import Features, FeatureShard, on_all_ranks
 from ssl_zoo.eval.split import EvaluationSplit
 from ssl_zoo.nn import ViT
 from ssl_zoo.registry import Registry
@@ -27,6 +28,9 @@ class EvaluatorConfig(Settings):
     pooling: Pooling = setting(Pooling.average, "how an image's tokens become its feature")
     num_layers: int = setting(1, "number of last blocks whose pooled tokens are concatenated", at_least=1)
     final_norm: bool = setting(True, "apply the encoder's final norm before pooling")
+
+
+_Kind = tuple[Pooling, int, bool]  # of features: pooling, number of layers, final norm
 
 
 class EvaluatedModel:
@@ -54,30 +58,38 @@ class EvaluatedModel:
         self.encoder, self.train, self.test = encoder, train, test
         self.device, self.autocast = torch.device(device), autocast
         self.cache, self.progress = cache, progress
-        self._features: dict[tuple[Pooling, int, bool], tuple[Features, Features]] = {}
+        self._shards: dict[_Kind, tuple[FeatureShard, FeatureShard]] = {}
+        self._complete: dict[_Kind, tuple[Features, Features]] = {}
 
     def precision(self) -> AbstractContextManager:
         """Return the precision context of the encoder's forward pass."""
         return self.autocast or nullcontext()
 
     def features(self, config: EvaluatorConfig) -> tuple[Features, Features]:
-        """Return train and test features, pooled as ``config`` asks.
+        """Return the train and test features of all images on every rank, pooled as ``config`` asks."""
+        key = (config.pooling, config.num_layers, config.final_norm)
+        if key not in self._complete:
+            self._complete[key] = tuple(shard.complete() for shard in self.shards(config))
+        return self._complete[key]
+
+    def shards(self, config: EvaluatorConfig) -> tuple[FeatureShard, FeatureShard]:
+        """Return this rank's part of train and test features, pooled as ``config`` asks; one process has all.
 
         Features of fewer layers are slices of those of more, where the latter have been extracted before.
         """
         key = (config.pooling, config.num_layers, config.final_norm)
-        if key in self._features:
-            return self._features[key]
-        for (pooling, num_layers, final_norm), both in self._features.items():
+        if key in self._shards:
+            return self._shards[key]
+        for (pooling, num_layers, final_norm), both in self._shards.items():
             if num_layers > config.num_layers and (pooling, final_norm) == (config.pooling, config.final_norm):
                 width = feature_dim(self.encoder, pooling, config.num_layers)
-                return tuple(replace(features, values=features.values[..., -width:]) for features in both)
-        self._features[key] = (self._extract("train", self.train, *key), self._extract("test", self.test, *key))
-        return self._features[key]
+                return tuple(replace(shard, values=shard.values[..., -width:]) for shard in both)
+        self._shards[key] = (self._extract("train", self.train, *key), self._extract("test", self.test, *key))
+        return self._shards[key]
 
     def _extract(
         self, name: str, split: EvaluationSplit, pooling: Pooling, num_layers: int, final_norm: bool
-    ) -> Features:
+    ) -> FeatureShard:
         path = None
         if self.cache is not None and pooling is not Pooling.tokens:
             settings = {"pooling": pooling.value, "num_layers": num_layers, "final_norm": final_norm}
@@ -85,7 +97,7 @@ class EvaluatedModel:
             cached = self.cache.read(path, split.labels)
             if on_all_ranks(cached is not None):
                 return cached
-        features = extract(
+        features = extract_shard(
             self.encoder,
             self._with_progress(name, split),
             pooling=pooling,
@@ -94,7 +106,7 @@ class EvaluatedModel:
             device=self.device,
             autocast=self.autocast,
         )
-        if path is not None and is_main_process():
+        if path is not None:
             self.cache.write(path, features)
         return features
 
@@ -173,7 +185,7 @@ def _plain(value: object) -> object:
     return [_plain(entry) for entry in value] if isinstance(value, list) else value
 
 
-def check_classification(evaluator: str, train: Features, test: Features) -> None:
+def check_classification(evaluator: str, train: Features | FeatureShard, test: Features | FeatureShard) -> None:
     """Refuse features on which a classifier's accuracy is meaningless.
 
     Raises:
@@ -193,16 +205,16 @@ def check_classification(evaluator: str, train: Features, test: Features) -> Non
     check_labels(evaluator, train, test)
 
 
-def check_labels(evaluator: str, train: Features, test: Features) -> None:
-    """Refuse features without meaningful labels.
+def check_labels(evaluator: str, train: Features | FeatureShard, test: Features | FeatureShard) -> None:
+    """Refuse features without meaningful labels, on all ranks if one of them holds such a part.
 
     Raises:
         ValueError: features are not finite, have no labels, or belong to a single class.
     """
     for name, features in (("train", train), ("test", test)):
-        if not torch.isfinite(features.values).all():
+        if not _is_finite(features):
             raise ValueError(f"{evaluator}: {name} features are not all finite; the encoder's weights have diverged")
-        if features.labels is None or features.labels.shape != features.values.shape[:1] or (features.labels < 0).any():
+        if features.labels is None or features.labels.shape != features.index.shape or (features.labels < 0).any():
             raise CannotEvaluate(
                 f"{evaluator}: some {name} images have no label; use labelled data or probe.evaluators=[]"
             )
@@ -212,6 +224,12 @@ def check_labels(evaluator: str, train: Features, test: Features) -> None:
             f"{evaluator}: all {len(train.labels)} train images have the label {classes[0]}, but two are needed; "
             f"raise probe.train_samples or choose another probe.label"
         )
+
+
+def _is_finite(features: Features | FeatureShard) -> bool:
+    # In blocks: the check of a tensor makes two more of its size.
+    is_finite = all(bool(torch.isfinite(part).all()) for part in features.values.split(1024))
+    return features.everywhere(is_finite) if isinstance(features, FeatureShard) else is_finite
 
 
 def accuracy(predictions: torch.Tensor, labels: torch.Tensor) -> float:

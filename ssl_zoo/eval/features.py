@@ -2,23 +2,21 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from enum import Enum
 from itertools import islice
-from typing import TypeVar
 
 import torch
-import torch.distributed as dist
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.functional import layer_norm
 
+from ssl_zoo.eval.shards import Features, FeatureShard, rank_and_size
 from ssl_zoo.nn import ViT
 
+__all__ = ["Batches", "Features", "Pooling", "evaluating", "extract", "extract_shard", "feature_dim", "pooled"]
+
 Batches = Iterable[tuple[Tensor, Tensor | None, Tensor]]  # (images, labels, sample ids), e.g. EvaluationData
-T = TypeVar("T")
-_Part = tuple[int, Tensor, Tensor | None, Tensor]  # batch number, features, labels, sample ids
 
 
 class Pooling(Enum):
@@ -30,16 +28,6 @@ class Pooling(Enum):
     tokens = "tokens"  # every patch token, for attentive probes; N times the memory
 
 
-@dataclass(frozen=True)
-class Features:
-    """Features of n images in host memory; row i belongs to the i-th image of the data."""
-
-    values: Float[Tensor, "n *width"]  # (n, D); (n, N, D) for Pooling.tokens
-    labels: Int[Tensor, "n"] | None  # None where the data has none
-    index: Int[Tensor, "n"]  # sample ids in their source
-
-
-@torch.no_grad()  # not inference_mode: buffers that FSDP2 or a compiled block allocates there could never train again
 def extract(
     encoder: ViT,
     data: Batches,
@@ -50,12 +38,30 @@ def extract(
     device: torch.device | str = "cpu",
     autocast: AbstractContextManager | None = None,
 ) -> Features:
-    """Encode every image of ``data`` without random numbers and without changing the encoder.
+    """Encode every image of ``data``; every rank gets the features of all images. Arguments as for ``extract_shard``.
 
-    In a process group every rank must call it: rank i encodes the batches i, i + world size, ... All ranks return the
-    same, complete features, bit-equal to those of one process, since no batch is split. A rank without a batch of its
-    own in the last round encodes another rank's and discards the result, because the forward pass of a sharded encoder
-    is a collective. Each rank holds the features twice while they are gathered.
+    While they are gathered, each rank holds its own part twice.
+    """
+    settings = {"pooling": pooling, "num_layers": num_layers, "final_norm": final_norm}
+    return extract_shard(encoder, data, **settings, device=device, autocast=autocast).complete()
+
+
+@torch.no_grad()  # not inference_mode: buffers that FSDP2 or a compiled block allocates there could never train again
+def extract_shard(
+    encoder: ViT,
+    data: Batches,
+    *,
+    pooling: Pooling,
+    num_layers: int = 1,
+    final_norm: bool = True,
+    device: torch.device | str = "cpu",
+    autocast: AbstractContextManager | None = None,
+) -> FeatureShard:
+    """Encode the images of this rank's batches without random numbers and without changing the encoder.
+
+    In a process group every rank must call it: rank i encodes the batches i, i + world size, ..., to the same bits as
+    one process, since no batch is split. A rank without a batch of its own in the last round encodes another rank's and
+    discards the result, because the forward pass of a sharded encoder is a collective.
 
     Args:
         num_layers: number of last blocks whose pooled tokens are concatenated, shallow to deep.
@@ -66,21 +72,22 @@ def extract(
         ValueError: if ``data`` is empty, or if the encoder lacks the token or the depth that ``pooling`` needs.
     """
     _check(encoder, pooling, num_layers)
-    rank, world_size = (dist.get_rank(), dist.get_world_size()) if _is_distributed() else (0, 1)
-    parts: list[_Part] = []
-    batches = enumerate(data)
+    rank, world_size = rank_and_size()
+    parts: list[Tensor] = []
+    of_images: list[tuple[Tensor | None, Tensor]] = []  # labels and sample ids of every batch, on every rank
+    batches = iter(data)
     with evaluating(encoder), autocast or nullcontext():
         while round_of_batches := list(islice(batches, world_size)):
-            number, (images, labels, index) = round_of_batches[min(rank, len(round_of_batches) - 1)]
+            of_images += [(labels, index) for _, labels, index in round_of_batches]
+            images, _, _ = round_of_batches[min(rank, len(round_of_batches) - 1)]
             values = pooled(encoder, images.to(device, non_blocking=True), pooling, num_layers, final_norm)
             values = values.float().cpu()
-            if rank < len(round_of_batches):
-                parts.append((number, values, labels, index))
-    parts = sorted((part for of_rank in _gather(parts) for part in of_rank), key=lambda part: part[0])
+            parts.append(values if rank < len(round_of_batches) else values[:0])
     if not parts:
         raise ValueError("the evaluation data has no images; check data.* and probe.train_samples, probe.test_samples")
-    _, values, labels, index = zip(*parts, strict=True)
-    return Features(torch.cat(values), None if labels[0] is None else torch.cat(labels), torch.cat(index))
+    labels, index = zip(*of_images, strict=True)
+    all_labels = None if labels[0] is None else torch.cat(labels)
+    return FeatureShard(torch.cat(parts), all_labels, torch.cat(index), [len(i) for i in index], rank, world_size)
 
 
 def pooled(
@@ -134,26 +141,3 @@ def _check(encoder: ViT, pooling: Pooling, num_layers: int) -> None:
         raise ValueError(f"pooling={pooling.value}, but the encoder has no class token; use pooling=average")
     if not 1 <= num_layers <= len(encoder.blocks):
         raise ValueError(f"num_layers={num_layers}, but the encoder has {len(encoder.blocks)} blocks")
-
-
-def on_all_ranks(flag: bool) -> bool:
-    """Return on every rank whether the flag is true on all ranks."""
-    return all(_gather(flag))
-
-
-def is_main_process() -> bool:
-    """Return whether this is the only process or rank 0 of its group."""
-    return not _is_distributed() or dist.get_rank() == 0
-
-
-def _is_distributed() -> bool:
-    return dist.is_available() and dist.is_initialized()
-
-
-def _gather(value: T) -> list[T]:
-    """Return the values of all ranks, by rank."""
-    if not _is_distributed():
-        return [value]
-    values: list = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values

@@ -1,22 +1,25 @@
 """Multinomial logistic regression on frozen features, solved to the optimum."""
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from enum import Enum
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import normalize
 
 from ssl_zoo.eval.base import EVALUATORS, EvaluatedModel, Evaluator, EvaluatorConfig, accuracy, check_classification
-from ssl_zoo.eval.features import Features
+from ssl_zoo.eval.shards import Features, FeatureShard, as_shard
 from ssl_zoo.machine import float64_device
 from ssl_zoo.scores import Score
 from ssl_zoo.settings import setting
 
 logger = logging.getLogger(__name__)
+
+_HISTORY = 100  # pairs of vectors that L-BFGS keeps
 
 
 class Preprocessing(Enum):
@@ -46,21 +49,85 @@ class Logistic(Evaluator):
     config: LogisticConfig
 
     def __call__(self, model: EvaluatedModel) -> Sequence[Score]:
-        train, test = model.features(self.config)
+        train, test = model.shards(self.config)
         predictions = logistic_predictions(train, test, self.config, device=model.device)
         return [Score("logistic", accuracy(predictions, test.labels), self.protocol(model))]
 
 
 def logistic_predictions(
-    train: Features, test: Features, config: LogisticConfig, *, device: torch.device | str = "cpu"
+    train: Features | FeatureShard,
+    test: Features | FeatureShard,
+    config: LogisticConfig,
+    *,
+    device: torch.device | str = "cpu",
 ) -> Int[Tensor, "n"]:
-    """Predict the class of every test image."""
+    """Predict the class of every test image; of classes with equal logits the lowest.
+
+    Features in parts stay with their ranks, and predictions do not depend on the number of ranks. Memory holds
+    ``working_bytes`` besides the features, and on another device than the CPU a copy of this rank's.
+
+    Raises:
+        ValueError: ``check_classification`` refuses the features.
+    """
+    train, test = as_shard(train), as_shard(test)
     check_classification("logistic", train, test)
-    device = float64_device(device)
-    values = [features.values.to(device).double() for features in (train, test)]
-    train_values, test_values = preprocessed(*values, config.preprocessing)
-    weights, intercept = fit(train_values, train.labels.to(device), config)
-    return (test_values @ weights + intercept).argmax(dim=1).cpu()
+    device = torch.device(float64_device(device))
+    transform = Transform.of(train, config.preprocessing, device)
+    weights, intercept = fit(train, transform, config)
+    parts = [(transform(values) @ weights + intercept).argmax(dim=1).cpu() for _, values in test.batches()]
+    return test.gather(torch.cat([torch.empty(0, dtype=torch.int64), *parts]))
+
+
+@dataclass(frozen=True)
+class Transform:
+    """Preprocessing of a batch of features to float64 on a device, with statistics of the train features alone.
+
+    Attributes:
+        mean, deviation: of each dimension; None without standardization.
+    """
+
+    preprocessing: Preprocessing
+    device: torch.device
+    mean: Float[Tensor, "D"] | None = None
+    deviation: Float[Tensor, "D"] | None = None
+
+    @classmethod
+    def of(cls, train: FeatureShard, preprocessing: Preprocessing, device: torch.device) -> "Transform":
+        if preprocessing is not Preprocessing.standardize:
+            return cls(preprocessing, device)
+        return cls(preprocessing, device, *(tensor.to(device) for tensor in column_statistics(train)))
+
+    def __call__(self, values: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+        values = values.to(self.device).double()  # a copy, which is changed in place
+        if self.preprocessing is Preprocessing.standardize:
+            return values.sub_(self.mean).div_(self.deviation)
+        if self.preprocessing is Preprocessing.none:
+            return values
+        if self.preprocessing is Preprocessing.centered_unit_length:
+            values.sub_(values.mean(dim=1, keepdim=True))
+        return normalize(values, dim=1, out=values)
+
+    def largest(self, train: FeatureShard) -> float:
+        """Return a limit of the root mean square of every preprocessed dimension."""
+        if self.preprocessing is not Preprocessing.none:
+            return 1.0
+        return largest_value(train)
+
+
+def column_statistics(train: FeatureShard) -> tuple[Float[Tensor, "D"], Float[Tensor, "D"]]:
+    """Return mean and standard deviation, at least 1e-6, of each dimension over the images of all ranks, in float64."""
+    num_images, largest = train.num_images, largest_value(train)
+    zeros = torch.zeros(train.values.shape[1], dtype=torch.float64)
+    sums = (values.double().sum(dim=0) for _, values in train.batches())
+    mean = train.total(zeros.clone(), sums, num_images * largest) / num_images
+    squares = ((values.double() - mean).square_().sum(dim=0) for _, values in train.batches())
+    variance = train.total(zeros, squares, num_images * (2 * largest) ** 2) / num_images
+    return mean, variance.sqrt().clamp_min(1e-6)
+
+
+def largest_value(train: FeatureShard) -> float:
+    """Return the largest absolute value of all ranks."""
+    return train.largest(max((float(values.abs().max()) for _, values in train.batches()), default=0.0))
 
 
 def preprocessed(
@@ -77,40 +144,94 @@ def preprocessed(
     return normalize(train, dim=1), normalize(test, dim=1)
 
 
-@torch.enable_grad()
 def fit(
-    features: Float[Tensor, "n D"], labels: Int[Tensor, "n"], config: LogisticConfig
+    train: FeatureShard, transform: Transform, config: LogisticConfig
 ) -> tuple[Float[Tensor, "D classes"], Float[Tensor, "classes"]]:
-    """Return weights and intercept at the optimum.
+    """Return weights and intercept at the optimum, the same on every rank.
 
-    L-BFGS with a strong Wolfe line search starts at zero and minimises the mean loss in float64. Classes are 0 to the
-    largest label; those without train images are never predicted.
+    L-BFGS with a strong Wolfe line search starts at zero and minimises the mean loss in float64. Batches are converted
+    to float64 one after another, and the loss and its gradient are summed over batches and ranks to the same bits
+    however batches are divided, so that all ranks take the same steps. Classes are 0 to the largest label; those
+    without train images are never predicted.
     """
-    num_rows, num_classes = len(features), int(labels.max()) + 1
-    weights = features.new_zeros(features.shape[1], num_classes, requires_grad=True)
-    intercept = features.new_zeros(num_classes, requires_grad=config.intercept)
-    absent = torch.ones(num_classes, dtype=torch.bool, device=labels.device).index_fill_(0, labels.unique(), False)
-    offset = torch.zeros_like(intercept, requires_grad=False).masked_fill(absent, -torch.inf)
-    parameters = [weights, intercept] if config.intercept else [weights]
+    objective = _Objective.of(train, transform, config)
     solver = torch.optim.LBFGS(
-        parameters,
+        objective.parameters,
         max_iter=config.max_iterations,
         max_eval=2 * config.max_iterations,
         tolerance_grad=config.tolerance,
         tolerance_change=0.0,
+        history_size=_HISTORY,
         line_search_fn="strong_wolfe",
     )
-
-    def loss() -> Tensor:
-        solver.zero_grad()
-        value = cross_entropy(features @ weights + (intercept + offset), labels)
-        value = value + config.regularization / (2 * num_rows) * weights.square().sum()
-        value.backward()
-        return value
-
-    solver.step(loss)
-    largest = max(float(parameter.grad.abs().max()) for parameter in parameters)
+    solver.step(objective)
+    largest = max(float(parameter.grad.abs().max()) for parameter in objective.parameters)
     if largest > config.tolerance:
         limits = config.key("tolerance"), config.tolerance, config.key("max_iterations"), config.max_iterations
         logger.warning("logistic regression stopped at gradient %.1e > %s=%g; raise %s=%d", largest, *limits)
-    return weights.detach(), (intercept + offset).detach()
+    return objective.weights, objective.intercept + objective.offset
+
+
+@dataclass(frozen=True)
+class _Objective:
+    """The regularized mean loss as L-BFGS calls it; its gradient, in closed form, goes to ``parameters``.
+
+    Attributes:
+        values, labels: of this rank, on the device.
+        offset: 0, or minus infinity for classes without train images.
+        bound: limit of a gradient's absolute sum over images.
+    """
+
+    train: FeatureShard
+    transform: Transform
+    config: LogisticConfig
+    labels: Int[Tensor, "m"]
+    weights: Float[Tensor, "D classes"]
+    intercept: Float[Tensor, "classes"]
+    offset: Float[Tensor, "classes"]
+    bound: float
+
+    @classmethod
+    def of(cls, train: FeatureShard, transform: Transform, config: LogisticConfig) -> "_Objective":
+        num_classes, device = int(train.labels.max()) + 1, transform.device
+        zeros = partial(torch.zeros, dtype=torch.float64, device=device)
+        absent = torch.ones(num_classes, dtype=torch.bool).index_fill_(0, train.labels.unique(), False)
+        offset = zeros(num_classes).masked_fill_(absent.to(device), -torch.inf)
+        bound = train.num_images * transform.largest(train)  # by the Cauchy-Schwarz inequality
+        labels = train.labels[train.rows].to(device)
+        on_device = replace(train, values=train.values.to(device))
+        weights = zeros(train.values.shape[1], num_classes)
+        return cls(on_device, transform, config, labels, weights, zeros(num_classes), offset, bound)
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        return [self.weights, self.intercept] if self.config.intercept else [self.weights]
+
+    @torch.no_grad()
+    def __call__(self) -> Tensor:
+        num_rows, strength = self.train.num_images, self.config.regularization
+        losses = self.weights.new_zeros(len(self.train.batch_sizes))
+        shape = self.weights.shape[0] + 1, self.weights.shape[1]
+        gradient = self.train.total(self.weights.new_zeros(shape), self._gradients(losses), max(self.bound, num_rows))
+        loss = self.train.add_entries(losses).sum() / num_rows
+        loss += strength / (2 * num_rows) * self.weights.square().sum()
+        self.weights.grad = gradient[:-1].div_(num_rows).add_(self.weights, alpha=strength / num_rows)
+        self.intercept.grad = gradient[-1] / num_rows
+        return loss
+
+    def _gradients(self, losses: Float[Tensor, "batches"]) -> Iterator[Float[Tensor, "D+1 classes"]]:
+        """Yield the gradient of each batch's summed loss, the intercept's last, and store that loss in ``losses``."""
+        labels = iter(self.labels.split([len(values) for _, values in self.train.batches()]))
+        for number, values in self.train.batches():
+            batch, rows = self.transform(values), next(labels)[:, None]
+            logits = (batch @ self.weights).add_(self.intercept + self.offset)
+            log_sums = logits.logsumexp(dim=1, keepdim=True)
+            losses[number] = (log_sums - logits.gather(1, rows)).sum()
+            error = logits.sub_(log_sums).exp_()
+            error.scatter_add_(1, rows, torch.full_like(log_sums, -1.0))
+            yield torch.cat([batch.T @ error, error.sum(dim=0, keepdim=True)])
+
+
+def working_bytes(batch_size: int, dim: int, num_classes: int) -> int:
+    """Return about how many bytes a fit takes besides the features: the history of L-BFGS and one batch."""
+    return 8 * ((2 * _HISTORY + 12) * (dim + 1) * num_classes + batch_size * (dim + 3 * num_classes))

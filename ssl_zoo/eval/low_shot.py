@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from ssl_zoo.eval.base import EVALUATORS, EvaluatedModel, Evaluator, accuracy, check_classification
 from ssl_zoo.eval.logistic import LogisticConfig, logistic_predictions
-from ssl_zoo.eval.subsets import listed_rows, mean_and_std, stratified_rows, take_rows
+from ssl_zoo.eval.subsets import listed_rows, mean_and_std, stratified_rows
 from ssl_zoo.scores import Score
 from ssl_zoo.settings import setting
 
@@ -28,7 +28,7 @@ class LowShot(Evaluator):
     config: LowShotConfig
 
     def __call__(self, model: EvaluatedModel) -> Sequence[Score]:
-        train, test = model.features(self.config)
+        train, test = model.shards(self.config)
         check_classification("low_shot", train, test)
         config = self.config
         if config.split_files:
@@ -36,7 +36,7 @@ class LowShot(Evaluator):
         else:
             seeds = range(config.split_seed, config.split_seed + config.num_splits)
             subsets = [stratified_rows(train.labels, config.fraction, config.images_per_class, seed) for seed in seeds]
-        few = [take_rows(train, rows) for rows in subsets]
+        few = [train.at(rows) for rows in subsets]
         values = [accuracy(logistic_predictions(part, test, config, device=model.device), test.labels) for part in few]
         mean, spread = mean_and_std(values)
         protocol = self.protocol(model, labelled=[len(part.values) for part in few])

@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any
 
@@ -53,14 +54,21 @@ def fsync_path(path: Path) -> None:
         os.close(handle)
 
 
-def write_atomic(path: Path, content: str | bytes) -> None:
-    """Replace ``path`` by ``content``: readers see the old or the complete new file, even after a power cut."""
+def write_atomic(path: Path, content: str | bytes | Iterable[bytes]) -> None:
+    """Replace ``path`` by ``content``: readers see the old or the complete new file, even after a power cut.
+
+    Args:
+        content: parts of an iterable are written one after another, and never joined.
+    """
     # The temporary file is in the same directory: a rename across file systems is a copy, hence not atomic.
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         with open(temporary, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            if isinstance(content, str | bytes):
+                file.write(content.encode() if isinstance(content, str) else content)
+            else:
+                file.writelines(content)
             file.flush()
             flush_to_disk(file.fileno())
         os.replace(temporary, path)

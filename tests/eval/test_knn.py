@@ -5,9 +5,9 @@ import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier
 
-from ssl_zoo.eval import knn
+from ssl_zoo.eval import nearest
 from ssl_zoo.eval.features import Features
-from ssl_zoo.eval.knn import KNNConfig, knn_predictions, nearest_rows
+from ssl_zoo.eval.knn import KNNConfig, knn_predictions
 
 
 def features(num_images: int, dim: int = 24, num_classes: int = 5, seed: int = 0) -> Features:
@@ -52,27 +52,9 @@ def test_block_sizes_change_no_prediction(monkeypatch, queries, bank):
     train, test = features(700), features(400, seed=1)
     config = KNNConfig(k=[10, 50])
     expected = knn_predictions(train, test, config)
-    monkeypatch.setattr(knn, "_QUERIES_PER_BLOCK", queries)
-    monkeypatch.setattr(knn, "_BANK_PER_BLOCK", bank)
+    monkeypatch.setattr(nearest, "_QUERIES_PER_BLOCK", queries)
+    monkeypatch.setattr(nearest, "_BANK_PER_BLOCK", bank)
     assert torch.equal(knn_predictions(train, test, config), expected)
-
-
-@pytest.mark.parametrize("bank_per_block", [3, 1000])
-def test_among_duplicates_the_first_rows_are_the_neighbours(monkeypatch, bank_per_block):
-    monkeypatch.setattr(knn, "_BANK_PER_BLOCK", bank_per_block)
-    rows = torch.nn.functional.normalize(torch.randn(5, 8, generator=torch.Generator().manual_seed(0)).double(), dim=1)
-    bank = rows.repeat(40, 1)  # row i repeats at i, i + 5, i + 10 ...
-    similarity, numbers = nearest_rows(rows, bank, 6)
-    assert numbers.tolist() == [[i + 5 * j for j in range(6)] for i in range(5)]
-    assert torch.allclose(similarity, torch.ones(5, 6).double(), atol=1e-9)
-
-
-def test_neighbours_and_similarities_are_those_of_a_full_sort():
-    train, test = (torch.nn.functional.normalize(features(n, seed=n).values.double(), dim=1) for n in (500, 60))
-    similarity, numbers = nearest_rows(test, train, 30)
-    expected = (test @ train.T).sort(dim=1, descending=True)
-    assert torch.equal(numbers, expected.indices[:, :30])
-    assert torch.allclose(similarity, expected.values[:, :30], atol=1e-10, rtol=0)
 
 
 def test_equal_votes_go_to_the_lower_class():

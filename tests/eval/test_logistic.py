@@ -5,7 +5,8 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from ssl_zoo.eval.features import Features
-from ssl_zoo.eval.logistic import LogisticConfig, Preprocessing, fit, logistic_predictions, preprocessed
+from ssl_zoo.eval.logistic import LogisticConfig, Preprocessing, Transform, fit, logistic_predictions, preprocessed
+from ssl_zoo.eval.shards import as_shard
 
 
 def toy(num_images: int, seed: int, labels: list[int] | None = None) -> Features:
@@ -22,7 +23,9 @@ def test_the_optimum_equals_that_of_scikit_learn(regularization, intercept):
     train = toy(300, seed=0)
     values, _ = preprocessed(train.values.double(), train.values.double(), Preprocessing.standardize)
     config = LogisticConfig(regularization=regularization, intercept=intercept, tolerance=1e-9)
-    weights, offsets = fit(values, train.labels, config)
+    shard = as_shard(train, batch_size=70)
+    transform = Transform.of(shard, config.preprocessing, torch.device("cpu"))
+    weights, offsets = fit(shard, transform, config)
     # scikit-learn's L-BFGS stops about 1e-5 before the optimum at any tolerance; its Newton solver does not.
     reference = LogisticRegression(
         C=1 / regularization, fit_intercept=intercept, solver="newton-cg", tol=1e-10, max_iter=10_000
