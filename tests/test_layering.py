@@ -43,7 +43,7 @@ MAY_IMPORT = {
     # targets, views: built from their configs for a run and for its plan, by registry.
     "engine": ("collapse", "data", "ema", "masks", "method", "nn", "regularizers", "targets", "views", "world"),
     # The plan of a run builds every part on the meta device.
-    "planning": ("engine", "method", "data", "nn", "masks", "targets"),
+    "planning": ("engine", "eval", "method", "data", "nn", "masks", "targets"),
     "methods": (
         *("collapse", "data.batch", "ema", "losses", "masks", "method"),
         *("nn", "refusals", "regularizers", "targets", "world"),

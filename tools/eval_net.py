@@ -8,6 +8,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 if __package__ in (None, ""):  # run as a file: the checkout's packages are one folder up
@@ -23,16 +24,23 @@ from ssl_zoo.api.evaluation import (
     eval_folder,
     evaluate_encoder,
     evaluate_trained,
+    sections,
 )
 from ssl_zoo.api.loading import load
 from ssl_zoo.config import Config, compose
+from ssl_zoo.data.sources import SourceConfig, build_splits
 from ssl_zoo.data.workers import LoaderError
 from ssl_zoo.engine.distributed import processes
 from ssl_zoo.engine.settings import Device
 from ssl_zoo.engine.terminal import log_handler
 from ssl_zoo.engine.trained import TrainedMethod, open_run, open_weights
 from ssl_zoo.eval.offline import EvaluatorResult, table
+from ssl_zoo.eval.probe import ProbeConfig
+from ssl_zoo.eval.split import labels_of
 from ssl_zoo.machine import refuse_windows
+from ssl_zoo.nn import BackboneConfig
+from ssl_zoo.planning.evaluation import EvaluationPlan
+from ssl_zoo.planning.scale import Machine
 from ssl_zoo.plugins import discover
 
 
@@ -55,12 +63,33 @@ def run(
 def evaluate_weights(arguments: argparse.Namespace, words: Sequence[str], console: Console) -> None:
     """Evaluate an encoder of an exported or imported folder, whose manifest describes it."""
     encoder = load(arguments.weights, network=arguments.network)
+    if arguments.dry_run:
+        data, probe, _ = sections(encoder, words)
+        plan(arguments, encoder.backbone, probe, data, console)
+        return
     folder = arguments.weights if arguments.weights.is_dir() else arguments.weights.parent
     with processes(Device.auto) as ranks:
         console.quiet = not ranks.is_main
         out = arguments.out or folder / "eval" / encoder.origin.network
         evaluation = evaluate_encoder(encoder, words, out, request_of(arguments), Session(ranks, console))
         show(str(encoder.origin.path), evaluation, console)
+
+
+def plan(
+    arguments: argparse.Namespace, backbone: BackboneConfig, probe: ProbeConfig, data: SourceConfig, console: Console
+) -> None:
+    """Print memory and hours of each evaluator. The data are opened to count images and classes; none is decoded."""
+    splits = build_splits(data, backbone.in_channels)
+    if splits.test is None:
+        raise ValueError(splits.without_test)
+    probe = replace(probe, evaluators=list(arguments.protocol))
+    num_networks = 1 if arguments.no_baseline else 2
+    limits = (splits.train, probe.train_samples), (splits.test, probe.test_samples)
+    num_train, num_test = (min(len(source), limit or len(source)) for source, limit in limits)
+    labels = labels_of(splits.train, arguments.label[0] if arguments.label else probe.label)
+    num_classes = 0 if labels is None else int(labels.max()) + 1
+    evaluation = EvaluationPlan(backbone, probe, Machine(**arguments.machine), num_networks)
+    evaluation.print(console, "The data", num_train, num_test, num_classes)
 
 
 def request_of(arguments: argparse.Namespace) -> Request:
@@ -121,8 +150,20 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--no-baseline", action="store_true", help="do not score the random-init encoder")
     parser.add_argument("--no-cache", action="store_true", help="do not cache features on disk")
     parser.add_argument("--plugin", action="append", default=[], help="module or file that registers parts; repeatable")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print memory and hours of each evaluator, encode nothing"
+    )
+    machine = parser.add_argument_group("machine to plan for, with --dry-run; it need not be here")
+    machine.add_argument("--world-size", type=int, metavar="N", help="ranks, one device each (default: 1)")
+    machine.add_argument("--device-flops", type=float, metavar="F", help="peak per second (default: 312e12, A100 bf16)")
+    machine.add_argument("--utilisation", type=float, metavar="U", help="fraction of it that is reached (default: 0.4)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. probe.linear.epochs=50 data=scenes")
     arguments = parser.parse_intermixed_args(argv)
+    options = ("world_size", "device_flops", "utilisation")
+    arguments.machine = {name: value for name in options if (value := getattr(arguments, name)) is not None}
+    if arguments.machine and not arguments.dry_run:
+        given = ", ".join(f"--{name.replace('_', '-')}" for name in arguments.machine)
+        parser.error(f"{given}: a machine to plan for; add --dry-run, or start the ranks with torchrun")
     for values in (arguments.run or [], arguments.protocol, arguments.label or []):
         arguments.overrides += [
             str(word) for word in values if "=" in str(word)
@@ -147,6 +188,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         sources = arguments.run or [arguments.weights]
         configs = [compose(arguments.config or source / "config.yaml", overrides).config for source in sources]
+        if arguments.dry_run:
+            for config in configs:
+                plan(arguments, config.backbone, config.probe, config.data, Console(soft_wrap=True))
+            return 0
         with processes(configs[0].trainer.device) as ranks:
             session = Session(ranks, Console(soft_wrap=True, quiet=not ranks.is_main))
             results = {

@@ -14,7 +14,8 @@ if __package__ in (None, ""):  # run as a file of a checkout: its packages are o
 from rich.console import Console
 
 from ssl_zoo.api.training import names_evaluators, planned_start, train_composed
-from ssl_zoo.config import Composed, compose, describe
+from ssl_zoo.config import Composed, Config, compose, describe
+from ssl_zoo.data.sources import SOURCES
 from ssl_zoo.data.workers import LoaderError
 from ssl_zoo.engine.alarm import Collapse
 from ssl_zoo.engine.cluster import LOST_RANK_STATUS
@@ -22,6 +23,7 @@ from ssl_zoo.engine.distributed import LostRank, processes
 from ssl_zoo.engine.terminal import log_handler
 from ssl_zoo.engine.trainer import NonFiniteLoss
 from ssl_zoo.machine import refuse_windows
+from ssl_zoo.planning.evaluation import IMAGENET, EvaluationPlan
 from ssl_zoo.planning.plan import Plan
 from ssl_zoo.planning.scale import Machine, ScalePlan
 from ssl_zoo.plugins import discover
@@ -61,6 +63,19 @@ def plan(composed: Composed, given: Mapping[str, Any], resume: str, console: Con
     Plan.of(composed.config, machine.world_size).print(console)
     if given:
         ScalePlan(composed.config, machine).print(console)
+    if composed.config.probe.evaluators:
+        plan_probe(composed.config, machine, console)
+
+
+def plan_probe(config: Config, machine: Machine, console: Console) -> None:
+    """Print memory and hours of one probe, of as many images as the settings and the source's size allow."""
+    probe, source = config.probe, SOURCES.get(SOURCES.name_of(config.data))
+    num_train = min(filter(None, (probe.train_samples, source.expected_size(config.data))), default=0)
+    if not num_train or not probe.test_samples:
+        console.print("One probe: unknown until the data are opened; see tools/eval_net.py --dry-run")
+        return
+    limits = num_train, probe.test_samples, source.num_classes or IMAGENET["num_classes"]
+    EvaluationPlan(config.backbone, probe, machine).print(console, "One probe of the run, at most", *limits)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

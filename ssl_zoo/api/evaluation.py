@@ -205,7 +205,7 @@ def evaluate_encoder(
     Args:
         words: overrides that choose and set the data and the evaluators.
     """
-    data, probe, seed = _sections(encoder, words)
+    data, probe, seed = sections(encoder, words)
     view = ViewConfig(mean=list(encoder.transform.mean), std=list(encoder.transform.std))
     task = Task(seed, encoder.backbone, probe, data, view)
     initial = _random_init(encoder.network.config, seed).to(session.ranks.device) if request.has_baseline else None
@@ -216,7 +216,7 @@ def evaluate_encoder(
     return _evaluate(network, initial, task, out, request, session, choice, metadata)
 
 
-def _sections(encoder: Encoder, words: Sequence[str]) -> tuple[SourceConfig, ProbeConfig, int]:
+def sections(encoder: Encoder, words: Sequence[str]) -> tuple[SourceConfig, ProbeConfig, int]:
     """Return data, probe and seed: those of the encoder's run, if it is known, with the overrides."""
     config = encoder.origin.config
     if config is None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ssl_zoo.eval.cache import FeatureCache
+from ssl_zoo.eval.cost import Cost, Workload
 from ssl_zoo.eval.features import Pooling, extract_shard, feature_dim
 from ssl_zoo.eval.shards import Features, FeatureShard, on_all_ranks
 from ssl_zoo.eval.split import EvaluationSplit
@@ -157,6 +158,17 @@ class Evaluator(ABC):
             remedy = "raise probe.train_samples or add" if train.num_images < len(train.source) else "add"
             return f"all {train.num_images} train images are of one class{name}; {remedy} images of a second class"
         return None
+
+    def cost(self, workload: Workload) -> Cost:
+        """Return what the evaluator costs; an evaluator without a model of its own counts its features alone."""
+        dim = self.feature_width(workload.encoder)
+        how = "all features on every rank; the evaluator's own work is not counted"
+        return Cost(4 * dim * workload.num_images + workload.part_bytes(dim), workload.num_images, 0, how)
+
+    def feature_width(self, encoder: ViT) -> int:
+        """Return how many values a feature has, over all tokens with ``Pooling.tokens``."""
+        num_vectors = encoder.num_patches if self.config.pooling is Pooling.tokens else 1
+        return num_vectors * feature_dim(encoder, self.config.pooling, self.config.num_layers)
 
     def protocol(self, model: EvaluatedModel, **varied: object) -> dict[str, object]:
         """Return the settings that define a score as plain JSON values; ``varied`` are those that differ per score."""

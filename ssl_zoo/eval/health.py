@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ssl_zoo.eval.augment import random_crops
 from ssl_zoo.eval.base import EVALUATORS, CannotEvaluate, EvaluatedModel, Evaluator, EvaluatorConfig
+from ssl_zoo.eval.cost import Cost, Workload
 from ssl_zoo.eval.features import evaluating, pooled
 from ssl_zoo.eval.split import EvaluationSplit
 from ssl_zoo.scores import LABEL_FREE, Score
@@ -60,6 +61,15 @@ class Health(Evaluator):
         protocol = self.protocol(model)
         finite = {name: value for name, value in measures.items() if math.isfinite(value)}
         return [Score(name, value, protocol, is_fraction=False) for name, value in finite.items()]
+
+    def cost(self, workload: Workload) -> Cost:
+        config, dim, num_test = self.config, self.feature_width(workload.encoder), workload.num_test
+        num_views = min(config.lidar_images, num_test) * config.lidar_views
+        held = workload.part_bytes(dim) + 4 * dim * num_test + 5 * 8 * dim * num_test
+        encoded = workload.num_images + workload.world_size * num_views
+        how = "two singular value decompositions; the views of LiDAR are encoded on every rank"
+        flops = 2 * 4.0 * max(num_test, dim) * min(num_test, dim) ** 2
+        return Cost(max(held, workload.extraction_bytes(dim)), encoded, flops, how)
 
     @torch.no_grad()
     def _views(self, model: EvaluatedModel) -> Float[Tensor, "n views D"]:

@@ -17,13 +17,16 @@ from ssl_zoo.eval.base import (
     accuracy,
     check_classification,
 )
+from ssl_zoo.eval.cost import Cost, Workload
 from ssl_zoo.eval.logistic import column_statistics
-from ssl_zoo.eval.nearest import QUERIES_AT_ONCE, UnitRows, decode, nearest_keys
+from ssl_zoo.eval.nearest import QUERIES_AT_ONCE, UnitRows, decode, nearest_keys, working_bytes
 from ssl_zoo.eval.shards import Features, FeatureShard, as_shard, gather_equal
 from ssl_zoo.eval.split import EvaluationSplit
 from ssl_zoo.machine import float64_device
 from ssl_zoo.scores import Score
 from ssl_zoo.settings import setting
+
+_BYTES_PER_ROW = 40  # labels, sample ids, owners and row numbers of the bank
 
 
 @dataclass
@@ -54,6 +57,14 @@ class KNN(Evaluator):
         by_k = zip(self.config.k, knn_predictions(train, test, self.config, device=model.device), strict=True)
         return [Score(f"knn{k}", accuracy(predicted, test.labels), self.protocol(model, k=k)) for k, predicted in by_k]
 
+    def cost(self, workload: Workload) -> Cost:
+        dim, num_train, num_test = self.feature_width(workload.encoder), workload.num_train, workload.num_test
+        search = working_bytes(num_test, dim, max(self.config.k))
+        search += 4 * dim * num_test + _BYTES_PER_ROW * num_train
+        held = max(workload.extraction_bytes(dim), workload.part_bytes(dim) + search)
+        how = f"2 x {num_train:,} x {num_test:,} x {dim:,} FLOPs in float32"
+        return Cost(held, workload.num_images, 2.0 * num_train * num_test * dim / workload.world_size, how)
+
 
 def knn_predictions(
     train: Features | FeatureShard,
@@ -66,8 +77,8 @@ def knn_predictions(
 
     Of neighbours with equal similarity the first train image wins, of classes with equal votes the lower one. Where
     train features are in parts, each rank searches its own and the nearest of all parts are merged; predictions do not
-    depend on the number of ranks. Memory holds the test features and ``nearest.working_bytes`` besides the train
-    features, which are not copied.
+    depend on the number of ranks. Besides the features, which are not copied, memory holds the test features of all
+    ranks, 40 bytes per train image, and ``nearest.working_bytes``.
 
     Raises:
         ValueError: fewer train images than neighbours, or ``check_classification`` refuses the features.

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ssl_zoo.eval.base import EVALUATORS, EvaluatedModel, Evaluator, EvaluatorConfig, accuracy, check_classification
+from ssl_zoo.eval.cost import OBJECTIVE_CALLS, Cost, Workload
 from ssl_zoo.eval.shards import Features, FeatureShard, as_shard
 from ssl_zoo.machine import float64_device
 from ssl_zoo.scores import Score
@@ -52,6 +53,20 @@ class Logistic(Evaluator):
         train, test = model.shards(self.config)
         predictions = logistic_predictions(train, test, self.config, device=model.device)
         return [Score("logistic", accuracy(predictions, test.labels), self.protocol(model))]
+
+    def cost(self, workload: Workload) -> Cost:
+        dim, num_rows = self.feature_width(workload.encoder), workload.num_train
+        solver = working_bytes(workload.batch_size, dim, workload.num_classes)
+        held = max(workload.extraction_bytes(dim), workload.part_bytes(dim) + solver)
+        flops, how = objective_flops(self.config, num_rows, dim, workload.num_classes)
+        return Cost(held, workload.num_images, flops / workload.world_size, how)
+
+
+def objective_flops(config: LogisticConfig, num_rows: int, dim: int, num_classes: int) -> tuple[float, str]:
+    """Return the FLOPs of a fit, from an assumed number of iterations, and how they are counted."""
+    calls = min(OBJECTIVE_CALLS, config.max_iterations)
+    how = f"{calls} calls (assumed) x 4 x {num_rows:,} x {dim:,} x {num_classes:,} FLOPs in float64"
+    return 4.0 * calls * num_rows * dim * num_classes, how
 
 
 def logistic_predictions(

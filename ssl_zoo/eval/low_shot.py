@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ssl_zoo.eval.base import EVALUATORS, EvaluatedModel, Evaluator, accuracy, check_classification
-from ssl_zoo.eval.logistic import LogisticConfig, logistic_predictions
+from ssl_zoo.eval.cost import Cost, Workload
+from ssl_zoo.eval.logistic import LogisticConfig, logistic_predictions, objective_flops, working_bytes
 from ssl_zoo.eval.subsets import listed_rows, mean_and_std, stratified_rows
 from ssl_zoo.scores import Score
 from ssl_zoo.settings import setting
@@ -41,3 +42,13 @@ class LowShot(Evaluator):
         mean, spread = mean_and_std(values)
         protocol = self.protocol(model, labelled=[len(part.values) for part in few])
         return [Score("low_shot", mean, protocol, spread)]
+
+    def cost(self, workload: Workload) -> Cost:
+        config, dim = self.config, self.feature_width(workload.encoder)
+        few = config.images_per_class * workload.num_classes or round(config.fraction * workload.num_train)
+        num_splits = len(config.split_files) or config.num_splits
+        held = workload.part_bytes(dim) + 4 * dim * few * num_splits
+        held += working_bytes(workload.batch_size, dim, workload.num_classes)
+        flops, how = objective_flops(config, few, dim, workload.num_classes)
+        how = f"{num_splits} subsets x {how}, on every rank"
+        return Cost(max(held, workload.extraction_bytes(dim)), workload.num_images, num_splits * flops, how)

@@ -18,9 +18,10 @@ from torch.nn.functional import pad
 QUERIES_AT_ONCE = 8192  # for which candidates are kept while the bank passes
 _QUERIES_PER_BLOCK = 512
 _BANK_PER_BLOCK = 8192
+_EXACT_BANK_PER_BLOCK = 2048  # where all rows are compared in float64
 _SPARE_CANDIDATES = 32
 _GROUP = 32  # columns of which only the maximum is looked at first
-_RERANKED_VALUES = 1 << 21  # candidates x dimensions compared in float64 at once
+_RERANKED_VALUES = 1 << 20  # candidates x dimensions compared in float64 at once
 
 
 @dataclass(frozen=True)
@@ -101,18 +102,15 @@ def bits_of(num_rows: int) -> int:
     return max(num_rows - 1, 1).bit_length()
 
 
-def working_bytes(num_queries: int, num_rows: int, dim: int, k: int) -> int:
-    """Return the most bytes that a search takes besides the features, for one of its parts.
-
-    Args:
-        num_rows: of the part.
-    """
-    queries, bank = min(num_queries, QUERIES_AT_ONCE), min(num_rows, _BANK_PER_BLOCK)
-    kept = queries * (4 * dim + 3 * 12 * (k + _SPARE_CANDIDATES) + 2 * 8 * k)
-    conversion = 8 * dim * (2 * max(bank, queries) + bank)
-    block = min(queries, _QUERIES_PER_BLOCK) * bank
-    exact = max(4 * 8 * block + 5 * 8 * bank * dim, 8 * 8 * _RERANKED_VALUES)
-    return kept + max(conversion + 2 * 4 * block, exact)
+def working_bytes(num_queries: int, dim: int, k: int) -> int:
+    """Return the most bytes that a search takes besides the features, however large the bank is."""
+    queries = min(num_queries, QUERIES_AT_ONCE)
+    kept = queries * (4 * dim + 3 * 12 * (k + _SPARE_CANDIDATES) + 2 * 8 * k)  # as float32, candidates, keys
+    # A block of the bank in float64 and twice in float32, two blocks of similarities and what is looked into.
+    search = 16 * dim * _BANK_PER_BLOCK + 3 * 4 * _QUERIES_PER_BLOCK * _BANK_PER_BLOCK
+    compared = max(_RERANKED_VALUES, dim * _EXACT_BANK_PER_BLOCK)
+    exact = 8 * (6 * compared + 4 * _QUERIES_PER_BLOCK * _EXACT_BANK_PER_BLOCK)
+    return kept + max(search, exact)
 
 
 def similarities(queries: Float[Tensor, "*b q D"], rows: Float[Tensor, "*b k D"]) -> Float[Tensor, "*b q k"]:
@@ -160,18 +158,34 @@ def _candidates(
     ]
     longest = 0.0
     for block in _slices(len(bank), _BANK_PER_BLOCK):
-        rows = bank[block].sub_(centre)
-        longest = max(longest, float(torch.linalg.vector_norm(rows, dim=1).max()))
-        # Zero rows fill the last group; their columns are overwritten below.
-        fill = -len(rows) % _GROUP
-        transposed = pad(rows.float(), (0, 0, 0, fill)).T
-        for number, part in enumerate(_blocks(unit_queries)):
-            similarity = part @ transposed
-            if fill:
-                similarity[:, -fill:] = -torch.inf
-            best[number] = _merged(*best[number], similarity, block.start, count)
+        longest = max(longest, _search_block(unit_queries, bank, block, centre, best, count))
     similarity, found = (torch.cat(tensors) for tensors in zip(*best, strict=True))
     return similarity.double(), found, 1.05 * (dim + 3) * 2.0**-24 * longest + dim * 2.0**-44
+
+
+def _search_block(
+    unit_queries: Float[Tensor, "Q D"],
+    bank: UnitRows,
+    block: slice,
+    centre: Float[Tensor, "D"],
+    best: list[tuple[Tensor, Tensor]],
+    count: int,
+) -> float:
+    """Merge a block of the bank into ``best``, in place, and return the length of its longest centred row."""
+    transposed, fill, longest = _centred(bank, block, centre)
+    for number, part in enumerate(_blocks(unit_queries)):
+        similarity = part @ transposed
+        if fill:
+            similarity[:, -fill:] = -torch.inf
+        best[number] = _merged(*best[number], similarity, block.start, count)
+    return longest
+
+
+def _centred(bank: UnitRows, block: slice, centre: Float[Tensor, "D"]) -> tuple[Float[Tensor, "D B"], int, float]:
+    """Return a block in float32, transposed, the number of zero rows that fill its last group, and its longest row."""
+    rows = bank[block].sub_(centre)
+    fill = -len(rows) % _GROUP
+    return pad(rows.float(), (0, 0, 0, fill)).T, fill, float(torch.linalg.vector_norm(rows, dim=1).max())
 
 
 def _merged(
@@ -200,7 +214,7 @@ def _merged(
 def _nearest_of_all(queries: Float[Tensor, "Q D"], bank: UnitRows, rows: Tensor, row_bits: int, k: int) -> Tensor:
     """Return the keys of ``nearest_keys`` by comparing with every row in float64."""
     best = queries.new_empty(len(queries), 0)
-    for block in _slices(len(bank), _BANK_PER_BLOCK):
+    for block in _slices(len(bank), _EXACT_BANK_PER_BLOCK):
         keys = _encode(similarities(queries, bank[block]), rows[block], row_bits)
         best = torch.cat([best, keys.topk(min(k, keys.shape[1]), dim=1).values], dim=1)
         best = best.topk(min(k, best.shape[1]), dim=1).values

@@ -63,7 +63,8 @@ def test_neighbours_are_those_of_a_full_search_in_float64(name, k):
 
 @pytest.mark.parametrize("bank_per_block", [3, 1000])
 def test_among_duplicates_the_first_rows_are_the_neighbours(monkeypatch, bank_per_block):
-    monkeypatch.setattr(nearest, "_BANK_PER_BLOCK", bank_per_block)
+    for name in ("_BANK_PER_BLOCK", "_EXACT_BANK_PER_BLOCK"):
+        monkeypatch.setattr(nearest, name, bank_per_block)
     rows = normal(5, 8)
     similarity, numbers = nearest_rows(rows, rows.repeat(40, 1), 6)  # row i repeats at i, i + 5, i + 10 ...
     assert numbers.tolist() == [[i + 5 * j for j in range(6)] for i in range(5)]
