@@ -106,8 +106,9 @@ def working_bytes(num_queries: int, dim: int, k: int) -> int:
     """Return the most bytes that a search takes besides the features, however large the bank is."""
     queries = min(num_queries, QUERIES_AT_ONCE)
     kept = queries * (4 * dim + 3 * 12 * (k + _SPARE_CANDIDATES) + 2 * 8 * k)  # as float32, candidates, keys
-    # A block of the bank in float64 and twice in float32, two blocks of similarities and what is looked into.
-    search = 16 * dim * _BANK_PER_BLOCK + 3 * 4 * _QUERIES_PER_BLOCK * _BANK_PER_BLOCK
+    # A block of the bank in float64 and twice in float32, half as much for freed blocks that the allocator keeps, two
+    # blocks of similarities and what is looked into.
+    search = 24 * dim * _BANK_PER_BLOCK + 3 * 4 * _QUERIES_PER_BLOCK * _BANK_PER_BLOCK
     compared = max(_RERANKED_VALUES, dim * _EXACT_BANK_PER_BLOCK)
     exact = 8 * (6 * compared + 4 * _QUERIES_PER_BLOCK * _EXACT_BANK_PER_BLOCK)
     return kept + max(search, exact)

@@ -66,7 +66,7 @@ class EvaluationPlan:
                 cost, rate = evaluator.cost(workload), self.machine.device_flops * self.machine.utilisation * 3600
                 forward = self.num_networks * cost.encoded_images * passes / (workload.world_size * rate)
                 solver = self.num_networks * cost.flops / (FULL_PRECISION * rate)
-                numbers = f"{cost.rank_bytes / _GIBI:,.2f}", f"{forward:,.3f}", f"{solver:,.3f}"
+                numbers = f"{cost.rank_bytes / _GIBI:,.2f}", f"{forward:,.3g}", f"{solver:,.3g}"
                 result.add_row(name, str(workload.world_size), *numbers, cost.how)
         return result
 

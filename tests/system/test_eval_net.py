@@ -307,6 +307,22 @@ def test_two_processes_share_the_extraction_and_give_the_scores_of_one(run, tmp_
     assert {record["environment"]["world_size"] for record in two.values()} == {2}
 
 
+def test_a_dry_run_prints_the_cost_of_each_evaluator_and_encodes_nothing(run, tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    arguments = ["--run", str(run), "--protocol", "knn", "logistic", "--dry-run", "--world-size", "2"]
+    assert eval_net.main([*arguments, "--out", str(tmp_path), "probe.train_samples=96"]) == 0
+    printed = capsys.readouterr().out
+    assert "96 train and 64 test images, 6 classes" in printed and "ImageNet-1k" in printed
+    assert "│ knn       │ 2 " in printed and "│ logistic  │ 8 " in printed
+    assert "the network and its random init" in printed and list(tmp_path.iterdir()) == []
+
+
+def test_a_planned_machine_needs_a_dry_run(run, capsys) -> None:
+    with pytest.raises(SystemExit):
+        eval_net.main(["--run", str(run), "--protocol", "knn", "--world-size", "2"])
+    assert "--world-size: a machine to plan for; add --dry-run" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
