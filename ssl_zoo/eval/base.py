@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ class EvaluatorConfig(Settings):
     final_norm: bool = setting(True, "apply the encoder's final norm before pooling")
 
 
+T = TypeVar("T", Features, FeatureShard)
 _Kind = tuple[Pooling, int, bool]  # of features: pooling, number of layers, final norm
 
 
@@ -69,24 +70,26 @@ class EvaluatedModel:
     def features(self, config: EvaluatorConfig) -> tuple[Features, Features]:
         """Return the train and test features of all images on every rank, pooled as ``config`` asks."""
         key = (config.pooling, config.num_layers, config.final_norm)
-        if key not in self._complete:
-            self._complete[key] = tuple(shard.complete() for shard in self.shards(config))
-        return self._complete[key]
+        if (known := self._known(self._complete, key)) is None:
+            known = self._complete[key] = tuple(shard.complete() for shard in self.shards(config))
+        return known
 
     def shards(self, config: EvaluatorConfig) -> tuple[FeatureShard, FeatureShard]:
-        """Return this rank's part of train and test features, pooled as ``config`` asks; one process has all.
-
-        Features of fewer layers are slices of those of more, where the latter have been extracted before.
-        """
+        """Return this rank's part of train and test features, pooled as ``config`` asks; one process has all."""
         key = (config.pooling, config.num_layers, config.final_norm)
-        if key in self._shards:
-            return self._shards[key]
-        for (pooling, num_layers, final_norm), both in self._shards.items():
-            if num_layers > config.num_layers and (pooling, final_norm) == (config.pooling, config.final_norm):
-                width = feature_dim(self.encoder, pooling, config.num_layers)
-                return tuple(replace(shard, values=shard.values[..., -width:]) for shard in both)
-        self._shards[key] = (self._extract("train", self.train, *key), self._extract("test", self.test, *key))
-        return self._shards[key]
+        if (known := self._known(self._shards, key)) is None:
+            known = self._shards[key] = self._extract("train", self.train, *key), self._extract("test", self.test, *key)
+        return known
+
+    def _known(self, features: Mapping[_Kind, tuple[T, T]], kind: _Kind) -> tuple[T, T] | None:
+        """Return features that are there, as such or as slices of those of more layers."""
+        if kind in features:
+            return features[kind]
+        for (pooling, num_layers, final_norm), both in features.items():
+            if num_layers > kind[1] and (pooling, final_norm) == (kind[0], kind[2]):
+                width = feature_dim(self.encoder, pooling, kind[1])
+                return tuple(replace(part, values=part.values[..., -width:]) for part in both)
+        return None
 
     def _extract(
         self, name: str, split: EvaluationSplit, pooling: Pooling, num_layers: int, final_norm: bool

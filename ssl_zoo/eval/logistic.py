@@ -122,27 +122,29 @@ class Transform:
             values.sub_(values.mean(dim=1, keepdim=True))
         return normalize(values, dim=1, out=values)
 
-    def largest(self, train: FeatureShard) -> float:
-        """Return a limit of the root mean square of every preprocessed dimension."""
-        if self.preprocessing is not Preprocessing.none:
-            return 1.0
-        return largest_value(train)
+    def limits(self, train: FeatureShard) -> Float[Tensor, "D"]:
+        """Return an upper limit of the root mean square of every preprocessed dimension."""
+        if self.preprocessing is Preprocessing.none:
+            return largest_values(train).to(self.device)
+        return torch.ones(train.values.shape[1], dtype=torch.float64, device=self.device)
 
 
 def column_statistics(train: FeatureShard) -> tuple[Float[Tensor, "D"], Float[Tensor, "D"]]:
     """Return mean and standard deviation, at least 1e-6, of each dimension over the images of all ranks, in float64."""
-    num_images, largest = train.num_images, largest_value(train)
-    zeros = torch.zeros(train.values.shape[1], dtype=torch.float64)
+    num_images, largest = train.num_images, largest_values(train)
     sums = (values.double().sum(dim=0) for _, values in train.batches())
-    mean = train.total(zeros.clone(), sums, num_images * largest) / num_images
+    mean = train.total(torch.zeros_like(largest), sums, num_images * largest) / num_images
     squares = ((values.double() - mean).square_().sum(dim=0) for _, values in train.batches())
-    variance = train.total(zeros, squares, num_images * (2 * largest) ** 2) / num_images
+    variance = train.total(torch.zeros_like(largest), squares, num_images * (2 * largest).square()) / num_images
     return mean, variance.sqrt().clamp_min(1e-6)
 
 
-def largest_value(train: FeatureShard) -> float:
-    """Return the largest absolute value of all ranks."""
-    return train.largest(max((float(values.abs().max()) for _, values in train.batches()), default=0.0))
+def largest_values(train: FeatureShard) -> Float[Tensor, "D"]:
+    """Return the largest absolute value of each dimension over the images of all ranks, in float64."""
+    largest = torch.zeros(train.values.shape[1], dtype=torch.float64)
+    for _, values in train.batches():
+        largest = largest.maximum(values.abs().amax(dim=0))
+    return train.largest(largest)
 
 
 def preprocessed(
@@ -192,9 +194,10 @@ class _Objective:
     """The regularized mean loss as L-BFGS calls it; its gradient, in closed form, goes to ``parameters``.
 
     Attributes:
-        values, labels: of this rank, on the device.
+        train: with its values on the device.
+        labels: of this rank's rows.
         offset: 0, or minus infinity for classes without train images.
-        bound: limit of a gradient's absolute sum over images.
+        bound: limit of the absolute sum over images of each weight's gradients, the intercept's last.
     """
 
     train: FeatureShard
@@ -204,7 +207,7 @@ class _Objective:
     weights: Float[Tensor, "D classes"]
     intercept: Float[Tensor, "classes"]
     offset: Float[Tensor, "classes"]
-    bound: float
+    bound: Float[Tensor, "D+1 1"]
 
     @classmethod
     def of(cls, train: FeatureShard, transform: Transform, config: LogisticConfig) -> "_Objective":
@@ -212,7 +215,8 @@ class _Objective:
         zeros = partial(torch.zeros, dtype=torch.float64, device=device)
         absent = torch.ones(num_classes, dtype=torch.bool).index_fill_(0, train.labels.unique(), False)
         offset = zeros(num_classes).masked_fill_(absent.to(device), -torch.inf)
-        bound = train.num_images * transform.largest(train)  # by the Cauchy-Schwarz inequality
+        limits = transform.limits(train)
+        bound = train.num_images * torch.cat([limits, limits.new_ones(1)])[:, None]  # by the Cauchy-Schwarz inequality
         labels = train.labels[train.rows].to(device)
         on_device = replace(train, values=train.values.to(device))
         weights = zeros(train.values.shape[1], num_classes)
@@ -227,7 +231,7 @@ class _Objective:
         num_rows, strength = self.train.num_images, self.config.regularization
         losses = self.weights.new_zeros(len(self.train.batch_sizes))
         shape = self.weights.shape[0] + 1, self.weights.shape[1]
-        gradient = self.train.total(self.weights.new_zeros(shape), self._gradients(losses), max(self.bound, num_rows))
+        gradient = self.train.total(self.weights.new_zeros(shape), self._gradients(losses), self.bound)
         loss = self.train.add_entries(losses).sum() / num_rows
         loss += strength / (2 * num_rows) * self.weights.square().sum()
         self.weights.grad = gradient[:-1].div_(num_rows).add_(self.weights, alpha=strength / num_rows)

@@ -3,7 +3,6 @@
 No rank is sent padding as data: a batch that is padded to the size of the largest is cut to its own size on arrival.
 """
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -74,7 +73,7 @@ class FeatureShard:
         is_own = self.owners()[rows] == self.rank
         values = self.values.new_zeros(len(rows), *self.values.shape[1:])
         values[is_own] = self.values[positions[rows[is_own]]]
-        return Features(self._sum(values), None if self.labels is None else self.labels[rows], self.index[rows])
+        return Features(self.add_entries(values), None if self.labels is None else self.labels[rows], self.index[rows])
 
     def gather(self, own: Tensor) -> Tensor:
         """Return the rows of all ranks in the order of the data.
@@ -118,45 +117,43 @@ class FeatureShard:
         """Return on every rank whether the flag is true on all ranks."""
         return flag if self.world_size == 1 else on_all_ranks(flag)
 
-    def largest(self, value: float) -> float:
-        """Return the largest of the ranks' values on every rank."""
-        if self.world_size == 1:
-            return value
-        shared = torch.tensor([value], dtype=torch.float64, device=exchange_device())
-        dist.all_reduce(shared, op=dist.ReduceOp.MAX)
-        return shared.item()
+    def largest(self, values: Tensor) -> Tensor:
+        """Return, on every rank, the elementwise maximum over ranks."""
+        return self._reduced(values, dist.ReduceOp.MAX)
 
-    def total(self, zeros: Tensor, parts: Iterable[Tensor], bound: float) -> Tensor:
+    def total(self, zeros: Tensor, parts: Iterable[Tensor], bound: Tensor) -> Tensor:
         """Sum float64 tensors over batches and ranks, to the same bits however batches are divided among ranks.
 
-        Each part is rounded to a multiple of a power of two, about bound * 2^-51, so that every partial sum of all
+        Each part is rounded to a multiple of a power of two, at most bound * 2^-50, so that every partial sum of all
         parts is exact in float64 and their order does not matter.
 
         Args:
             zeros: filled with the sum and returned.
             parts: one for each batch of this rank.
-            bound: limit of the sum of an entry's absolute values over all parts of all ranks, equal on every rank.
+            bound: limit of the sum of an entry's absolute values over all parts of all ranks, equal on every rank; of a
+                shape that broadcasts to that of ``zeros``.
         """
         unit = exact_unit(bound)
         for part in parts:
             zeros += part.div(unit).round_()
-        return self._sum(zeros).mul_(unit)
+        return self._reduced(zeros, dist.ReduceOp.SUM).mul_(unit)
 
     def add_entries(self, values: Tensor) -> Tensor:
         """Return the sum over ranks of tensors whose entries differ from zero on one rank each."""
-        return self._sum(values)
+        return self._reduced(values, dist.ReduceOp.SUM)
 
-    def _sum(self, values: Tensor) -> Tensor:
+    def _reduced(self, values: Tensor, operation: dist.ReduceOp) -> Tensor:
         if self.world_size == 1:
             return values
         shared = values.to(exchange_device())
-        dist.all_reduce(shared)
+        dist.all_reduce(shared, op=operation)
         return values.copy_(shared)
 
 
-def exact_unit(bound: float) -> float:
-    """Return the power of two whose multiples, of which the absolute sum is at most ``2 * bound``, add exactly."""
-    return 2.0 ** (math.frexp(max(bound, 1e-290))[1] + 1 - 52)
+def exact_unit(bound: Tensor) -> Tensor:
+    """Return powers of two of which multiples add exactly as long as their absolute sum is at most ``2 * bound``."""
+    bound = bound.clamp_min(1e-290)
+    return bound / bound.frexp().mantissa * 2.0**-51  # the first division gives the next power of two, exactly
 
 
 def as_shard(features: Features | FeatureShard, batch_size: int = 1024) -> FeatureShard:
