@@ -108,7 +108,7 @@ def working_bytes(num_queries: int, dim: int, k: int) -> int:
     kept = queries * (4 * dim + 3 * 12 * (k + _SPARE_CANDIDATES) + 2 * 8 * k)  # as float32, candidates, keys
     # A block of the bank in float64 and twice in float32, half as much for freed blocks that the allocator keeps, two
     # blocks of similarities and what is looked into.
-    search = 24 * dim * _BANK_PER_BLOCK + 3 * 4 * _QUERIES_PER_BLOCK * _BANK_PER_BLOCK
+    search = 24 * dim * _BANK_PER_BLOCK + 4 * 4 * _QUERIES_PER_BLOCK * _BANK_PER_BLOCK
     compared = max(_RERANKED_VALUES, dim * _EXACT_BANK_PER_BLOCK)
     exact = 8 * (6 * compared + 4 * _QUERIES_PER_BLOCK * _EXACT_BANK_PER_BLOCK)
     return kept + max(search, exact)
@@ -194,20 +194,25 @@ def _merged(
 ) -> tuple[Float[Tensor, "Q c"], Int[Tensor, "Q c"]]:
     """Return the ``count`` largest of those found so far and of a block, which starts at a row of the bank.
 
-    Columns j, j + n / 32, ... are a group. Only groups whose maximum exceeds what has been found are looked into.
+    Columns j, j + n / 32, ... are a group. Only groups whose maximum exceeds what has been found are looked into, if
+    they are at most a quarter of all.
     """
     num_groups = similarity.shape[1] // _GROUP
-    maxima = similarity.view(len(similarity), _GROUP, num_groups).amax(dim=1)
-    if best.shape[1] == count:
-        num_chosen = int((maxima > best[:, -1:]).sum(dim=1).max())
-        if num_chosen == 0:
-            return best, found
+    num_chosen = num_groups
+    if best.shape[1] == count or 4 * count <= num_groups:
+        maxima = similarity.view(len(similarity), _GROUP, num_groups).amax(dim=1)
+        if best.shape[1] == count:
+            num_chosen = int((maxima > best[:, -1:]).sum(dim=1).max())
+        num_chosen = min(num_chosen, count)
+    if num_chosen == 0:
+        return best, found
+    if 4 * num_chosen <= num_groups:
+        groups = maxima.topk(num_chosen, dim=1).indices
+        columns = (groups[:, None] + num_groups * torch.arange(_GROUP, device=groups.device)[:, None]).flatten(1)
+        values = similarity.gather(1, columns)
     else:
-        num_chosen = num_groups
-    groups = maxima.topk(min(num_chosen, count, num_groups), dim=1).indices
-    columns = (groups[:, None] + num_groups * torch.arange(_GROUP, device=groups.device)[:, None]).flatten(1)
-    values = torch.cat([best, similarity.gather(1, columns)], dim=1)
-    rows = torch.cat([found, columns.add_(start)], dim=1)
+        values, columns = similarity.topk(min(count, similarity.shape[1]), dim=1)
+    values, rows = torch.cat([best, values], dim=1), torch.cat([found, columns.add_(start)], dim=1)
     best, order = values.topk(min(count, values.shape[1]), dim=1)
     return best, rows.gather(1, order)
 
