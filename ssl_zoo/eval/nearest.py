@@ -105,7 +105,7 @@ def bits_of(num_rows: int) -> int:
 def working_bytes(num_queries: int, dim: int, k: int) -> int:
     """Return the most bytes that a search takes besides the features, however large the bank is."""
     queries = min(num_queries, QUERIES_AT_ONCE)
-    kept = queries * (4 * dim + 3 * 12 * (k + _SPARE_CANDIDATES) + 2 * 8 * k)  # as float32, candidates, keys
+    kept = queries * (4 * dim + 4 * 12 * (k + _SPARE_CANDIDATES) + 2 * 8 * k)  # as float32, candidates, keys
     # A block of the bank in float64 and twice in float32, half as much for freed blocks that the allocator keeps, two
     # blocks of similarities and what is looked into.
     search = 24 * dim * _BANK_PER_BLOCK + 4 * 4 * _QUERIES_PER_BLOCK * _BANK_PER_BLOCK

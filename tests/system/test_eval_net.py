@@ -137,7 +137,7 @@ def test_a_second_call_reads_the_features_of_the_first(run, tmp_path, monkeypatc
     assert eval_net.main(arguments) == 0
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
     assert len(list((tmp_path / "features").iterdir())) == 4  # train and test, trained and random
-    monkeypatch.setattr("ssl_zoo.eval.base.extract", None)
+    monkeypatch.setattr("ssl_zoo.eval.base.extract_shard", None)
     assert eval_net.main(arguments) == 0
     assert {path: path.read_bytes() for path in (tmp_path / "features").iterdir()}.items() <= before.items()
 
