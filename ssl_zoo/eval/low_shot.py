@@ -45,9 +45,9 @@ class LowShot(Evaluator):
 
     def cost(self, workload: Workload) -> Cost:
         config, dim = self.config, self.feature_width(workload.encoder)
-        few = config.images_per_class * workload.num_classes or max(
-            workload.num_classes, round(config.fraction * workload.num_train)
-        )
+        few = max(workload.num_classes, round(config.fraction * workload.num_train))
+        if config.images_per_class:
+            few = config.images_per_class * workload.num_classes
         num_splits = len(config.split_files) or config.num_splits
         held = workload.part_bytes(dim) + 4 * dim * few * num_splits
         held += working_bytes(workload.batch_size, dim, workload.num_classes)
