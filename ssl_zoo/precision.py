@@ -14,10 +14,10 @@ def full_precision(device: torch.device) -> AbstractContextManager[None]:
 
 @contextmanager
 def exact_matmuls() -> Iterator[None]:
-    """Keep float32 matmuls on CUDA from TF32, which has 10 bits of a mantissa: too few to weigh pixels of 8 bits."""
-    allowed = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
+    """Let float32 matmuls round to no shorter format, such as TF32 with its 10 bits of mantissa."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
     try:
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = allowed
+        torch.set_float32_matmul_precision(before)

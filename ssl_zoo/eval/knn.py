@@ -1,6 +1,6 @@
 """Weighted k-nearest-neighbour classification by cosine similarity (DINO, arXiv 2104.14294, section 4.1)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -87,19 +87,39 @@ def knn_predictions(
     check_classification("knn", bank, test)
     if too_few := _too_few(bank.num_images, config):
         raise CannotEvaluate(too_few)
-    device = torch.device(float64_device(device))
-    statistics = column_statistics(bank) if config.standardize else None
-    shift, scale = (None, None) if statistics is None else (tensor.float() for tensor in statistics)
-    unit_bank = UnitRows(bank.values, device, shift, scale)
     num_classes = int(max(bank.labels.max(), test.labels.max())) + 1
     predictions = []
-    for block in test.complete().values.split(QUERIES_AT_ONCE):
-        keys = nearest_keys(UnitRows(block, device, shift, scale), unit_bank, bank.rows, bank.num_images, max(config.k))
-        similarity, neighbours = decode(_largest_of_ranks(keys.cpu(), bank, max(config.k)), bank.num_images)
+    for similarity, neighbours in _nearest_of_blocks(bank, test, config, max(config.k), device):
         weights = ((similarity - similarity[:, :1]) / config.temperature).exp()  # common factor: the same argmax
         votes = bank.labels[neighbours]
         predictions.append(torch.stack([_winners(weights[:, :k], votes[:, :k], num_classes) for k in config.k]))
     return torch.cat(predictions, dim=1)
+
+
+def nearest_neighbours(
+    train: Features | FeatureShard,
+    test: Features | FeatureShard,
+    config: KNNConfig,
+    k: int,
+    *,
+    device: torch.device | str = "cpu",
+) -> tuple[Float[Tensor, "Q k"], Int[Tensor, "Q k"]]:
+    """Return cosine similarities and rows of the ``k`` nearest train images of every test image, nearest first."""
+    blocks = _nearest_of_blocks(as_shard(train), as_shard(test), config, k, device)
+    similarity, rows = map(torch.cat, zip(*blocks, strict=True))
+    return similarity, rows
+
+
+def _nearest_of_blocks(
+    bank: FeatureShard, test: FeatureShard, config: KNNConfig, k: int, device: torch.device | str
+) -> Iterator[tuple[Float[Tensor, "Q k"], Int[Tensor, "Q k"]]]:
+    device = torch.device(float64_device(device))
+    statistics = column_statistics(bank) if config.standardize else None
+    shift, scale = (None, None) if statistics is None else (tensor.float() for tensor in statistics)
+    unit_bank = UnitRows(bank.values, device, shift, scale)
+    for block in test.complete().values.split(QUERIES_AT_ONCE):
+        keys = nearest_keys(UnitRows(block, device, shift, scale), unit_bank, bank.rows, bank.num_images, k)
+        yield decode(_largest_of_ranks(keys.cpu(), bank, k), bank.num_images)
 
 
 def _largest_of_ranks(keys: Float[Tensor, "Q m"], bank: FeatureShard, k: int) -> Float[Tensor, "Q k"]:

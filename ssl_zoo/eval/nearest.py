@@ -6,13 +6,14 @@ float64. A query whose candidates are too many, as where features have collapsed
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
+
+from ssl_zoo.precision import exact_matmuls
 
 # The sizes of blocks bound the memory, whatever the number of images; see ``working_bytes``.
 QUERIES_AT_ONCE = 8192  # for which candidates are kept while the bank passes
@@ -71,7 +72,7 @@ def nearest_keys(queries: UnitRows, bank: UnitRows, rows: Int[Tensor, "n"], num_
     rows = rows.to(bank.device)
     if k == 0:
         return torch.empty(len(queries), 0, dtype=torch.float64, device=bank.device)
-    with full_float32():
+    with exact_matmuls():  # which the limit of their error presumes
         similarity, found, error = _candidates(queries, bank, min(k + _SPARE_CANDIDATES, len(bank)))
     # A row is nearer than the k-th candidate only if its float32 similarity is above this.
     lowest = similarity[:, k - 1 : k] - 2 * (error + 2.0 ** (row_bits - 52))
@@ -233,14 +234,3 @@ def _slices(length: int, step: int) -> Iterator[slice]:
 
 def _blocks(queries: Tensor) -> tuple[Tensor, ...]:
     return queries.split(_QUERIES_PER_BLOCK)
-
-
-@contextmanager
-def full_float32() -> Iterator[None]:
-    """Let float32 matmuls round to no shorter format (TF32, bfloat16), which the limit of their error presumes."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)

@@ -4,18 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from ssl_zoo.data.captions import caption
 from ssl_zoo.data.image_list import ImageList
 from ssl_zoo.data.loader import EvaluationData
 from ssl_zoo.data.sources import Source
 from ssl_zoo.eval.features import Features, extract
-from ssl_zoo.eval.knn import KNNConfig, nearest_rows
-from ssl_zoo.eval.logistic import Preprocessing, preprocessed
-from ssl_zoo.machine import float64_device
+from ssl_zoo.eval.knn import KNNConfig, nearest_neighbours
 from ssl_zoo.plotting import Column, Figure
 from ssl_zoo.visualization.subject import Subject
 
@@ -51,7 +48,8 @@ def plot_neighbours(subject: Subject, bank: Bank, config: KNNConfig, num_neighbo
     available = len(features.values) - any(row is not None for row in own)
     if num_neighbours > available:
         raise ValueError(f"--num-neighbours {num_neighbours}: {bank.name} has {available} other images")
-    similarity, rows = nearest_neighbours(features, queries, config, num_neighbours + 1, subject.device)
+    k = min(num_neighbours + 1, len(features.values))
+    similarity, rows = nearest_neighbours(features, queries, config, k, device=subject.device)
     kept = [
         [place for place, row in enumerate(found) if int(features.index[row]) != self_id][:num_neighbours]
         for found, self_id in zip(rows.tolist(), own, strict=True)
@@ -88,22 +86,6 @@ def bank_features(subject: Subject, source: Source, samples: Int[Tensor, "n"], c
         device=subject.device,
         autocast=subject.autocast,
     )
-
-
-def nearest_neighbours(
-    bank: Features, queries: Features, config: KNNConfig, k: int, device: torch.device | str = "cpu"
-) -> tuple[Float[Tensor, "Q k"], Int[Tensor, "Q k"]]:
-    """Return similarities and rows of the ``k`` nearest images of the bank (all, if it has fewer), nearest first.
-
-    They are the neighbours that vote in ``knn_predictions``.
-    """
-    device = float64_device(device)
-    rows, targets = bank.values.to(device), queries.values.to(device)
-    if config.standardize:
-        rows, targets = preprocessed(rows, targets, Preprocessing.standardize)
-    unit_rows, unit_targets = (normalize(values.double(), dim=1) for values in (rows, targets))
-    similarity, found = nearest_rows(unit_targets, unit_rows, min(k, len(rows)))
-    return similarity.cpu(), found.cpu()
 
 
 def _own_rows(subject: Subject, bank: Bank) -> Sequence[int | None]:

@@ -6,7 +6,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ssl_zoo.eval import nearest
-from ssl_zoo.eval.nearest import UnitRows, bits_of, decode, full_float32, nearest_keys, similarities
+from ssl_zoo.eval.nearest import UnitRows, bits_of, decode, nearest_keys, similarities
+from ssl_zoo.precision import exact_matmuls
 
 CPU = torch.device("cpu")
 
@@ -126,7 +127,7 @@ def test_norms_are_those_of_each_row_alone():
 def test_the_setting_of_float32_matmuls_is_restored():
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
-    with full_float32():
+    with exact_matmuls():
         assert torch.get_float32_matmul_precision() == "highest"
     assert torch.get_float32_matmul_precision() == "high"
     torch.set_float32_matmul_precision(before)

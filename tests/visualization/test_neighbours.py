@@ -13,12 +13,12 @@ from ssl_zoo.data.image_list import ImageList
 from ssl_zoo.data.sources import Source, Split
 from ssl_zoo.data.sources.scenes import RenderedScenes, ScenesConfig
 from ssl_zoo.eval.features import Features, Pooling
-from ssl_zoo.eval.knn import KNNConfig, knn_predictions
+from ssl_zoo.eval.knn import KNNConfig, knn_predictions, nearest_neighbours
 from ssl_zoo.nn import ViT
 from ssl_zoo.plotting import Figure
 from ssl_zoo.seeding import generator_for
 from ssl_zoo.visualization import Bank, Rendering, Subject, choose_images, plot_neighbours
-from ssl_zoo.visualization.neighbours import bank_features, nearest_neighbours
+from ssl_zoo.visualization.neighbours import bank_features
 
 K = 5
 
