@@ -14,9 +14,11 @@ from ssl_zoo.api.encoder import Encoder
 from ssl_zoo.api.loading import load
 from ssl_zoo.api.opening import compose_recorded
 from ssl_zoo.api.overrides import Overrides, as_words
+from ssl_zoo.api.probe_checkpoints import ProbeCheckpoints
 from ssl_zoo.api.training import Run
 from ssl_zoo.config import Config, compose, compose_section
 from ssl_zoo.data.batch import ViewConfig, ViewSpec
+from ssl_zoo.data.loader import LoaderConfig
 from ssl_zoo.data.sources import SourceConfig, build_splits
 from ssl_zoo.data.summary import summary
 from ssl_zoo.engine.build import build_run_method, build_views
@@ -32,6 +34,7 @@ from ssl_zoo.eval.cache import FeatureCache
 from ssl_zoo.eval.offline import Baselines, EvaluatorResult, ExtractionProgress, table
 from ssl_zoo.eval.offline import evaluate as evaluate_probe
 from ssl_zoo.eval.probe import Probe, ProbeConfig
+from ssl_zoo.eval.streaming import training_name
 from ssl_zoo.method import Method
 from ssl_zoo.nn import BACKBONES, BackboneConfig, ViT
 from ssl_zoo.scores import Score
@@ -69,6 +72,7 @@ class Task:
     probe: ProbeConfig
     data: SourceConfig
     view: ViewConfig | ViewSpec  # its mean and std count
+    loader: LoaderConfig = field(default_factory=LoaderConfig)  # of images that stream through the encoder
 
 
 @dataclass(frozen=True)
@@ -185,7 +189,7 @@ def evaluate_trained(
     metadata = {"weights": str(trained.checkpoint), "network": request.network, "step": trained.step}
     metadata |= {"trained_grid": trained.grid}
     view = build_views(config.views, config.backbone)[0]
-    task = Task(config.seed, config.backbone, config.probe, config.data, view)
+    task = Task(config.seed, config.backbone, config.probe, config.data, view, config.loader)
     return _evaluate(encoder, initial, task, out, request, session, choice, metadata, _own_data(trained, config))
 
 
@@ -249,6 +253,7 @@ def _evaluate(
     identity = {"data": repr(task.data), "size": task.backbone.image_shape, "precision": choice.precision.value}
     identity |= {"mean": list(view.mean), "std": list(view.std), "seed": task.seed}
     cache = FeatureCache(out / "features", identity) if request.is_cached and out is not None else None
+    checkpoints = None if out is None else ProbeCheckpoints(out / "unfinished" / training_name(identity), ranks)
     metadata = {**metadata, "environment": environment(ranks, choice)}
     splits = build_splits(task.data, task.backbone.in_channels)
     if splits.test is None:
@@ -271,11 +276,15 @@ def _evaluate(
                 autocast=autocast(choice.precision, ranks.device),
                 cache=cache,
                 progress=progress,
+                loader=task.loader,
+                checkpoints=checkpoints,
             )
             for result in evaluate_probe(probe, encoder, initial, session.baselines, identity):
                 results.append(result)
                 if ranks.is_main and out is not None:
                     files.append(result.write(out, metadata))
+    if checkpoints is not None:
+        checkpoints.remove()
     return Evaluation(results, files)
 
 

@@ -227,6 +227,7 @@ def _probe(
         without_test=splits.without_test,
         device=ranks.device,
         autocast=precision,
+        loader=config.loader,
     )
     if (explanation := probe.explanation()) and ranks.is_main:
         log.warning("evaluation: %s", explanation)

@@ -32,6 +32,7 @@ from ssl_zoo.config.recipe import ROOT_RECIPE, Recipe, config_roots, read_recipe
 from ssl_zoo.config.schema import SCHEMA, Config, sections
 from ssl_zoo.engine.loggers.base import monitor_config_class
 from ssl_zoo.engine.settings import MonitorConfig
+from ssl_zoo.eval.presets import with_presets
 from ssl_zoo.eval.probe import ProbeConfig, probe_config_class
 from ssl_zoo.method import METHODS
 from ssl_zoo.plugins import discover
@@ -127,10 +128,11 @@ def compose(recipe: str | Path, overrides: Sequence[str] = ()) -> Composed:
         recipes = _carried_over(recipes, switched, _compose(own, roots), defaults)
     values = defaults.copy()
     for layer in recipes:
-        _assign(values, layer.values, defaults, layer)
-    for override in parsed:
+        _assign(values, _with_presets(layer.values), defaults, layer)
+    # Presets first: on a command line explicit values hold wherever they stand.
+    for override in sorted(parsed, key=lambda override: not override.key_or_group.endswith(".preset")):
         if not _chooses(override, options):
-            _assign(values, _nested(override), defaults, None)
+            _assign(values, _with_presets(_nested(override)), defaults, None)
     if not values.output_dir:
         values.output_dir = f"runs/{path.parent.name}/{path.stem}"
     return Composed(path, choices, options, defaults, values)
@@ -316,6 +318,13 @@ def _assign(node: DictConfig, given: Mapping[Any, Any], defaults: DictConfig, so
         except OmegaConfBaseException as error:
             message, cause = wrong_value(keys[name], value, OmegaConf.select(defaults, name)), error
         raise ConfigError(("" if source is None else f"{source.where(name)}: ") + message) from cause
+
+
+def _with_presets(given: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    try:
+        return with_presets(given)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _not_a_leaf(name: str, value: Any, node: DictConfig) -> str:

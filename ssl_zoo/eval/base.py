@@ -16,6 +16,8 @@ from ssl_zoo.eval.cost import Cost, Workload
 from ssl_zoo.eval.features import Pooling, extract_shard, feature_dim
 from ssl_zoo.eval.shards import Features, FeatureShard, on_all_ranks
 from ssl_zoo.eval.split import EvaluationSplit
+from ssl_zoo.eval.stream import Rendering
+from ssl_zoo.eval.streaming import Checkpoints
 from ssl_zoo.nn import ViT
 from ssl_zoo.registry import Registry
 from ssl_zoo.scores import Score
@@ -44,6 +46,8 @@ class EvaluatedModel:
         autocast: a reusable precision context, such as ``torch.autocast``.
         cache: keeps features across processes; tokens are not cached because of their size.
         progress: called with a split, the number of images encoded and the total while features are extracted.
+        rendering: how train images are rendered that stream through the encoder.
+        checkpoints: keeps the state of streamed trainings; None where an interrupted one starts again.
     """
 
     def __init__(
@@ -56,10 +60,13 @@ class EvaluatedModel:
         autocast: AbstractContextManager | None = None,
         cache: FeatureCache | None = None,
         progress: Callable[[str, int, int], None] | None = None,
+        rendering: Rendering,
+        checkpoints: Checkpoints | None = None,
     ) -> None:
         self.encoder, self.train, self.test = encoder, train, test
         self.device, self.autocast = torch.device(device), autocast
         self.cache, self.progress = cache, progress
+        self.rendering, self.checkpoints = rendering, checkpoints
         self._shards: dict[_Kind, tuple[FeatureShard, FeatureShard]] = {}
         self._complete: dict[_Kind, tuple[Features, Features]] = {}
 
@@ -175,7 +182,7 @@ class Evaluator(ABC):
 
     def protocol(self, model: EvaluatedModel, **varied: object) -> dict[str, object]:
         """Return the settings that define a score as plain JSON values; ``varied`` are those that differ per score."""
-        settings = {key: _plain(value) for key, value in dataclasses.asdict(self.config).items()}
+        settings = {key: plain(value) for key, value in dataclasses.asdict(self.config).items()}
         name = EVALUATORS.name_of(self.config)
         protocol = {"evaluator": name, "version": self.version, **settings}
         for split, data in (("train", model.train), ("test", model.test)):
@@ -194,10 +201,11 @@ class EvaluatorRegistry(Registry):
 EVALUATORS = EvaluatorRegistry("evaluator", "evaluators")
 
 
-def _plain(value: object) -> object:
+def plain(value: object) -> object:
+    """Return a setting as JSON has it."""
     if isinstance(value, Enum):
         return value.value
-    return [_plain(entry) for entry in value] if isinstance(value, list) else value
+    return [plain(entry) for entry in value] if isinstance(value, list) else value
 
 
 def check_classification(evaluator: str, train: Features | FeatureShard, test: Features | FeatureShard) -> None:

@@ -1,6 +1,6 @@
 """Feature extraction with a frozen encoder: one pooled vector per image, in the order of the data."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from enum import Enum
 from itertools import islice
@@ -71,7 +71,7 @@ def extract_shard(
     Raises:
         ValueError: if ``data`` is empty, or if the encoder lacks the token or the depth that ``pooling`` needs.
     """
-    _check(encoder, pooling, num_layers)
+    check_pooling(encoder, pooling, num_layers)
     rank, world_size = rank_and_size()
     parts: list[Tensor] = []
     of_images: list[tuple[Tensor | None, Tensor]] = []  # labels and sample ids of every batch, on every rank
@@ -94,12 +94,24 @@ def pooled(
     encoder: ViT, images: Float[Tensor, "B _ H W"], pooling: Pooling, num_layers: int = 1, final_norm: bool = True
 ) -> Float[Tensor, "B *width"]:
     """Return the feature of each unmasked image; arguments as for ``extract``."""
+    return pool(last_layers(encoder, images, num_layers, final_norm), pooling, encoder.num_prefix_tokens)
+
+
+def last_layers(
+    encoder: ViT, images: Float[Tensor, "B _ H W"], num_layers: int, final_norm: bool
+) -> list[Float[Tensor, "B L D"]]:
+    """Return all tokens of the last blocks, shallow to deep; arguments as for ``extract``."""
     if num_layers > 1:
         layers = encoder(images, layers=range(-num_layers, 0))
-        layers = [_normed(encoder.norm, layer) for layer in layers] if final_norm else layers
-    else:
-        layers = [encoder(images)] if final_norm else encoder(images, layers=[-1])
-    patches = [layer[:, encoder.num_prefix_tokens :] for layer in layers]
+        return [_normed(encoder.norm, layer) for layer in layers] if final_norm else layers
+    return [encoder(images)] if final_norm else encoder(images, layers=[-1])
+
+
+def pool(
+    layers: Sequence[Float[Tensor, "B L D"]], pooling: Pooling, num_prefix_tokens: int
+) -> Float[Tensor, "B *width"]:
+    """Pool the tokens of each block and concatenate the results."""
+    patches = [layer[:, num_prefix_tokens:] for layer in layers]
     if pooling is Pooling.tokens:
         return torch.cat(patches, dim=-1)
     if pooling is Pooling.average:
@@ -135,7 +147,8 @@ def evaluating(encoder: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _check(encoder: ViT, pooling: Pooling, num_layers: int) -> None:
+def check_pooling(encoder: ViT, pooling: Pooling, num_layers: int) -> None:
+    """Raise ValueError if the encoder lacks the token or the depth that a feature needs."""
     needs_class_token = pooling in (Pooling.class_token, Pooling.class_token_and_average)
     if needs_class_token and encoder.cls_token is None:
         raise ValueError(f"pooling={pooling.value}, but the encoder has no class token; use pooling=average")

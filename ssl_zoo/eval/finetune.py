@@ -1,34 +1,39 @@
-"""Fine-tuning: a copy of the encoder and a linear classifier are trained end to end.
+"""Fine-tuning: a copy of the encoder and a linear classifier are trained end to end, on all ranks.
 
 The recipe is MAE's (arXiv 2111.06377, table 9): AdamW, layer-wise lr decay, drop path, mixup and cutmix, label
-smoothing, average-pooled patch tokens. Differs from the reference: crops and flips are taken from the image as
-evaluators see it, and there is neither RandAugment nor random erasing.
+smoothing, average-pooled patch tokens. RandAugment and random erasing, which need RGB or grey images, are off by
+default; the presets of ``presets.py`` turn them on.
 """
 
 import copy
+import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
-from timm.layers import DropPath
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torchvision.transforms import v2
 
-from ssl_zoo.eval.augment import random_crops
-from ssl_zoo.eval.base import EVALUATORS, CannotEvaluate, EvaluatedModel, Evaluator, EvaluatorConfig, accuracy
+from ssl_zoo.eval.augment import POLICY
+from ssl_zoo.eval.base import EVALUATORS, EvaluatedModel
+from ssl_zoo.eval.cache import weights_hash
+from ssl_zoo.eval.drop_path import Decisions, set_drop_path
 from ssl_zoo.eval.features import Pooling, feature_dim, pooled
+from ssl_zoo.eval.mix import Mix
+from ssl_zoo.eval.stream import Augmentation, TrainStream, rank_and_world_size
+from ssl_zoo.eval.streaming import accuracies, length_of, train, training_name
+from ssl_zoo.eval.trained import TrainedConfig, TrainedEvaluator, check_split_labels
 from ssl_zoo.nn import ViT
 from ssl_zoo.scores import Score
-from ssl_zoo.seeding import generator_for, seed_for
+from ssl_zoo.seeding import seed_for
 from ssl_zoo.settings import setting
 
 
 @dataclass
-class FinetuneConfig(EvaluatorConfig):
-    """Fine-tuning of all weights. The defaults are MAE's for ViT-B/16 and 100 epochs."""
+class FinetuneConfig(TrainedConfig):
+    """Fine-tuning of all weights. The defaults are MAE's for ViT-B/16 and 100 epochs, without RandAugment."""
 
     epochs: int = setting(100, "training epochs", at_least=1)
     warmup_epochs: float = setting(5.0, "epochs of linear warm-up", at_least=0)
@@ -41,15 +46,21 @@ class FinetuneConfig(EvaluatorConfig):
     mixup: float = setting(0.8, "parameter of mixup's beta distribution; 0 = no mixup", at_least=0)
     cutmix: float = setting(1.0, "parameter of cutmix's beta distribution; 0 = no cutmix", at_least=0)
     crop_scale: list[float] = setting([0.08, 1.0], "relative area of crops, [low, high]", above=0, at_most=1, length=2)
+    horizontal_flip: float = setting(0.5, "probability that a train image is flipped", at_least=0, at_most=1)
+    rand_augment: str = setting("", "RandAugment in timm's notation, e.g. rand-m9-mstd0.5-inc1; empty = none")
+    random_erasing: float = setting(0.0, "probability that a box of an image becomes noise", at_least=0, at_most=1)
     clip_grad_norm: float = setting(0.0, "limit of the gradient's norm; 0 = none", at_least=0)
     seed: int = setting(0, "seed of the classifier, order and augmentation")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.crop_scale[0] > self.crop_scale[1]:
-            raise ValueError(f"{self.key('crop_scale')}={self.crop_scale} must be [low, high] with low <= high")
         if self.pooling is Pooling.tokens:
             raise ValueError(f"{self.key('pooling')}=tokens: the classifier needs one vector per image")
+        if self.rand_augment and not POLICY.fullmatch(self.rand_augment):
+            raise ValueError(
+                f"{self.key('rand_augment')}={self.rand_augment} is no policy of RandAugment; write it like "
+                "rand-m9-mstd0.5-inc1: magnitude 9 with a deviation of 0.5, severity that grows with the magnitude"
+            )
 
 
 class Classifier(nn.Module):
@@ -68,51 +79,97 @@ class Classifier(nn.Module):
 
 
 @EVALUATORS.register("finetune", FinetuneConfig)
-class Finetune(Evaluator):
+class Finetune(TrainedEvaluator):
     """Fine-tuning of a copy of the encoder with a linear classifier on the train images."""
 
+    version = 2  # version 1 cropped images as evaluators see them, and sampled drop path and mixup per rank
     config: FinetuneConfig
 
     def __call__(self, model: EvaluatedModel) -> Sequence[Score]:
-        labels = model.train.labels[model.train.index]
-        if len(labels.unique()) < 2:
-            raise CannotEvaluate("finetune: all train images are of one class; raise probe.train_samples")
+        config, num_classes = self.config, int(check_split_labels("finetune", model).max()) + 1
+        channels = model.train.source.channels
+        if config.rand_augment and channels not in (1, 3):
+            key = config.key("rand_augment")
+            raise ValueError(f"{key}={config.rand_augment} needs images of 1 or 3 channels, not {channels}; set {key}=")
+        protocol = self.protocol(model)
         with torch.random.fork_rng():
-            torch.manual_seed(seed_for(self.config.seed, "finetune") % 2**32)
-            classifier = Classifier(copy.deepcopy(model.encoder), self.config, int(labels.max()) + 1)
+            torch.manual_seed(seed_for(config.seed, "finetune") % 2**32)
+            classifier = Classifier(copy.deepcopy(model.encoder), config, num_classes)
             classifier.to(model.device).requires_grad_(True)
-            train(classifier, model, self.config)
-        predicted, labels = _predict(classifier, model)
-        return [Score("finetune", accuracy(predicted, labels), self.protocol(model))]
+            finetune(classifier, model, config, protocol)
+        classifier.eval()
+
+        def logits(images: Float[Tensor, "B C H W"]) -> Float[Tensor, "1 B classes"]:
+            with model.precision():
+                return classifier(images)[None]
+
+        [value] = accuracies(logits, model.test, 1, model.device)
+        return [Score("finetune", value, protocol)]
 
 
 @torch.enable_grad()
-def train(classifier: Classifier, model: EvaluatedModel, config: FinetuneConfig) -> None:
-    """Train in place. Drop path and mixup use the global random state, which the caller seeds and restores."""
-    set_drop_path(classifier.encoder, config.drop_path)
+def finetune(
+    classifier: Classifier, model: EvaluatedModel, config: FinetuneConfig, protocol: dict[str, object]
+) -> None:
+    """Train in place. Dropout uses the global random state, which the caller restores."""
+    decisions = set_drop_path(classifier.encoder, config.drop_path)
     classifier.train()
-    scale = config.lr * config.batch_size / 256
-    optimizer = torch.optim.AdamW(layer_groups(classifier, config, scale), betas=(0.9, 0.999))
+    num_images, seed = model.train.num_images, seed_for(config.seed, "finetune")
+    batch_size = min(config.batch_size, num_images)
+    num_steps = length_of(config.epochs, num_images, batch_size)
+    optimizer = torch.optim.AdamW(layer_groups(classifier, config, config.lr * batch_size / 256), betas=(0.9, 0.999))
     for group in optimizer.param_groups:
         group["peak"] = group["lr"]
-    num_classes = classifier.head.out_features
-    kinds = (v2.MixUp, config.mixup), (v2.CutMix, config.cutmix)
-    mixes = [kind(alpha=alpha, num_classes=num_classes) for kind, alpha in kinds if alpha]
-    mix = v2.RandomChoice(mixes) if mixes else None
-    generator = generator_for(config.seed, "finetune")
-    batches_per_epoch = math.ceil(model.train.num_images / config.batch_size)
-    for epoch in range(config.epochs):
-        for number, (images, labels) in enumerate(_batches(model, config.batch_size, generator)):
-            _set_rates(optimizer, config, epoch + number / batches_per_epoch)
-            images = random_crops(images, config.crop_scale, generator)
-            images, targets = mix(images, labels) if mix else (images, labels)
-            with model.precision():
-                logits = classifier(images)
-            cross_entropy(logits.float(), targets, label_smoothing=config.label_smoothing).backward()
-            if config.clip_grad_norm:
-                nn.utils.clip_grad_norm_(classifier.parameters(), config.clip_grad_norm)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+
+    def before_update(step: int) -> None:
+        _set_rates(optimizer, config, step * batch_size / num_images)
+        if config.clip_grad_norm:
+            nn.utils.clip_grad_norm_(classifier.parameters(), config.clip_grad_norm)
+
+    view = config.view(model.rendering.mean, model.rendering.std)
+    augmentation = Augmentation(view, config.rand_augment, config.random_erasing)
+    sizes = {"seed": seed, "batch_size": batch_size, "key": config.key("batch_size")}
+    stream = TrainStream(model.train, model.rendering, augmentation, **sizes)
+    train(
+        classifier,
+        optimizer,
+        _gradients(classifier, model, config, stream, decisions, num_steps),
+        num_steps,
+        before_update=before_update,
+        checkpoints=model.checkpoints,
+        name=training_name({"weights": weights_hash(model.encoder), **protocol}) if model.checkpoints else "",
+        checkpoint_every=config.checkpoint_every,
+    )
+
+
+def _gradients(
+    classifier: Classifier,
+    model: EvaluatedModel,
+    config: FinetuneConfig,
+    stream: TrainStream,
+    decisions: Decisions,
+    num_steps: int,
+) -> Callable[[int], Iterator[None]]:
+    """Return a function that computes this rank's share of the gradient of each step; as ``Gradients``."""
+    mix = Mix(config.mixup, config.cutmix, classifier.head.out_features, stream.seed)
+    piece_size = max(2, model.rendering.batch_size // 2 * 2)  # in whole pairs, which are mixed
+
+    def gradients(start: int) -> Iterator[None]:
+        parts = stream.parts(start, num_steps, model.device)
+        for step in range(start, num_steps):
+            torch.manual_seed(seed_for(stream.seed, "forward", step, rank_and_world_size()[0]))
+            kept = decisions.sample(stream.seed, step, stream.images_per_step).to(model.device)
+            for part in itertools.islice(parts, stream.parts_per_step):
+                for piece in part.pieces(piece_size):
+                    images, targets = mix(piece.images, piece.labels, step)
+                    decisions.use(kept[:, piece.rows.start : piece.rows.stop])
+                    with model.precision():
+                        logits = classifier(images)
+                    smoothing = {"label_smoothing": config.label_smoothing, "reduction": "sum"}
+                    (cross_entropy(logits.float(), targets, **smoothing) / stream.images_per_step).backward()
+            yield
+
+    return gradients
 
 
 def layer_groups(classifier: Classifier, config: FinetuneConfig, lr: float) -> list[dict]:
@@ -138,14 +195,6 @@ def layer_groups(classifier: Classifier, config: FinetuneConfig, lr: float) -> l
     ]
 
 
-def set_drop_path(encoder: ViT, rate: float) -> None:
-    """Set each block's drop-path rate, which grows linearly to ``rate`` at the last block."""
-    depth = len(encoder.blocks)
-    for number, block in enumerate(encoder.blocks):
-        block_rate = rate * number / max(1, depth - 1)
-        block.drop_path1, block.drop_path2 = (DropPath(block_rate) if block_rate else nn.Identity() for _ in range(2))
-
-
 def _set_rates(optimizer: torch.optim.Optimizer, config: FinetuneConfig, epoch: float) -> None:
     min_lr = 1e-6
     for group in optimizer.param_groups:
@@ -154,27 +203,3 @@ def _set_rates(optimizer: torch.optim.Optimizer, config: FinetuneConfig, epoch: 
         else:
             progress = (epoch - config.warmup_epochs) / max(1e-9, config.epochs - config.warmup_epochs)
             group["lr"] = min_lr + (group["peak"] - min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def _batches(model: EvaluatedModel, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield all train images in a new random order, in batches of ``batch_size``."""
-    images, labels, count = [], [], 0
-    for part, part_labels, _ in model.train.shuffled(generator):
-        images.append(part)
-        labels.append(part_labels)
-        count += len(part)
-        while count >= batch_size:
-            all_images, all_labels = torch.cat(images), torch.cat(labels)
-            yield all_images[:batch_size].to(model.device), all_labels[:batch_size].to(model.device)
-            images, labels, count = [all_images[batch_size:]], [all_labels[batch_size:]], count - batch_size
-    if count > 1:
-        yield torch.cat(images).to(model.device), torch.cat(labels).to(model.device)
-
-
-@torch.no_grad()
-def _predict(classifier: Classifier, model: EvaluatedModel) -> tuple[Int[Tensor, "n"], Int[Tensor, "n"]]:
-    classifier.eval()
-    with model.precision():
-        parts = [(classifier(images.to(model.device)).argmax(dim=1).cpu(), labels) for images, labels, _ in model.test]
-    predicted, expected = map(torch.cat, zip(*parts, strict=True))
-    return predicted, expected

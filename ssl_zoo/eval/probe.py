@@ -10,11 +10,13 @@ from typing import ClassVar, Protocol
 import torch
 
 from ssl_zoo.data.batch import Corrupt, ViewSpec
-from ssl_zoo.data.loader import EvaluationData, NothingDecoded
+from ssl_zoo.data.loader import EvaluationData, LoaderConfig, NothingDecoded
 from ssl_zoo.data.sources.base import Source
 from ssl_zoo.eval.base import EVALUATORS, CannotEvaluate, EvaluatedModel, Evaluator, EvaluatorConfig
 from ssl_zoo.eval.cache import FeatureCache
 from ssl_zoo.eval.split import EvaluationSplit, labels_of, subset
+from ssl_zoo.eval.stream import Rendering
+from ssl_zoo.eval.streaming import Checkpoints
 from ssl_zoo.nn import BackboneConfig, ViT
 from ssl_zoo.scores import Score
 from ssl_zoo.settings import Section, Settings, setting, with_sections
@@ -70,7 +72,8 @@ class Probe:
         is_optional: leave out evaluators that the data is no use for, instead of raising an error; where none is left,
             the label-free ``health`` takes their place.
         without_test: why there is no test image.
-        autocast, cache, progress: as for ``EvaluatedModel``.
+        loader: how train images are loaded that stream through the encoder.
+        autocast, cache, progress, checkpoints: as for ``EvaluatedModel``.
 
     Attributes:
         left_out: the evaluators that are left out, and what the data lacks for them.
@@ -93,6 +96,8 @@ class Probe:
         autocast: AbstractContextManager | None = None,
         cache: FeatureCache | None = None,
         progress: Callable[[str, int, int], None] | None = None,
+        loader: LoaderConfig | None = None,
+        checkpoints: Checkpoints | None = None,
     ) -> None:
         probe, seed, image_size = config.probe, config.seed, config.backbone.image_shape
         self._config, self._is_optional = probe, is_optional
@@ -120,6 +125,8 @@ class Probe:
             autocast=autocast,
             cache=cache,
             progress=progress,
+            rendering=Rendering(image_size, view.mean, view.std, probe.batch_size, loader or LoaderConfig()),
+            checkpoints=checkpoints,
         )
         self._shared_protocol = {"image_size": list(image_size), "label": self.label}
 

@@ -1,4 +1,4 @@
-"""One split of a source as evaluators read it: images without augmentation, in order or shuffled, with labels."""
+"""One split of a source as evaluators read it: images without augmentation, in order, with labels."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -80,10 +80,9 @@ class EvaluationSplit:
         finally:
             self.corrupt = data.corrupt or self.corrupt
 
-    def shuffled(self, generator: torch.Generator) -> "EvaluationSplit":
-        """Return the same images in a random order."""
-        order = torch.randperm(len(self.index), generator=generator)
-        return EvaluationSplit(self.source, self.index[order], self.labels, self._render, cache=False)
+    def take(self, rows: Int[Tensor, "k"]) -> "EvaluationSplit":
+        """Return the split of these rows of ``index``, in their order, whose images are not cached."""
+        return EvaluationSplit(self.source, self.index[rows], self.labels, self._render, cache=False)
 
 
 def subset(num_samples: int, limit: int, seed: int, split: str) -> Int[Tensor, "n"]:

@@ -2,11 +2,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from timm.layers import DropPath
 from tiny_probes import encoder, probe
 
 from ssl_zoo.eval.augment import random_crops
-from ssl_zoo.eval.finetune import Classifier, FinetuneConfig, layer_groups, set_drop_path, train
+from ssl_zoo.eval.drop_path import SharedDropPath, set_drop_path
+from ssl_zoo.eval.finetune import Classifier, FinetuneConfig, finetune, layer_groups
 
 QUICK = {"epochs": 6, "warmup_epochs": 1.0, "batch_size": 24, "lr": 0.02, "layer_decay": 0.9}
 
@@ -33,9 +33,10 @@ def test_vectors_do_not_decay():
 
 def test_drop_path_grows_linearly_to_its_rate():
     net = encoder()
-    set_drop_path(net, 0.3)
+    decisions = set_drop_path(net, 0.3)
     assert isinstance(net.blocks[0].drop_path1, torch.nn.Identity)
-    assert isinstance(net.blocks[1].drop_path2, DropPath) and net.blocks[1].drop_path2.drop_prob == 0.3
+    assert isinstance(net.blocks[1].drop_path2, SharedDropPath) and decisions.rates == [0.3, 0.3]
+    assert 0.65 < decisions.sample(0, step=0, batch_size=1000)[1].float().mean() < 0.75
 
 
 def test_it_trains_a_copy_and_leaves_encoder_and_random_state_unchanged():
@@ -56,7 +57,7 @@ def test_every_regularisation_changes_the_trained_weights(setting):
         config = FinetuneConfig(**{**QUICK, **plain, **extra})
         torch.manual_seed(0)
         net = Classifier(encoder(), config, num_classes=4).requires_grad_(True)
-        train(net, probe().evaluated_model(net.encoder), replace(config, epochs=1))
+        finetune(net, probe().evaluated_model(net.encoder), replace(config, epochs=1), {})
         heads.append(net.head.weight.detach())
     assert not torch.allclose(*heads)
 

@@ -4,7 +4,7 @@ from sklearn.linear_model import LogisticRegression
 from tiny_probes import encoder, probe
 
 from ssl_zoo.eval.features import Features, Pooling
-from ssl_zoo.eval.linear import LARS_TRUST, LinearConfig, Optimizer, Schedule, fit, linear_predictions
+from ssl_zoo.eval.linear import LARS_TRUST, CachedHeads, LinearConfig, Optimizer, Schedule, fit
 from ssl_zoo.eval.logistic import Preprocessing, preprocessed
 
 
@@ -20,7 +20,7 @@ def test_trained_to_its_optimum_it_predicts_what_scikit_learn_does():
     train, test = toy(400, seed=0), toy(1000, seed=1)
     decay = 0.005
     config = LinearConfig(epochs=3000, batch_size=400, lrs=[0.5])
-    [predicted] = linear_predictions(train, test, [(0.5, decay)], config)
+    [predicted] = CachedHeads(train, [(0.5, decay)], config).predict(test)
     values = preprocessed(train.values.double(), test.values.double(), Preprocessing.standardize)
     reference = LogisticRegression(C=1 / (decay * 400), tol=1e-8, max_iter=10_000)
     reference.fit(values[0].numpy(), train.labels.numpy())

@@ -1,0 +1,183 @@
+"""Train images as augmented views in the engine's order: every batch is a pure function of (seed, step)."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from ssl_zoo.data.batch import Batch, ViewConfig, ViewSpec
+from ssl_zoo.data.loader import LoaderConfig, TrainingData
+from ssl_zoo.data.sources.base import Source
+from ssl_zoo.data.transforms import evaluation_view, is_whole_image, render_each, render_equal, sample_params
+from ssl_zoo.eval.augment import RandAugment, random_erase
+from ssl_zoo.eval.split import EvaluationSplit
+from ssl_zoo.seeding import generator_for
+
+_IMAGES_AT_ONCE = 1024  # of all ranks, in host memory: 150 MB at 224 x 224, however large the batch of a step is
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """How images become the encoder's input.
+
+    Attributes:
+        size: height and width in pixels.
+        batch_size: images per forward pass of the encoder.
+    """
+
+    size: tuple[int, int]
+    mean: Sequence[float]
+    std: Sequence[float]
+    batch_size: int = 256
+    loader: LoaderConfig = field(default_factory=LoaderConfig)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """The random changes of a train image.
+
+    Attributes:
+        view: crop, flip and interpolation. A crop scale of [1, 1] is the view of evaluations.
+        rand_augment: policy in timm's notation; empty for none.
+        erasing: probability of random erasing.
+    """
+
+    view: ViewConfig
+    rand_augment: str = ""
+    erasing: float = 0.0
+
+
+@dataclass(frozen=True)
+class Part:
+    """This rank's images of a part of a step.
+
+    Attributes:
+        images: normalised, on the device.
+        rows: places of the images in the batch of the step, over all ranks.
+    """
+
+    images: Float[Tensor, "b C H W"]
+    labels: Int[Tensor, "b"]
+    rows: range
+
+    def pieces(self, size: int) -> Iterator["Part"]:
+        """Split the part into consecutive ones of at most ``size`` images."""
+        for start in range(0, len(self.images), size):
+            piece = slice(start, start + size)
+            yield Part(self.images[piece], self.labels[piece], self.rows[piece])
+
+
+class Subset(Source):
+    """Some samples of another source, under ids of their own."""
+
+    channel_counts = None
+
+    def __init__(self, source: Source, index: Int[Tensor, "n"]) -> None:
+        super().__init__(source.config, source.split, source.channels)
+        self.source, self.index, self.image_size = source, index, source.image_size
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def image(self, index: int) -> UInt8[Tensor, "C H W"]:
+        return self.source.image(int(self.index[index]))
+
+    def images(self, indices: Int[Tensor, "B"]) -> UInt8[Tensor, "B C H W"]:
+        return self.source.images(self.index[indices])
+
+    def sample_name(self, index: int) -> str:
+        return self.source.sample_name(int(self.index[index]))
+
+    def take_notices(self) -> tuple[str, ...]:
+        return self.source.take_notices()
+
+
+class TrainStream(TrainingData):
+    """Streams the images of a split for as many steps as are asked for, epoch after epoch without a gap.
+
+    The batch of a step is loaded in parts of at most 1,024 images. Order and augmentation of the images don't depend on
+    the number of ranks, which take consecutive rows of each part. Corrupt images are replaced as in a training.
+
+    Args:
+        batch_size: images of a step, over all ranks.
+
+    Raises:
+        ValueError: a part has fewer pairs of images than there are ranks.
+    """
+
+    def __init__(
+        self,
+        split: EvaluationSplit,
+        rendering: Rendering,
+        augmentation: Augmentation,
+        *,
+        seed: int,
+        batch_size: int,
+        key: str = "trainer.batch_size",
+    ) -> None:
+        self.images_per_step = batch_size
+        num_images = next(n for n in range(min(batch_size, _IMAGES_AT_ONCE), 0, -1) if batch_size % n == 0)
+        self.parts_per_step = batch_size // num_images
+        is_whole = len(split.index) == len(split.source)
+        source = split.source if is_whole else Subset(split.source, split.index)
+        view = ViewSpec("image", rendering.size, augmentation.view, masked=False, channels=split.source.channels)
+        super().__init__(source, [view], {}, seed=seed, batch_size=num_images, config=rendering.loader)
+        self._rows = rows_of_rank(num_images, *rank_and_world_size(), key)
+        self._labels = split.labels[split.index]
+        self._erasing = augmentation.erasing
+        policy = augmentation.rand_augment
+        self._rand_augment = RandAugment(policy, rendering.size, rendering.mean) if policy else None
+
+    def batch(self, step: int) -> Batch:
+        """Load this rank's images of a part; parts are counted through all steps."""
+        [spec], rows = self.views, self._rows
+        index, images, corrupt = self._load(self.indices(step)[rows])
+        params = sample_params(spec.config, self.batch_size, generator_for(self.seed, "view", step, 0)).rows(rows)
+        if not is_whole_image(spec.config):
+            view = (render_equal if isinstance(images, Tensor) else render_each)(images, params, spec)
+        else:
+            one_size = isinstance(images, Tensor)
+            view = evaluation_view(images, spec.size) if one_size else _evaluation_views(images, spec.size)
+            view = torch.where(params.flipped[:, None, None, None], view.flip(3), view)
+        if self._rand_augment is not None:
+            keys = [(self.seed, "rand_augment", step, row) for row in range(rows.start, rows.stop)]
+            view = self._rand_augment(view, keys)
+        return Batch({"image": view}, index=index, corrupt=corrupt, notices=self.source.take_notices())
+
+    def parts(self, start: int, stop: int, device: torch.device) -> Iterator[Part]:
+        """Yield the parts of the steps start .. stop-1, ``parts_per_step`` for each."""
+        first = start * self.parts_per_step
+        for number, batch in enumerate(self.batches(first, stop * self.parts_per_step), first):
+            labels = self._labels[batch.index].to(device)
+            images = self.to_device(batch, device, non_blocking=True).views["image"]
+            offset = number % self.parts_per_step * self.batch_size
+            if self._erasing:
+                generator = generator_for(self.seed, "erase", number)
+                images = random_erase(images, self._erasing, generator, self._rows, self.batch_size)
+            yield Part(images, labels, range(offset + self._rows.start, offset + self._rows.stop))
+
+
+def _evaluation_views(images: Sequence[UInt8[Tensor, "C _ _"]], size: tuple[int, int]) -> UInt8[Tensor, "B C h w"]:
+    return torch.stack([evaluation_view(image, size) for image in images])
+
+
+def rows_of_rank(num_rows: int, rank: int, world_size: int, key: str) -> slice:
+    """Return a rank's rows of a batch, in whole pairs, so that the images of a pair are mixed on one rank.
+
+    Shares may differ by a pair.
+    """
+    if world_size == 1:
+        return slice(0, num_rows)
+    pairs = num_rows // 2
+    if pairs < world_size:
+        raise ValueError(f"{key}={num_rows} is too small for {world_size} ranks, of which each needs a pair of images")
+    start, stop = (2 * (pairs * number // world_size) for number in (rank, rank + 1))
+    return slice(start, num_rows if rank == world_size - 1 else stop)
+
+
+def rank_and_world_size() -> tuple[int, int]:
+    """Return this process's rank and the number of ranks; 0 and 1 without a process group."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)

@@ -1,0 +1,142 @@
+"""Training inside an evaluator: step by step on all ranks, with checkpoints from which it resumes bit by bit."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ssl_zoo.data.loader import NothingDecoded
+from ssl_zoo.eval.split import EvaluationSplit
+from ssl_zoo.eval.stream import rank_and_world_size
+
+Gradients = Callable[[int], Iterator[None]]
+"""From a first step on, yields once per step, when each parameter's ``grad`` is this rank's share of the gradient.
+
+The gradient is the sum of the shares of all ranks."""
+
+
+class Checkpoints(Protocol):
+    """Keeps the state of trainings under their names."""
+
+    def restore(self, name: str, module: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+        """Load the newest state into both and return the number of steps done; 0 if there is none."""
+
+    def save(self, name: str, step: int, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Save the state after ``step`` steps; all ranks call this."""
+
+
+def training_name(*parts: Mapping[str, object] | str) -> str:
+    """Return a name for a training that all that defines it determines."""
+    return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=12).hexdigest()
+
+
+def train(
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    gradients: Gradients,
+    num_steps: int,
+    *,
+    before_update: Callable[[int], None],
+    checkpoints: Checkpoints | None = None,
+    name: str = "",
+    checkpoint_every: int = 0,
+) -> None:
+    """Run the remaining steps, all of them without checkpoints.
+
+    Args:
+        before_update: called with the step when gradients are summed; sets learning rates.
+        name: of the training among those of ``checkpoints``.
+        checkpoint_every: steps between two checkpoints, of which the last step is one as well; 0 = none.
+    """
+    keeps = checkpoints is not None and checkpoint_every > 0
+    start = checkpoints.restore(name, module, optimizer) if keeps else 0
+    if start >= num_steps:
+        return
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for step, _ in zip(range(start, num_steps), gradients(start), strict=False):
+        sum_over_ranks([parameter.grad for parameter in parameters if parameter.grad is not None])
+        before_update(step)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        done = step + 1
+        if keeps and (done % checkpoint_every == 0 or done == num_steps):
+            checkpoints.save(name, done, module, optimizer)
+
+
+def length_of(epochs: float, num_images: int, batch_size: int) -> int:
+    """Return the steps in which ``epochs`` times all images are seen, up to rounding."""
+    return max(1, round(epochs * num_images / batch_size))
+
+
+@torch.no_grad()
+def sum_over_ranks(tensors: Sequence[Tensor]) -> None:
+    """Sum tensors of one dtype over ranks, in place and in one collective."""
+    if rank_and_world_size()[1] == 1 or not tensors:
+        return
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    dist.all_reduce(flat)
+    for tensor, total in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(total.view_as(tensor))
+
+
+def summed(values: Tensor) -> Tensor:
+    """Return the sum of a tensor over ranks, with gradient.
+
+    The backward pass sums the gradients of all ranks, so that the gradient of the sum of the ranks' losses is right.
+    """
+    return values if rank_and_world_size()[1] == 1 else _Summed.apply(values)
+
+
+class _Summed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: object, values: Tensor) -> Tensor:
+        return _all_reduced(values)
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
+        return _all_reduced(gradient)
+
+
+def _all_reduced(values: Tensor) -> Tensor:
+    total = values.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(total)
+    return total
+
+
+@torch.no_grad()
+def accuracies(
+    logits: Callable[[Float[Tensor, "B C H W"]], Float[Tensor, "heads B classes"]],
+    split: EvaluationSplit,
+    num_heads: int,
+    device: torch.device,
+) -> Sequence[float]:
+    """Return the accuracy of each head on the images of a split; every image counts once on one rank.
+
+    Raises:
+        NothingDecoded: no image of the split could be decoded.
+    """
+    rank, world_size = rank_and_world_size()
+    bounds = [split.num_images * number // world_size for number in (rank, rank + 1)]
+    own = split if world_size == 1 else split.take(torch.arange(*bounds))
+    counts = torch.zeros(num_heads + 1, dtype=torch.int64, device=device)  # correct images of each head, all images
+    nothing: NothingDecoded | None = None
+    try:
+        for images, labels, _ in own if own.num_images else ():
+            counts[:-1] += _correct(logits(images.to(device)), labels.to(device))
+            counts[-1] += len(labels)
+    except NothingDecoded as error:
+        nothing = error
+    sum_over_ranks([counts])
+    *correct, total = counts.tolist()
+    if total == 0:
+        raise nothing or NothingDecoded("no image for evaluation could be decoded")
+    return [number / total for number in correct]
+
+
+def _correct(logits: Float[Tensor, "heads B classes"], labels: Int[Tensor, "B"]) -> Int[Tensor, "heads"]:
+    return (logits.argmax(dim=-1) == labels).sum(dim=1)
