@@ -11,6 +11,7 @@ from ssl_zoo.data.sources.base import Source, SourceConfig, Split
 from ssl_zoo.eval import Probe, probe_config_class
 from ssl_zoo.eval.cache import FeatureCache
 from ssl_zoo.eval.knn import KNNConfig
+from ssl_zoo.eval.streaming import Checkpoints
 from ssl_zoo.nn import ViT, ViTConfig
 
 
@@ -57,10 +58,12 @@ def probe(
     cache: FeatureCache | None = None,
     is_optional: bool = False,
     has_test: bool = True,
+    checkpoints: Checkpoints | None = None,
     **settings,
 ) -> Probe:
     defaults = {"train_samples": 80, "test_samples": 40, "knn": KNNConfig(k=[1, 5])}
     config = SimpleNamespace(seed=seed, backbone=BACKBONE, probe=probe_config_class()(**{**defaults, **settings}))
     train, test = (Stripes(SourceConfig(), split, labelled) for split in Split)
     view = ViewConfig(mean=[0.5] * 3, std=[0.25] * 3)
-    return Probe(config, train, test if has_test else None, view, cache=cache, is_optional=is_optional)
+    kept = {"cache": cache, "checkpoints": checkpoints}
+    return Probe(config, train, test if has_test else None, view, is_optional=is_optional, **kept)

@@ -36,13 +36,14 @@ class AttentiveHead(nn.Module):
 
         ones, zeros = torch.ones(dim), torch.zeros(dim)
         self.query, self.query_scale, self.query_shift = stacked(query[0]), stacked(ones), stacked(zeros)
-        self.norm_scale, self.norm_shift = stacked(ones), stacked(zeros)
-        # No bias of keys: it adds the same constant to all attention logits.
+        self.norm_scale = stacked(ones)
+        # Biases that can't change the output are left out, since AdamW would move them by their rounding errors: that
+        # of keys adds a constant to all attention logits; the norm's and those of values and output add a constant to
+        # the pooled token of every image, which the batch norm subtracts.
         query_weight, key_weight, value_weight = attention.in_proj_weight.unflatten(0, (3, num_heads, -1)).unbind()
         self.query_weight, self.key_weight, self.value_weight = map(stacked, (query_weight, key_weight, value_weight))
-        per_head = torch.zeros(num_heads, dim // num_heads)
-        self.query_bias, self.value_bias = stacked(per_head), stacked(per_head)
-        self.out_weight, self.out_bias = stacked(attention.out_proj.weight), stacked(zeros)
+        self.query_bias = stacked(torch.zeros(num_heads, dim // num_heads))
+        self.out_weight = stacked(attention.out_proj.weight)
         self.batch_norm = StackedBatchNorm(num_stacked, dim)
         self.class_weight, self.class_bias = stacked(classes), stacked(torch.zeros(num_classes))
 
@@ -59,8 +60,8 @@ class AttentiveHead(nn.Module):
         """Compute ``attention(query, norm(tokens), norm(tokens))`` with two matmuls over all tokens for all heads.
 
         An attention logit is the dot product of a token with the query, multiplied by the transposed key weights. The
-        value layer and the norm's scale and shift are linear, so they are applied to the weighted mean of the tokens
-        instead of to each token.
+        value layer and the norm's scale are linear, so they are applied to the weighted mean of the tokens instead of
+        to each token.
 
         Args:
             tokens: after a layer norm without scale and shift.
@@ -70,9 +71,8 @@ class AttentiveHead(nn.Module):
         directions = torch.einsum("hak,hakd->had", queries, self.key_weight) * self.norm_scale[:, None]
         weights = (tokens @ directions.flatten(0, 1).mT).softmax(dim=1)
         means = (weights.mT @ tokens).unflatten(1, directions.shape[:2])
-        means = means * self.norm_scale[:, None] + self.norm_shift[:, None]
-        values = torch.einsum("bhad,hakd->hbak", means, self.value_weight) + self.value_bias[:, None]
-        return torch.baddbmm(self.out_bias[:, None], values.flatten(2), self.out_weight.mT)
+        values = torch.einsum("bhad,hakd->hbak", means * self.norm_scale[:, None], self.value_weight)
+        return values.flatten(2) @ self.out_weight.mT
 
 
 class StackedBatchNorm(nn.Module):
