@@ -126,8 +126,7 @@ def finetune(
         if config.clip_grad_norm:
             nn.utils.clip_grad_norm_(classifier.parameters(), config.clip_grad_norm)
 
-    view = config.view(model.rendering.mean, model.rendering.std)
-    augmentation = Augmentation(view, config.rand_augment, config.random_erasing)
+    augmentation = Augmentation(config.view, config.rand_augment, config.random_erasing)
     sizes = {"seed": seed, "batch_size": batch_size, "key": config.key("batch_size")}
     stream = TrainStream(model.train, model.rendering, augmentation, **sizes)
     train(

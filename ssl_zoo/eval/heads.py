@@ -212,6 +212,5 @@ class StreamedFit(Generic[Kind]):
 
     def _stream(self, split: EvaluationSplit, batch_size: int) -> TrainStream:
         rendering, config = self.model.rendering, self.config
-        augmentation = Augmentation(config.view(rendering.mean, rendering.std))
         settings = {"seed": seed_for(config.seed, config.section), "batch_size": batch_size}
-        return TrainStream(split, rendering, augmentation, **settings, key=config.key("batch_size"))
+        return TrainStream(split, rendering, Augmentation(config.view), **settings, key=config.key("batch_size"))

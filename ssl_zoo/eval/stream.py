@@ -1,7 +1,7 @@
 """Train images as augmented views in the engine's order: every batch is a pure function of (seed, step)."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.distributed as dist
@@ -40,7 +40,8 @@ class Augmentation:
     """The random changes of a train image.
 
     Attributes:
-        view: crop, flip and interpolation. A crop scale of [1, 1] is the view of evaluations.
+        view: crop, flip and interpolation; images are normalised as evaluations see them. A crop scale of [1, 1] is the
+            view of evaluations.
         rand_augment: policy in timm's notation; empty for none.
         erasing: probability of random erasing.
     """
@@ -123,7 +124,8 @@ class TrainStream(TrainingData):
         self.parts_per_step = batch_size // num_images
         is_whole = len(split.index) == len(split.source)
         source = split.source if is_whole else Subset(split.source, split.index)
-        view = ViewSpec("image", rendering.size, augmentation.view, masked=False, channels=split.source.channels)
+        config = replace(augmentation.view, mean=list(rendering.mean), std=list(rendering.std))
+        view = ViewSpec("image", rendering.size, config, masked=False, channels=split.source.channels)
         super().__init__(source, [view], {}, seed=seed, batch_size=num_images, config=rendering.loader)
         self._rows = rows_of_rank(num_images, *rank_and_world_size(), key)
         self._labels = split.labels[split.index]

@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import ClassVar
@@ -74,15 +73,11 @@ class TrainedConfig(EvaluatorConfig):
         """Return whether train images differ from epoch to epoch."""
         return list(self.crop_scale) != [1.0, 1.0] or self.horizontal_flip > 0
 
-    def view(self, mean: Sequence[float], std: Sequence[float]) -> ViewConfig:
+    @property
+    def view(self) -> ViewConfig:
         """Return the view of train images."""
-        return ViewConfig(
-            crop_scale=list(self.crop_scale),
-            interpolation=self.interpolation,
-            horizontal_flip=self.horizontal_flip,
-            mean=list(mean),
-            std=list(std),
-        )
+        settings = {"crop_scale": list(self.crop_scale), "horizontal_flip": self.horizontal_flip}
+        return ViewConfig(**settings, interpolation=self.interpolation)
 
 
 @dataclass
