@@ -13,6 +13,7 @@ if __package__ in (None, ""):  # run as a file: the checkout's packages are one 
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from ssl_zoo.config.document import presets
+from ssl_zoo.eval.presets import PRESETS, Preset
 from ssl_zoo.interop.released import RELEASED
 from ssl_zoo.io import write_atomic
 from ssl_zoo.machine import refuse_windows
@@ -20,6 +21,7 @@ from ssl_zoo.plugins import discover
 from ssl_zoo.registry import BROKEN_PLUGINS, REGISTRIES, Registry, UnknownName, nearest
 
 WEIGHTS = "weights"  # published ones, which tools/import_weights.py --download knows
+PROTOCOLS = "protocols"  # presets of evaluators
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,12 +64,21 @@ def _zoo(paths: Sequence[Path], out: Path | None) -> int:
 def _rows(kind: str | None) -> list[tuple[str, str]]:
     if kind == WEIGHTS:
         return [(name, released.summary) for name, released in RELEASED.items()]
+    if kind == PROTOCOLS:
+        return [(key, preset.summary) for key, preset in _protocols().items()]
     return _kinds() if kind is None else _names(_registry(kind))
 
 
 def _kinds() -> list[tuple[str, str]]:
     parts = [(group, ", ".join(name for name, _ in _names(kind))) for group, kind in REGISTRIES.items()]
-    return [*parts, (WEIGHTS, ", ".join(RELEASED))]
+    return [*parts, (WEIGHTS, ", ".join(RELEASED)), (PROTOCOLS, ", ".join(_protocols()))]
+
+
+def _protocols() -> dict[str, Preset]:
+    """Return the presets of evaluators as they are chosen."""
+    return {
+        f"probe.{evaluator}.preset={name}": preset for evaluator, of in PRESETS.items() for name, preset in of.items()
+    }
 
 
 def _names(registry: Registry) -> list[tuple[str, str]]:
@@ -81,9 +92,9 @@ def _registry(word: str) -> Registry:
         spelling: kind for kind in REGISTRIES.values() for spelling in (kind.group, kind.kind, f"{kind.kind}s")
     }
     if word not in spellings:
-        near = nearest(word, [*spellings, WEIGHTS])
+        near = nearest(word, [*spellings, WEIGHTS, PROTOCOLS])
         hint = f" Did you mean {near!r}?" if near else ""
-        raise UnknownName(f"no parts of kind {word!r}.{hint} Kinds: {', '.join([*REGISTRIES, WEIGHTS])}")
+        raise UnknownName(f"no parts of kind {word!r}.{hint} Kinds: {', '.join([*REGISTRIES, WEIGHTS, PROTOCOLS])}")
     return spellings[word]
 
 

@@ -155,7 +155,7 @@ def _gradients(
 ) -> Iterator[None]:
     """Compute this rank's share of the gradient of each step, in epochs of full batches; as ``Gradients``."""
     generator = generator_for(config.seed, "attentive", "order")
-    own = rows_of_rank(batch_size, *rank_and_world_size(), config.key("batch_size"))
+    own = rows_of_rank(batch_size, *rank_and_world_size())
     for _ in range(config.epochs):
         order = torch.randperm(len(tokens[0].values), generator=generator)
         for rows in order[: len(order) // batch_size * batch_size].split(batch_size):

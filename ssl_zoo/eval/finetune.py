@@ -127,7 +127,7 @@ def finetune(
             nn.utils.clip_grad_norm_(classifier.parameters(), config.clip_grad_norm)
 
     augmentation = Augmentation(config.view, config.rand_augment, config.random_erasing)
-    sizes = {"seed": seed, "batch_size": batch_size, "key": config.key("batch_size")}
+    sizes = {"seed": seed, "batch_size": batch_size}
     stream = TrainStream(model.train, model.rendering, augmentation, **sizes)
     train(
         classifier,

@@ -213,4 +213,4 @@ class StreamedFit(Generic[Kind]):
     def _stream(self, split: EvaluationSplit, batch_size: int) -> TrainStream:
         rendering, config = self.model.rendering, self.config
         settings = {"seed": seed_for(config.seed, config.section), "batch_size": batch_size}
-        return TrainStream(split, rendering, Augmentation(config.view), **settings, key=config.key("batch_size"))
+        return TrainStream(split, rendering, Augmentation(config.view), **settings)

@@ -66,7 +66,7 @@ class Part:
 
     def pieces(self, size: int) -> Iterator["Part"]:
         """Split the part into consecutive ones of at most ``size`` images."""
-        for start in range(0, len(self.images), size):
+        for start in range(0, max(1, len(self.images)), size):  # a rank without images has one piece, an empty one
             piece = slice(start, start + size)
             yield Part(self.images[piece], self.labels[piece], self.rows[piece])
 
@@ -104,9 +104,6 @@ class TrainStream(TrainingData):
 
     Args:
         batch_size: images of a step, over all ranks.
-
-    Raises:
-        ValueError: a part has fewer pairs of images than there are ranks.
     """
 
     def __init__(
@@ -117,7 +114,6 @@ class TrainStream(TrainingData):
         *,
         seed: int,
         batch_size: int,
-        key: str = "trainer.batch_size",
     ) -> None:
         self.images_per_step = batch_size
         num_images = next(n for n in range(min(batch_size, _IMAGES_AT_ONCE), 0, -1) if batch_size % n == 0)
@@ -127,7 +123,7 @@ class TrainStream(TrainingData):
         config = replace(augmentation.view, mean=list(rendering.mean), std=list(rendering.std))
         view = ViewSpec("image", rendering.size, config, masked=False, channels=split.source.channels)
         super().__init__(source, [view], {}, seed=seed, batch_size=num_images, config=rendering.loader)
-        self._rows = rows_of_rank(num_images, *rank_and_world_size(), key)
+        self._rows = rows_of_rank(num_images, *rank_and_world_size())
         self._labels = split.labels[split.index]
         self._erasing = augmentation.erasing
         policy = augmentation.rand_augment
@@ -136,6 +132,9 @@ class TrainStream(TrainingData):
     def batch(self, step: int) -> Batch:
         """Load this rank's images of a part; parts are counted through all steps."""
         [spec], rows = self.views, self._rows
+        if rows.start == rows.stop:
+            nothing = torch.empty(0, spec.channels, *spec.size, dtype=torch.uint8)
+            return Batch({"image": nothing}, index=torch.empty(0, dtype=torch.int64))
         index, images, corrupt = self._load(self.indices(step)[rows])
         params = sample_params(spec.config, self.batch_size, generator_for(self.seed, "view", step, 0)).rows(rows)
         if not is_whole_image(spec.config):
@@ -166,17 +165,12 @@ def _evaluation_views(images: Sequence[UInt8[Tensor, "C _ _"]], size: tuple[int,
     return torch.stack([evaluation_view(image, size) for image in images])
 
 
-def rows_of_rank(num_rows: int, rank: int, world_size: int, key: str) -> slice:
+def rows_of_rank(num_rows: int, rank: int, world_size: int) -> slice:
     """Return a rank's rows of a batch, in whole pairs, so that the images of a pair are mixed on one rank.
 
-    Shares may differ by a pair.
+    Shares may differ by a pair, and those of some ranks are empty where there are fewer pairs than ranks.
     """
-    if world_size == 1:
-        return slice(0, num_rows)
-    pairs = num_rows // 2
-    if pairs < world_size:
-        raise ValueError(f"{key}={num_rows} is too small for {world_size} ranks, of which each needs a pair of images")
-    start, stop = (2 * (pairs * number // world_size) for number in (rank, rank + 1))
+    start, stop = (2 * (num_rows // 2 * number // world_size) for number in (rank, rank + 1))
     return slice(start, num_rows if rank == world_size - 1 else stop)
 
 

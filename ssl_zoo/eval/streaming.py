@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import logging
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
@@ -13,6 +15,9 @@ from torch import Tensor, nn
 from ssl_zoo.data.loader import NothingDecoded
 from ssl_zoo.eval.split import EvaluationSplit
 from ssl_zoo.eval.stream import rank_and_world_size
+
+log = logging.getLogger(__name__)
+_REPORT_EVERY_S = 60.0
 
 Gradients = Callable[[int], Iterator[None]]
 """From a first step on, yields once per step, when each parameter's ``grad`` is this rank's share of the gradient.
@@ -58,6 +63,7 @@ def train(
     if start >= num_steps:
         return
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    report = _Report(start, num_steps)
     for step, _ in zip(range(start, num_steps), gradients(start), strict=False):
         sum_over_ranks([parameter.grad for parameter in parameters if parameter.grad is not None])
         before_update(step)
@@ -66,6 +72,23 @@ def train(
         done = step + 1
         if keeps and (done % checkpoint_every == 0 or done == num_steps):
             checkpoints.save(name, done, module, optimizer)
+        report(done)
+
+
+class _Report:
+    """Logs how far a training is, once a minute."""
+
+    def __init__(self, start: int, num_steps: int) -> None:
+        self.start, self.num_steps, self.began = start, num_steps, time.monotonic()
+        self.last = self.began
+
+    def __call__(self, done: int) -> None:
+        now = time.monotonic()
+        if now - self.last < _REPORT_EVERY_S or rank_and_world_size()[0] != 0:
+            return
+        self.last = now
+        left = (now - self.began) / (done - self.start) * (self.num_steps - done)
+        log.info("probe: step %d of %d, %.1f minutes left", done, self.num_steps, left / 60)
 
 
 def length_of(epochs: float, num_images: int, batch_size: int) -> int:

@@ -17,16 +17,17 @@ NAMES = [(evaluator, preset) for evaluator, presets in PRESETS.items() for prese
 
 @pytest.mark.parametrize(("evaluator", "preset"), NAMES)
 def test_the_values_of_every_preset_fit_its_evaluator(evaluator, preset):
-    values = PRESETS[evaluator][preset]
+    values = PRESETS[evaluator][preset].values
     section = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(EVALUATORS.config_of(evaluator)), values))
     assert {key: plain(getattr(section, key)) for key in values} == values
 
 
 @pytest.mark.parametrize("evaluator", PRESETS)
 def test_a_preset_is_one_option_away(evaluator):
-    preset, values = next(iter(PRESETS[evaluator].items()))
-    section = getattr(load_config(RECIPE, [f"probe.{evaluator}.preset={preset}"]).probe, evaluator)
-    assert section.preset == preset and all(plain(getattr(section, key)) == value for key, value in values.items())
+    name, preset = next(iter(PRESETS[evaluator].items()))
+    section = getattr(load_config(RECIPE, [f"probe.{evaluator}.preset={name}"]).probe, evaluator)
+    assert section.preset == name
+    assert all(plain(getattr(section, key)) == value for key, value in preset.values.items())
 
 
 @pytest.mark.parametrize("reverse", [False, True])

@@ -13,7 +13,9 @@ from ssl_zoo.data.sources.base import SourceConfig, Split
 from ssl_zoo.eval import stream as stream_module
 from ssl_zoo.eval.augment import RandAugment, random_erase
 from ssl_zoo.eval.drop_path import SharedDropPath, set_drop_path
+from ssl_zoo.eval.features import Pooling
 from ssl_zoo.eval.finetune import FinetuneConfig
+from ssl_zoo.eval.heads import FeatureKind, FrozenEncoder
 from ssl_zoo.eval.mix import Mix
 from ssl_zoo.eval.stream import Augmentation, Subset, TrainStream, rows_of_rank
 
@@ -59,14 +61,21 @@ def test_steps_are_functions_of_the_seed_and_their_number():
 @pytest.mark.parametrize("num_rows", [8, 9, 26])
 def test_ranks_take_all_rows_in_whole_pairs(num_rows):
     for world_size in range(1, 5):
-        slices = [rows_of_rank(num_rows, rank, world_size, "key") for rank in range(world_size)]
+        slices = [rows_of_rank(num_rows, rank, world_size) for rank in range(world_size)]
         assert [row for rows in slices for row in range(rows.start, rows.stop)] == list(range(num_rows))
         assert all(rows.start % 2 == 0 for rows in slices)
 
 
-def test_a_batch_without_a_pair_for_each_rank_is_refused():
-    with pytest.raises(ValueError, match=r"probe\.linear\.batch_size=5 is too small for 3 ranks"):
-        rows_of_rank(5, 0, 3, "probe.linear.batch_size")
+def test_a_rank_without_images_has_an_empty_share(monkeypatch):
+    assert [len(range(10)[rows_of_rank(3, rank, 4)]) for rank in range(4)] == [0, 0, 0, 3]
+    monkeypatch.setattr(stream_module, "rank_and_world_size", lambda: (0, 4))
+    model = probe().evaluated_model(encoder())
+    streamed = TrainStream(
+        model.train, model.rendering, Augmentation(STRONG, "rand-m9", erasing=0.5), seed=0, batch_size=3
+    )
+    frozen = FrozenEncoder(model, [FeatureKind(Pooling.average, 1)], final_norm=True)
+    [([features], labels)] = frozen.steps(streamed, 0, 1)
+    assert features.shape == (0, 48) and labels.shape == (0,)
 
 
 def test_a_subset_has_the_images_and_names_of_its_samples():
