@@ -69,7 +69,7 @@ class Attentive(TrainedEvaluator):
     version = 3  # version 1 trained in the encoder's precision, version 2 one head alone
     config: AttentiveConfig
 
-    def __call__(self, model: EvaluatedModel) -> Sequence[Score]:
+    def scores(self, model: EvaluatedModel) -> Sequence[Score]:
         config, encoder, kinds, rates = self.config, model.encoder, self.config.kinds, self.config.rates
         num_images = model.train.num_images + model.test.num_images
         width = sum(feature_dim(encoder, kind.pooling, kind.num_layers) for kind in kinds)

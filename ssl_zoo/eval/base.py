@@ -1,5 +1,6 @@
 """The contract of evaluators: a protocol maps a frozen encoder and labelled images to scores."""
 
+import copy
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from ssl_zoo.eval.cost import Cost, Workload
 from ssl_zoo.eval.features import Pooling, extract_shard, feature_dim
 from ssl_zoo.eval.shards import Features, FeatureShard, on_all_ranks
 from ssl_zoo.eval.split import EvaluationSplit
-from ssl_zoo.eval.stream import Rendering
+from ssl_zoo.eval.stream import EncoderInput
 from ssl_zoo.eval.streaming import Checkpoints
 from ssl_zoo.nn import ViT
 from ssl_zoo.registry import Registry
@@ -46,7 +47,7 @@ class EvaluatedModel:
         autocast: a reusable precision context, such as ``torch.autocast``.
         cache: keeps features across processes; tokens are not cached because of their size.
         progress: called with a split, the number of images encoded and the total while features are extracted.
-        rendering: how train images are rendered that stream through the encoder.
+        encoder_input: how train images are rendered that stream through the encoder.
         checkpoints: keeps the state of streamed trainings; None where an interrupted one starts again.
     """
 
@@ -60,15 +61,21 @@ class EvaluatedModel:
         autocast: AbstractContextManager | None = None,
         cache: FeatureCache | None = None,
         progress: Callable[[str, int, int], None] | None = None,
-        rendering: Rendering,
+        encoder_input: EncoderInput,
         checkpoints: Checkpoints | None = None,
     ) -> None:
         self.encoder, self.train, self.test = encoder, train, test
         self.device, self.autocast = torch.device(device), autocast
         self.cache, self.progress = cache, progress
-        self.rendering, self.checkpoints = rendering, checkpoints
+        self.encoder_input, self.checkpoints = encoder_input, checkpoints
         self._shards: dict[_Kind, tuple[FeatureShard, FeatureShard]] = {}
         self._complete: dict[_Kind, tuple[Features, Features]] = {}
+
+    def with_train(self, split: EvaluationSplit) -> "EvaluatedModel":
+        """Return the same model with other train images."""
+        other = copy.copy(self)
+        other.train, other._features = split, {}
+        return other
 
     def precision(self) -> AbstractContextManager:
         """Return the precision context of the encoder's forward pass."""

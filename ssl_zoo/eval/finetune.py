@@ -85,7 +85,7 @@ class Finetune(TrainedEvaluator):
     version = 2  # version 1 cropped images as evaluators see them, and sampled drop path and mixup per rank
     config: FinetuneConfig
 
-    def __call__(self, model: EvaluatedModel) -> Sequence[Score]:
+    def scores(self, model: EvaluatedModel) -> Sequence[Score]:
         config, num_classes = self.config, int(check_split_labels("finetune", model).max()) + 1
         channels = model.train.source.channels
         if config.rand_augment and channels not in (1, 3):
@@ -128,7 +128,7 @@ def finetune(
 
     augmentation = Augmentation(config.view, config.rand_augment, config.random_erasing)
     sizes = {"seed": seed, "batch_size": batch_size}
-    stream = TrainStream(model.train, model.rendering, augmentation, **sizes)
+    stream = TrainStream(model.train, model.encoder_input, augmentation, **sizes)
     train(
         classifier,
         optimizer,
@@ -151,7 +151,7 @@ def _gradients(
 ) -> Callable[[int], Iterator[None]]:
     """Return a function that computes this rank's share of the gradient of each step; as ``Gradients``."""
     mix = Mix(config.mixup, config.cutmix, classifier.head.out_features, stream.seed)
-    piece_size = max(2, model.rendering.batch_size // 2 * 2)  # in whole pairs, which are mixed
+    piece_size = max(2, model.encoder_input.batch_size // 2 * 2)  # in whole pairs, which are mixed
 
     def gradients(start: int) -> Iterator[None]:
         parts = stream.parts(start, num_steps, model.device)

@@ -146,7 +146,7 @@ class FrozenEncoder:
             pieces = [
                 piece
                 for part in itertools.islice(parts, stream.parts_per_step)
-                for piece in ((self(p.images), p.labels) for p in part.pieces(self.model.rendering.batch_size))
+                for piece in ((self(p.images), p.labels) for p in part.pieces(self.model.encoder_input.batch_size))
             ]
             features, labels = zip(*pieces, strict=True)
             yield [torch.cat(of_kind) for of_kind in zip(*features, strict=True)], torch.cat(labels)
@@ -211,6 +211,6 @@ class StreamedFit(Generic[Kind]):
         return score
 
     def _stream(self, split: EvaluationSplit, batch_size: int) -> TrainStream:
-        rendering, config = self.model.rendering, self.config
+        encoder_input, config = self.model.encoder_input, self.config
         settings = {"seed": seed_for(config.seed, config.section), "batch_size": batch_size}
-        return TrainStream(split, rendering, Augmentation(config.view), **settings)
+        return TrainStream(split, encoder_input, Augmentation(config.view), **settings)

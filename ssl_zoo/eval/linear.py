@@ -100,11 +100,13 @@ class Linear(TrainedEvaluator):
 
     config: LinearConfig
 
-    def __call__(self, model: EvaluatedModel) -> Sequence[Score]:
+    def scores(self, model: EvaluatedModel) -> Sequence[Score]:
         config, kinds, rates = self.config, self.config.kinds, self.config.rates
         num_images = model.train.num_images + model.test.num_images
-        dims = {(kind.pooling, kind.num_layers): 0 for kind in kinds}
-        num_bytes = 4 * num_images * sum(feature_dim(model.encoder, *kind) for kind in dims)
+        widths = {
+            (kind.pooling, kind.num_layers): feature_dim(model.encoder, kind.pooling, kind.num_layers) for kind in kinds
+        }
+        num_bytes = 4 * num_images * sum(widths.values())
         if Pooling.tokens in (kind.pooling for kind in kinds):
             raise ValueError("linear: tokens are no feature: one vector per image is needed; use another pooling")
         streamed = config.is_streamed("linear", num_images, num_bytes)

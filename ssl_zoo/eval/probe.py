@@ -15,7 +15,7 @@ from ssl_zoo.data.sources.base import Source
 from ssl_zoo.eval.base import EVALUATORS, CannotEvaluate, EvaluatedModel, Evaluator, EvaluatorConfig
 from ssl_zoo.eval.cache import FeatureCache
 from ssl_zoo.eval.split import EvaluationSplit, labels_of, subset
-from ssl_zoo.eval.stream import Rendering
+from ssl_zoo.eval.stream import EncoderInput
 from ssl_zoo.eval.streaming import Checkpoints
 from ssl_zoo.nn import BackboneConfig, ViT
 from ssl_zoo.scores import Score
@@ -125,7 +125,7 @@ class Probe:
             autocast=autocast,
             cache=cache,
             progress=progress,
-            rendering=Rendering(image_size, view.mean, view.std, probe.batch_size, loader or LoaderConfig()),
+            encoder_input=EncoderInput(image_size, view.mean, view.std, probe.batch_size, loader or LoaderConfig()),
             checkpoints=checkpoints,
         )
         self._shared_protocol = {"image_size": list(image_size), "label": self.label}

@@ -1,5 +1,6 @@
 """Train images as augmented views in the engine's order: every batch is a pure function of (seed, step)."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -8,19 +9,21 @@ import torch.distributed as dist
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from ssl_zoo.data.batch import Batch, ViewConfig, ViewSpec
+from ssl_zoo.data.batch import Batch, Corrupt, ViewConfig, ViewSpec
 from ssl_zoo.data.loader import LoaderConfig, TrainingData
 from ssl_zoo.data.sources.base import Source
-from ssl_zoo.data.transforms import evaluation_view, is_whole_image, render_each, render_equal, sample_params
+from ssl_zoo.data.transforms import evaluation_view, is_whole_image
 from ssl_zoo.eval.augment import RandAugment, random_erase
 from ssl_zoo.eval.split import EvaluationSplit
 from ssl_zoo.seeding import generator_for
+
+log = logging.getLogger(__name__)
 
 _IMAGES_AT_ONCE = 1024  # of all ranks, in host memory: 150 MB at 224 x 224, however large the batch of a step is
 
 
 @dataclass(frozen=True)
-class Rendering:
+class EncoderInput:
     """How images become the encoder's input.
 
     Attributes:
@@ -109,7 +112,7 @@ class TrainStream(TrainingData):
     def __init__(
         self,
         split: EvaluationSplit,
-        rendering: Rendering,
+        encoder_input: EncoderInput,
         augmentation: Augmentation,
         *,
         seed: int,
@@ -120,14 +123,14 @@ class TrainStream(TrainingData):
         self.parts_per_step = batch_size // num_images
         is_whole = len(split.index) == len(split.source)
         source = split.source if is_whole else Subset(split.source, split.index)
-        config = replace(augmentation.view, mean=list(rendering.mean), std=list(rendering.std))
-        view = ViewSpec("image", rendering.size, config, masked=False, channels=split.source.channels)
-        super().__init__(source, [view], {}, seed=seed, batch_size=num_images, config=rendering.loader)
+        config = replace(augmentation.view, mean=list(encoder_input.mean), std=list(encoder_input.std))
+        view = ViewSpec("image", encoder_input.size, config, masked=False, channels=split.source.channels)
+        super().__init__(source, [view], {}, seed=seed, batch_size=num_images, config=encoder_input.loader)
         self._rows = rows_of_rank(num_images, *rank_and_world_size())
         self._labels = split.labels[split.index]
-        self._erasing = augmentation.erasing
+        self._erasing, self._has_corrupt = augmentation.erasing, False
         policy = augmentation.rand_augment
-        self._rand_augment = RandAugment(policy, rendering.size, rendering.mean) if policy else None
+        self._rand_augment = RandAugment(policy, encoder_input.size, encoder_input.mean) if policy else None
 
     def batch(self, step: int) -> Batch:
         """Load this rank's images of a part; parts are counted through all steps."""
@@ -135,23 +138,33 @@ class TrainStream(TrainingData):
         if rows.start == rows.stop:
             nothing = torch.empty(0, spec.channels, *spec.size, dtype=torch.uint8)
             return Batch({"image": nothing}, index=torch.empty(0, dtype=torch.int64))
-        index, images, corrupt = self._load(self.indices(step)[rows])
-        params = sample_params(spec.config, self.batch_size, generator_for(self.seed, "view", step, 0)).rows(rows)
-        if not is_whole_image(spec.config):
-            view = (render_equal if isinstance(images, Tensor) else render_each)(images, params, spec)
+        batch = self._evaluation_views(step) if is_whole_image(spec.config) else super().batch(step)
+        if self._rand_augment is None:
+            return batch
+        keys = [(self.seed, "rand_augment", step, row) for row in range(rows.start, rows.stop)]
+        return replace(batch, views={"image": self._rand_augment(batch.views["image"], keys)})
+
+    def unrendered(self, step: int) -> Batch:
+        """Load a part as ``batch``, and leave crops to the device where nothing on the host follows them."""
+        is_cropped = not is_whole_image(self.views[0].config) and self._rand_augment is None
+        return super().unrendered(step) if is_cropped and self._rows.start < self._rows.stop else self.batch(step)
+
+    def _evaluation_views(self, step: int) -> Batch:
+        """Load images as evaluations see them, flipped at random."""
+        planned, [(spec, params)] = self.indices(step), self._sampled(step)
+        index, images, corrupt = self._load(planned[self._rows])
+        if isinstance(images, Tensor):
+            view = evaluation_view(images, spec.size)
         else:
-            one_size = isinstance(images, Tensor)
-            view = evaluation_view(images, spec.size) if one_size else _evaluation_views(images, spec.size)
-            view = torch.where(params.flipped[:, None, None, None], view.flip(3), view)
-        if self._rand_augment is not None:
-            keys = [(self.seed, "rand_augment", step, row) for row in range(rows.start, rows.stop)]
-            view = self._rand_augment(view, keys)
-        return Batch({"image": view}, index=index, corrupt=corrupt, notices=self.source.take_notices())
+            view = torch.stack([evaluation_view(image, spec.size) for image in images])
+        view = torch.where(params.flipped[:, None, None, None], view.flip(3), view)
+        return self._batch(planned, {}, views={"image": view}, index=index, corrupt=corrupt)
 
     def parts(self, start: int, stop: int, device: torch.device) -> Iterator[Part]:
         """Yield the parts of the steps start .. stop-1, ``parts_per_step`` for each."""
         first = start * self.parts_per_step
         for number, batch in enumerate(self.batches(first, stop * self.parts_per_step), first):
+            self._report(batch.corrupt)
             labels = self._labels[batch.index].to(device)
             images = self.to_device(batch, device, non_blocking=True).views["image"]
             offset = number % self.parts_per_step * self.batch_size
@@ -160,9 +173,12 @@ class TrainStream(TrainingData):
                 images = random_erase(images, self._erasing, generator, self._rows, self.batch_size)
             yield Part(images, labels, range(offset + self._rows.start, offset + self._rows.stop))
 
-
-def _evaluation_views(images: Sequence[UInt8[Tensor, "C _ _"]], size: tuple[int, int]) -> UInt8[Tensor, "B C h w"]:
-    return torch.stack([evaluation_view(image, size) for image in images])
+    def _report(self, corrupt: Sequence[Corrupt]) -> None:
+        """Log the first image that can't be decoded, as every epoch meets all of them again."""
+        if corrupt and not self._has_corrupt:
+            self._has_corrupt = True
+            text = "%s can't be decoded (%s): it and others like it are replaced by the next image in each epoch"
+            log.warning(text, corrupt[0].name, corrupt[0].reason)
 
 
 def rows_of_rank(num_rows: int, rank: int, world_size: int) -> slice:

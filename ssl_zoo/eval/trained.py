@@ -2,6 +2,8 @@
 
 import dataclasses
 import logging
+from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import ClassVar
@@ -12,6 +14,8 @@ from ssl_zoo.data.batch import ViewConfig
 from ssl_zoo.eval.base import EVALUATORS, CannotEvaluate, EvaluatedModel, Evaluator, EvaluatorConfig, plain
 from ssl_zoo.eval.features import is_main_process
 from ssl_zoo.eval.presets import changes_of, check_preset
+from ssl_zoo.eval.subsets import listed_rows
+from ssl_zoo.scores import Score
 from ssl_zoo.settings import setting
 
 log = logging.getLogger(__name__)
@@ -39,13 +43,16 @@ class TrainedConfig(EvaluatorConfig):
     Attributes:
         added: settings that earlier versions lacked. They are recorded where they differ from their defaults, so that
             hashes of older protocols stay what they were.
-        unrecorded: settings that don't change what is computed.
+        unrecorded: settings that don't change what is computed, or that other entries of the protocol stand for.
     """
 
     added: ClassVar[frozenset[str]] = frozenset()
-    unrecorded: ClassVar[frozenset[str]] = frozenset({"preset", "features", "max_gigabytes", "checkpoint_every"})
+    unrecorded: ClassVar[frozenset[str]] = frozenset(
+        {"preset", "features", "max_gigabytes", "checkpoint_every", "split_file"}
+    )
 
     preset: str = setting("", "a paper's protocol, which sets the keys that are not set explicitly; empty = none")
+    split_file: str = setting("", "file of the names of the images to train on, e.g. of a 1 % split; empty = all")
     horizontal_flip: float = setting(
         0.0, "probability that a train image is flipped; left and right are exchanged", at_least=0, at_most=1
     )
@@ -126,6 +133,17 @@ class TrainedEvaluator(Evaluator):
     """Base of evaluators that train: their protocol records presets, and settings added later where they differ."""
 
     config: TrainedConfig
+
+    def __call__(self, model: EvaluatedModel) -> Sequence[Score]:
+        if self.config.split_file:
+            names = model.train.source.sample_name
+            rows = listed_rows(self.config.split_file, model.train.index, names)
+            model = model.with_train(model.train.take(rows))
+        return self.scores(model)
+
+    @abstractmethod
+    def scores(self, model: EvaluatedModel) -> Sequence[Score]:
+        """Score the encoder, trained on all train images of ``model``; as ``Evaluator``."""
 
     def protocol(self, model: EvaluatedModel, **varied: object) -> dict[str, object]:
         config = self.config

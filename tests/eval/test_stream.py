@@ -26,7 +26,7 @@ STRONG = ViewConfig(crop_scale=[0.3, 1.0], horizontal_flip=0.5)
 def stream(batch_size: int = 10, view: ViewConfig | None = None, samples: int = 0, **settings) -> TrainStream:
     model = probe(train_samples=samples).evaluated_model(encoder())
     augmentation = Augmentation(view or ViewConfig(), **settings)
-    return TrainStream(model.train, model.rendering, augmentation, seed=3, batch_size=batch_size)
+    return TrainStream(model.train, model.encoder_input, augmentation, seed=3, batch_size=batch_size)
 
 
 @pytest.mark.parametrize("samples", [0, 80])
@@ -71,7 +71,7 @@ def test_a_rank_without_images_has_an_empty_share(monkeypatch):
     monkeypatch.setattr(stream_module, "rank_and_world_size", lambda: (0, 4))
     model = probe().evaluated_model(encoder())
     streamed = TrainStream(
-        model.train, model.rendering, Augmentation(STRONG, "rand-m9", erasing=0.5), seed=0, batch_size=3
+        model.train, model.encoder_input, Augmentation(STRONG, "rand-m9", erasing=0.5), seed=0, batch_size=3
     )
     frozen = FrozenEncoder(model, [FeatureKind(Pooling.average, 1)], final_norm=True)
     [([features], labels)] = frozen.steps(streamed, 0, 1)

@@ -183,6 +183,17 @@ def test_a_refit_uses_the_held_out_images_and_without_it_the_chosen_head_is_scor
     assert seen[True].protocol_hash != seen[False].protocol_hash
 
 
+def test_a_published_split_chooses_the_train_images_by_name(tmp_path):
+    file = tmp_path / "few.txt"
+    file.write_text("\n".join(f"stripes/{number}" for number in (0, 1, 2, 3, 50, 51)))
+    found = []
+    for source in (FeatureSource.cached, FeatureSource.streamed):
+        linear = LinearConfig(epochs=1, lrs=[0.1], features=source, split_file=str(file))
+        found += probe(train_samples=0, evaluators=["linear"], linear=linear)(encoder())
+    assert [score.protocol["train"] for score in found] == [6, 6]
+    assert found[0].protocol["train_hash"] == found[1].protocol["train_hash"]
+
+
 def test_an_image_that_no_rank_can_decode_is_not_counted(monkeypatch):
     model = probe().evaluated_model(encoder())
 
