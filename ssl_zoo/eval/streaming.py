@@ -155,7 +155,7 @@ def accuracies(
     except NothingDecoded as error:
         nothing = error
     sum_over_ranks([counts])
-    *correct, total = counts.tolist()
+    *correct, total = counts.cpu().tolist()
     if total == 0:
         raise nothing or NothingDecoded("no image for evaluation could be decoded")
     return [number / total for number in correct]
