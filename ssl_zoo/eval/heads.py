@@ -143,11 +143,10 @@ class FrozenEncoder:
         """Yield this rank's features and labels of each step."""
         parts = stream.parts(start, stop, self.model.device)
         for _ in range(start, stop):
-            pieces = [
-                piece
-                for part in itertools.islice(parts, stream.parts_per_step)
-                for piece in ((self(p.images), p.labels) for p in part.pieces(self.model.encoder_input.batch_size))
-            ]
+            pieces = []
+            for part in itertools.islice(parts, stream.parts_per_step):
+                for piece in part.pieces(self.model.encoder_input.batch_size):
+                    pieces.append((self(piece.images), piece.labels))
             features, labels = zip(*pieces, strict=True)
             yield [torch.cat(of_kind) for of_kind in zip(*features, strict=True)], torch.cat(labels)
 
@@ -158,7 +157,7 @@ class StreamedFit(Generic[Kind]):
 
     Attributes:
         make: returns heads and their optimizer for kinds, widths of their features and rates.
-        factor: of the learning rates at a fraction of the training.
+        factor: of the learning rates as a function of the epoch, which may be fractional.
         batch_size: of a step, over all ranks.
     """
 

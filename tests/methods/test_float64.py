@@ -22,8 +22,8 @@ from ssl_zoo.scores import Score
 pytestmark = pytest.mark.slow
 QUICK = {
     "linear": LinearConfig(epochs=1),
-    "attentive": AttentiveConfig(epochs=1),
-    "finetune": FinetuneConfig(epochs=1, batch_size=40),
+    "attentive": AttentiveConfig(epochs=1, crop_scale=[0.5, 1.0]),
+    "finetune": FinetuneConfig(epochs=1, batch_size=40, random_erasing=0.5),
     "logistic": LogisticConfig(max_iterations=3),
     "low_shot": LowShotConfig(images_per_class=2, max_iterations=3),
     "health": HealthConfig(lidar_images=8, lidar_views=2),
