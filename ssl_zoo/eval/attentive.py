@@ -12,13 +12,15 @@ from torch import Tensor
 
 from ssl_zoo.eval.attentive_heads import AttentiveHeads
 from ssl_zoo.eval.base import EVALUATORS, EvaluatedModel, accuracy, check_labels
+from ssl_zoo.eval.cost import Cost, Workload
 from ssl_zoo.eval.features import Features, Pooling, feature_dim
 from ssl_zoo.eval.heads import FeatureKind, Heads, Rates, Scorer, StreamedFit, choose, score_of
+from ssl_zoo.eval.shards import rank_and_size
 from ssl_zoo.eval.stacked_optim import StackedAdamW
-from ssl_zoo.eval.stream import rank_and_world_size, rows_of_rank
+from ssl_zoo.eval.stream import rows_of_rank
 from ssl_zoo.eval.streaming import train
 from ssl_zoo.eval.subsets import take_rows
-from ssl_zoo.eval.trained import ProbeHeadsConfig, TrainedEvaluator, check_split_labels
+from ssl_zoo.eval.trained import ProbeHeadsConfig, TrainedEvaluator, check_split_labels, cost_of_heads
 from ssl_zoo.scores import Score
 from ssl_zoo.seeding import generator_for, seed_for
 from ssl_zoo.settings import setting
@@ -85,6 +87,11 @@ class Attentive(TrainedEvaluator):
             cached = CachedFit(model, config, make)
             choice = choose(config, kinds, rates, cached.num_images(kinds), cached)
         return [score_of("attentive", config, len(kinds) * len(rates), choice, protocol)]
+
+    def cost(self, workload: Workload) -> Cost:
+        kinds, encoder = self.config.kinds, workload.encoder
+        width = encoder.num_patches * sum(feature_dim(encoder, kind.pooling, kind.num_layers) for kind in kinds)
+        return cost_of_heads(self.config, workload, width, len(kinds) * len(self.config.rates))
 
 
 def _heads(
@@ -155,7 +162,7 @@ def _gradients(
 ) -> Iterator[None]:
     """Compute this rank's share of the gradient of each step, in epochs of full batches; as ``Gradients``."""
     generator = generator_for(config.seed, "attentive", "order")
-    own = rows_of_rank(batch_size, *rank_and_world_size())
+    own = rows_of_rank(batch_size, *rank_and_size())
     for _ in range(config.epochs):
         order = torch.randperm(len(tokens[0].values), generator=generator)
         for rows in order[: len(order) // batch_size * batch_size].split(batch_size):

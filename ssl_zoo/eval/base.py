@@ -74,7 +74,7 @@ class EvaluatedModel:
     def with_train(self, split: EvaluationSplit) -> "EvaluatedModel":
         """Return the same model with other train images."""
         other = copy.copy(self)
-        other.train, other._features = split, {}
+        other.train, other._shards, other._complete = split, {}, {}
         return other
 
     def precision(self) -> AbstractContextManager:

@@ -19,10 +19,12 @@ from torch.nn.functional import cross_entropy
 from ssl_zoo.eval.augment import POLICY
 from ssl_zoo.eval.base import EVALUATORS, EvaluatedModel
 from ssl_zoo.eval.cache import weights_hash
+from ssl_zoo.eval.cost import Cost, Workload
 from ssl_zoo.eval.drop_path import Decisions, set_drop_path
 from ssl_zoo.eval.features import Pooling, feature_dim, pooled
 from ssl_zoo.eval.mix import Mix
-from ssl_zoo.eval.stream import Augmentation, TrainStream, rank_and_world_size
+from ssl_zoo.eval.shards import rank_and_size
+from ssl_zoo.eval.stream import Augmentation, TrainStream
 from ssl_zoo.eval.streaming import accuracies, length_of, train, training_name
 from ssl_zoo.eval.trained import TrainedConfig, TrainedEvaluator, check_split_labels
 from ssl_zoo.nn import ViT
@@ -106,6 +108,12 @@ class Finetune(TrainedEvaluator):
         [value] = accuracies(logits, model.test, 1, model.device)
         return [Score("finetune", value, protocol)]
 
+    def cost(self, workload: Workload) -> Cost:
+        num_parameters = sum(parameter.numel() for parameter in workload.encoder.parameters())
+        encoded = 3 * self.config.epochs * workload.num_train + workload.num_test
+        how = "weights, gradients, moments; activations are not counted; a backward pass counts as two forward passes"
+        return Cost(16 * num_parameters, encoded, 0, how)
+
 
 @torch.enable_grad()
 def finetune(
@@ -156,7 +164,7 @@ def _gradients(
     def gradients(start: int) -> Iterator[None]:
         parts = stream.parts(start, num_steps, model.device)
         for step in range(start, num_steps):
-            torch.manual_seed(seed_for(stream.seed, "forward", step, rank_and_world_size()[0]))
+            torch.manual_seed(seed_for(stream.seed, "forward", step, rank_and_size()[0]))
             kept = decisions.sample(stream.seed, step, stream.images_per_step).to(model.device)
             for part in itertools.islice(parts, stream.parts_per_step):
                 for piece in part.pieces(piece_size):

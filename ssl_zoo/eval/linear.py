@@ -19,13 +19,14 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from ssl_zoo.eval.base import EVALUATORS, EvaluatedModel, accuracy, check_classification
+from ssl_zoo.eval.cost import Cost, Workload
 from ssl_zoo.eval.features import Features, Pooling, feature_dim
 from ssl_zoo.eval.heads import Rates, Scorer, StreamedFit, choose, score_of
 from ssl_zoo.eval.linear_heads import LinearHeads, LinearKind
 from ssl_zoo.eval.logistic import Preprocessing, preprocessed
 from ssl_zoo.eval.stacked_optim import LARS_TRUST, StackedSGD
 from ssl_zoo.eval.subsets import take_rows
-from ssl_zoo.eval.trained import ProbeHeadsConfig, TrainedEvaluator, check_split_labels
+from ssl_zoo.eval.trained import ProbeHeadsConfig, TrainedEvaluator, check_split_labels, cost_of_heads
 from ssl_zoo.scores import Score
 from ssl_zoo.seeding import generator_for
 from ssl_zoo.settings import setting
@@ -121,6 +122,12 @@ class Linear(TrainedEvaluator):
             cached = CachedFit(model, config)
             choice = choose(config, kinds, rates, cached.num_images(kinds), cached)
         return [score_of("linear", config, len(kinds) * len(rates), choice, protocol)]
+
+    def cost(self, workload: Workload) -> Cost:
+        kinds, encoder = self.config.kinds, workload.encoder
+        shapes = {(kind.pooling, kind.num_layers) for kind in kinds}
+        width = sum(feature_dim(encoder, *shape) for shape in shapes)
+        return cost_of_heads(self.config, workload, width, len(kinds) * len(self.config.rates))
 
 
 def _heads(

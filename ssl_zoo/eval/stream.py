@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
-import torch.distributed as dist
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
@@ -14,6 +13,7 @@ from ssl_zoo.data.loader import LoaderConfig, TrainingData
 from ssl_zoo.data.sources.base import Source
 from ssl_zoo.data.transforms import evaluation_view, is_whole_image
 from ssl_zoo.eval.augment import RandAugment, random_erase
+from ssl_zoo.eval.shards import rank_and_size
 from ssl_zoo.eval.split import EvaluationSplit
 from ssl_zoo.seeding import generator_for
 
@@ -126,7 +126,7 @@ class TrainStream(TrainingData):
         config = replace(augmentation.view, mean=list(encoder_input.mean), std=list(encoder_input.std))
         view = ViewSpec("image", encoder_input.size, config, masked=False, channels=split.source.channels)
         super().__init__(source, [view], {}, seed=seed, batch_size=num_images, config=encoder_input.loader)
-        self._rows = rows_of_rank(num_images, *rank_and_world_size())
+        self._rows = rows_of_rank(num_images, *rank_and_size())
         self._labels = split.labels[split.index]
         self._erasing, self._has_corrupt = augmentation.erasing, False
         policy = augmentation.rand_augment
@@ -188,8 +188,3 @@ def rows_of_rank(num_rows: int, rank: int, world_size: int) -> slice:
     """
     start, stop = (2 * (num_rows // 2 * number // world_size) for number in (rank, rank + 1))
     return slice(start, num_rows if rank == world_size - 1 else stop)
-
-
-def rank_and_world_size() -> tuple[int, int]:
-    """Return this process's rank and the number of ranks; 0 and 1 without a process group."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)

@@ -13,8 +13,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ssl_zoo.data.loader import NothingDecoded
+from ssl_zoo.eval.shards import rank_and_size
 from ssl_zoo.eval.split import EvaluationSplit
-from ssl_zoo.eval.stream import rank_and_world_size
 
 log = logging.getLogger(__name__)
 _REPORT_EVERY_S = 60.0
@@ -84,7 +84,7 @@ class _Report:
 
     def __call__(self, done: int) -> None:
         now = time.monotonic()
-        if now - self.last < _REPORT_EVERY_S or rank_and_world_size()[0] != 0:
+        if now - self.last < _REPORT_EVERY_S or rank_and_size()[0] != 0:
             return
         self.last = now
         left = (now - self.began) / (done - self.start) * (self.num_steps - done)
@@ -99,7 +99,7 @@ def length_of(epochs: float, num_images: int, batch_size: int) -> int:
 @torch.no_grad()
 def sum_over_ranks(tensors: Sequence[Tensor]) -> None:
     """Sum tensors of one dtype over ranks, in place and in one collective."""
-    if rank_and_world_size()[1] == 1 or not tensors:
+    if rank_and_size()[1] == 1 or not tensors:
         return
     flat = torch.cat([tensor.flatten() for tensor in tensors])
     dist.all_reduce(flat)
@@ -112,7 +112,7 @@ def summed(values: Tensor) -> Tensor:
 
     The backward pass sums the gradients of all ranks, so that the gradient of the sum of the ranks' losses is right.
     """
-    return values if rank_and_world_size()[1] == 1 else _Summed.apply(values)
+    return values if rank_and_size()[1] == 1 else _Summed.apply(values)
 
 
 class _Summed(torch.autograd.Function):
@@ -143,7 +143,7 @@ def accuracies(
     Raises:
         NothingDecoded: no image of the split could be decoded.
     """
-    rank, world_size = rank_and_world_size()
+    rank, world_size = rank_and_size()
     bounds = [split.num_images * number // world_size for number in (rank, rank + 1)]
     own = split if world_size == 1 else split.take(torch.arange(*bounds))
     counts = torch.zeros(num_heads + 1, dtype=torch.int64, device=device)  # correct images of each head, all images

@@ -12,8 +12,9 @@ import torch
 
 from ssl_zoo.data.batch import ViewConfig
 from ssl_zoo.eval.base import EVALUATORS, CannotEvaluate, EvaluatedModel, Evaluator, EvaluatorConfig, plain
-from ssl_zoo.eval.features import is_main_process
+from ssl_zoo.eval.cost import Cost, Workload
 from ssl_zoo.eval.presets import changes_of, check_preset
+from ssl_zoo.eval.shards import is_main_process
 from ssl_zoo.eval.subsets import listed_rows
 from ssl_zoo.scores import Score
 from ssl_zoo.settings import setting
@@ -109,14 +110,7 @@ class ProbeHeadsConfig(TrainedConfig):
         Raises:
             ValueError: ``features=cached``, and augmentation or the size of the features forbids it.
         """
-        gigabytes, limit = num_bytes / 1e9, f"{self.key('max_gigabytes')}={self.max_gigabytes:g}"
-        size = f"the features of {num_images} images take {gigabytes:.1f} GB"
-        reason = ""
-        if self.augments:
-            changed = "crop_scale" if list(self.crop_scale) != [1.0, 1.0] else "horizontal_flip"
-            reason = f"{self.key(changed)}={getattr(self, changed)} augments the train images"
-        elif gigabytes > self.max_gigabytes:
-            reason = f"{size}, more than {limit}"
+        size, reason = _size(num_images, num_bytes), self.against_cache(num_images, num_bytes)
         if self.features is FeatureSource.cached and reason:
             key = self.key("features")
             raise ValueError(
@@ -124,9 +118,41 @@ class ProbeHeadsConfig(TrainedConfig):
             )
         streamed = self.features is FeatureSource.streamed or bool(reason)
         if is_main_process():
+            limit = f"{self.key('max_gigabytes')}={self.max_gigabytes:g}"
             why = reason or (f"{self.key('features')}=streamed" if streamed else f"{size}, at most {limit}")
             log.info("%s: %s, since %s", name, "streamed through the encoder" if streamed else "cached features", why)
         return streamed
+
+    def against_cache(self, num_images: int, num_bytes: int) -> str:
+        """Return why features can't be held in memory; empty where they can."""
+        if self.augments:
+            changed = "crop_scale" if list(self.crop_scale) != [1.0, 1.0] else "horizontal_flip"
+            return f"{self.key(changed)}={getattr(self, changed)} augments the train images"
+        if num_bytes > 1e9 * self.max_gigabytes:
+            return f"{_size(num_images, num_bytes)}, more than {self.key('max_gigabytes')}={self.max_gigabytes:g}"
+        return ""
+
+
+def _size(num_images: int, num_bytes: int) -> str:
+    return f"the features of {num_images} images take {num_bytes / 1e9:.1f} GB"
+
+
+def cost_of_heads(config: ProbeHeadsConfig, workload: Workload, width: int, num_heads: int) -> Cost:
+    """Return the cost of a probe whose heads share forward passes, without the heads' own work.
+
+    Args:
+        width: values of an image's features of all kinds.
+        num_heads: heads of the grid.
+    """
+    num_bytes = 4 * width * workload.num_images
+    if config.features is not FeatureSource.streamed and not config.against_cache(workload.num_images, num_bytes):
+        how = "cached features of all images on every rank; the heads' own work is not counted"
+        return Cost(num_bytes + workload.part_bytes(width), workload.num_images, 0, how)
+    is_grid, held_out = num_heads > 1 and config.selection is Selection.held_out, config.validation_fraction
+    rounds = 1 - held_out + config.refit if is_grid else 1.0
+    encoded = config.epochs * rounds * workload.num_train + held_out * is_grid * workload.num_train + workload.num_test
+    how = f"streamed: {config.epochs} epochs x {rounds:.1f}; activations and the heads' own work are not counted"
+    return Cost(4 * width * workload.batch_size, encoded, 0, how)
 
 
 class TrainedEvaluator(Evaluator):

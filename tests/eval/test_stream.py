@@ -68,7 +68,7 @@ def test_ranks_take_all_rows_in_whole_pairs(num_rows):
 
 def test_a_rank_without_images_has_an_empty_share(monkeypatch):
     assert [len(range(10)[rows_of_rank(3, rank, 4)]) for rank in range(4)] == [0, 0, 0, 3]
-    monkeypatch.setattr(stream_module, "rank_and_world_size", lambda: (0, 4))
+    monkeypatch.setattr(stream_module, "rank_and_size", lambda: (0, 4))
     model = probe().evaluated_model(encoder())
     streamed = TrainStream(
         model.train, model.encoder_input, Augmentation(STRONG, "rand-m9", erasing=0.5), seed=0, batch_size=3
