@@ -6,7 +6,7 @@ that neither the number of ranks nor that of worker processes changes what an im
 
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -254,6 +254,9 @@ class TrainingData:
 _MAX_SUBSTITUTES = 100  # a data set with more corrupt images in a row is refused
 
 
+Transform = Callable[[UInt8[Tensor, "B C h w"], Int[Tensor, "B"]], UInt8[Tensor, "B C h w"]]
+
+
 class NothingDecoded(ValueError):
     """No image for an evaluation could be decoded."""
 
@@ -264,6 +267,7 @@ class EvaluationData:
     Args:
         indices: sample ids to take, in this order; all when None.
         size: height and width in pixels of the images given out.
+        transform: changes images of that size, given their sample ids, before they are normalised.
 
     Attributes:
         corrupt: samples that the last complete iteration left out.
@@ -279,12 +283,13 @@ class EvaluationData:
         std: Sequence[float],
         batch_size: int = 256,
         num_workers: int | None = 0,
+        transform: Transform | None = None,
     ) -> None:
-        self.source, self.size, self.batch_size = source, tuple(size), batch_size
+        self.source, self.size, self.batch_size, self.transform = source, tuple(size), batch_size, transform
         self.indices = torch.arange(len(source)) if indices is None else indices
         self.num_workers = resolve_workers(num_workers)
         self.corrupt: tuple[Corrupt, ...] = ()
-        self._normalize = Normalize(mean, std)
+        self.normalize = Normalize(mean, std)
 
     def __len__(self) -> int:
         """Number of batches."""
@@ -302,7 +307,7 @@ class EvaluationData:
             corrupt.extend(batch.corrupt)
             num_images += batch.num_images
             if batch.num_images:
-                images = self._normalize(batch.views["image"])
+                images = self.normalize(batch.views["image"])
                 yield images, None if labels is None else labels[batch.index], batch.index
         self.corrupt = tuple(corrupt)
         if num_images == 0:
@@ -319,17 +324,24 @@ class EvaluationData:
         images = _all_decoded(self.source, index)
         if images is not None:
             notices = self.source.take_notices()
-            return Batch({"image": evaluation_view(images, self.size)}, index=index, notices=notices)
+            return Batch(
+                {"image": self.transformed(evaluation_view(images, self.size), index)}, index=index, notices=notices
+            )
         results = [(sample, _decoded(self.source, sample)) for sample in index.tolist()]
         kept = [(sample, image) for sample, image in results if not isinstance(image, Corrupt)]
         views = [torch.empty(0, self.source.channels, *self.size, dtype=torch.uint8)]
         views += [evaluation_view(image, self.size)[None] for _, image in kept]
+        index = torch.tensor([sample for sample, _ in kept], dtype=torch.int64)
         return Batch(
-            {"image": torch.cat(views)},
-            index=torch.tensor([sample for sample, _ in kept], dtype=torch.int64),
+            {"image": self.transformed(torch.cat(views), index)},
+            index=index,
             corrupt=tuple(result for _, result in results if isinstance(result, Corrupt)),
             notices=self.source.take_notices(),
         )
+
+    def transformed(self, images: UInt8[Tensor, "B C h w"], index: Int[Tensor, "B"]) -> UInt8[Tensor, "B C h w"]:
+        """Apply the transform, if there is one, to views of the samples ``index``."""
+        return images if self.transform is None else self.transform(images, index)
 
 
 def _all_decoded(source: Source, index: Int[Tensor, "B"]) -> UInt8[Tensor, "B C H W"] | None:

@@ -3,11 +3,11 @@
 Every object is rendered inside a square box of pixels around it, all objects of all images at once, and the boxes are
 blended from far to near. Edges are antialiased analytically, by the depth of a ray in the object in units of a pixel.
 Lengths are in scene units (an object is about one unit wide); x points right, y up, z into the image; the camera is
-``CAMERA_HEIGHT`` above the origin.
+``CAMERA_HEIGHT`` above the origin. The same rays give each pixel's depth and object.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -15,13 +15,12 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from ssl_zoo.data.shapes import HALF_HEIGHT, INTERSECT, dot
+
 CAMERA_HEIGHT = 4.5
 FOCAL = 2.0  # in half images: the field of view is 53 degrees
 _PITCH = math.radians(22.0)  # downwards
-SPHERE, BOX, CYLINDER, CONE = range(4)
-SHAPES = ("sphere", "box", "cylinder", "cone")
 _EXTENT = (1.15, 1.35, 1.3, 1.45)  # half width of the box of pixels around each shape, in units of its size
-_HALF_HEIGHT = (1.0, 0.74, 0.85, 1.0)  # of each shape, in units of its size
 _BOXES = (1.0, 0.66, 0.42)  # widths of the boxes around objects, as fractions of the widest
 
 
@@ -43,8 +42,27 @@ class Scenes:
     fields: Float[Tensor, "B fields"]  # strengths of the patterns on the ground
 
     def centers(self) -> Float[Tensor, "B O 3"]:
-        height = torch.tensor(_HALF_HEIGHT)[self.shape] * self.size
+        height = torch.tensor(HALF_HEIGHT)[self.shape] * self.size
         return torch.stack([self.ground[..., 0], height - CAMERA_HEIGHT, self.ground[..., 1]], dim=-1)
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What the pixels of B images show; a pixel shows what the ray through its centre meets first."""
+
+    depth: Float[Tensor, "B H W"]  # along the camera's axis as of depth cameras, in scene units; infinite on the wall
+    instance: UInt8[Tensor, "B H W"]  # number of the object in its scene, from 1; 0 is the background
+
+    def positions(self) -> Float[Tensor, "B 3 H W"]:
+        """Return x, y, z of the surface points relative to the camera; not finite on the wall."""
+        rows = torch.arange(self.depth.shape[-1])
+        direction = torch.stack(_rays(rows[:, None], rows[None, :], len(rows)))
+        return direction * (self.depth / _along_axis(direction))[:, None]
+
+    def objects_per_patch(self, patch_size: int) -> Int[Tensor, "B h w"]:
+        """Return the number of objects of which a patch shows at least one pixel."""
+        rows = self.instance.unflatten(2, (-1, patch_size)).unflatten(1, (-1, patch_size)).transpose(2, 3).flatten(3)
+        return sum((rows == number).any(dim=3).long() for number in range(1, int(self.instance.max()) + 1))
 
 
 def render(scenes: Scenes, image_size: int) -> UInt8[Tensor, "B 3 H W"]:
@@ -52,9 +70,80 @@ def render(scenes: Scenes, image_size: int) -> UInt8[Tensor, "B 3 H W"]:
 
     Only elementwise arithmetic is used, since the order of sums in a matmul depends on the batch size.
     """
-    order = scenes.count.argsort(descending=True)  # then the scenes with an n-th object are the first ones, a slice
-    scenes = Scenes(**{name: value[order] for name, value in vars(scenes).items()})
-    canvas = _background(scenes, image_size).view(-1)
+    scenes, order = _by_falling_count(scenes)
+    canvas = _background(scenes, image_size)
+    for layer, row in _back_to_front(scenes, image_size):
+        layer.blend(canvas, row)
+    return _in_order(canvas.mul_(255).round_().clamp_(0, 255).to(torch.uint8), order)
+
+
+def render_with_geometry(scenes: Scenes, image_size: int) -> tuple[UInt8[Tensor, "B 3 H W"], Geometry]:
+    """Render the images of ``render`` and what the same rays meet."""
+    scenes, order = _by_falling_count(scenes)
+    canvas = _background(scenes, image_size)
+    depth = _background_depth(image_size).repeat(len(scenes.count), 1, 1)
+    instance = torch.zeros_like(depth, dtype=torch.uint8)
+    for layer, row in _back_to_front(scenes, image_size):
+        layer.blend(canvas, row)
+        layer.draw(depth, instance, row)
+    images = canvas.mul_(255).round_().clamp_(0, 255).to(torch.uint8)
+    return _in_order(images, order), Geometry(_in_order(depth, order), _in_order(instance, order))
+
+
+def _by_falling_count(scenes: Scenes) -> tuple[Scenes, Int[Tensor, "B"]]:
+    """Sort scenes, so that those with an n-th object are the first ones, a slice."""
+    order = scenes.count.argsort(descending=True)
+    return Scenes(**{name: value[order] for name, value in vars(scenes).items()}), order
+
+
+def _in_order(values: Tensor, order: Int[Tensor, "B"]) -> Tensor:
+    """Undo the sorting of scenes."""
+    return torch.empty_like(values).index_copy_(0, order, values)
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """The n objects of one shape whose boxes of P pixels have one size, the nearest of their scenes first.
+
+    Attributes:
+        starts: first object of each rank; rank 0 is the nearest object of a scene.
+        pixels: of the first channel, on the canvas of all images.
+    """
+
+    starts: Sequence[int]
+    image: Int[Tensor, "n"]
+    number: Int[Tensor, "n"]  # of the object in its scene, from 1
+    pixels: Int[Tensor, "n P"]
+    colors: Float[Tensor, "n 3 P"]
+    coverage: Float[Tensor, "n P"]  # above one half where the ray through the pixel's centre meets the object
+    depth: Float[Tensor, "n P"]
+
+    def blend(self, canvas: Float[Tensor, "B 3 H W"], row: slice) -> None:
+        """Blend the colours of these objects into the images."""
+        size = canvas[0, 0].numel()
+        where = self.pixels[row][:, None] + torch.arange(0, 3 * size, size)[:, None]
+        below = canvas.take(where)
+        canvas.put_(where, self.colors[row].sub_(below).mul_(self.coverage[row][:, None]).add_(below))
+
+    def draw(self, depth: Float[Tensor, "B H W"], instance: UInt8[Tensor, "B H W"], row: slice) -> None:
+        """Draw depths and numbers of these objects over what is farther away."""
+        is_hit = self.coverage[row] > 0.5
+        where = (self.pixels[row] - 2 * depth[0].numel() * self.image[row][:, None])[is_hit]
+        depth.put_(where, self.depth[row][is_hit])
+        instance.put_(where, self.number[row][:, None].expand_as(is_hit)[is_hit].to(torch.uint8))
+
+
+def _back_to_front(scenes: Scenes, image_size: int) -> Iterator[tuple[_Layer, slice]]:
+    """Yield the objects from far to near, several of different scenes at once."""
+    layers = list(_layers(scenes, image_size))
+    for depth in range(int(scenes.count.max()) - 1, -1, -1):
+        for layer in layers:
+            row = slice(layer.starts[depth], layer.starts[depth + 1])
+            if row.start < row.stop:
+                yield layer, row
+
+
+def _layers(scenes: Scenes, image_size: int) -> Iterator[_Layer]:
     centers = scenes.centers()
     present = torch.arange(scenes.shape.shape[1]) < scenes.count[:, None]
     rank = _norm(centers).masked_fill(~present, math.inf).argsort(1).argsort(1)  # 0 = nearest
@@ -63,31 +152,27 @@ def render(scenes: Scenes, image_size: int) -> UInt8[Tensor, "B 3 H W"]:
     width = FOCAL * image_size * extent / (forward - 0.8 * scenes.size) + 2
     widest = min(image_size, int(width[present].max()) + 1)
     boxes = [int(widest * fraction) for fraction in _BOXES]
-    layers = []
     for box, smaller in zip(boxes, [*boxes[1:], 0], strict=True):
         fits = present & (width > smaller) & ((width <= box) | (box == widest))
-        for shape, intersect in enumerate(_INTERSECT):
+        for shape, intersect in enumerate(INTERSECT):
             image, slot = torch.nonzero(fits & (scenes.shape == shape), as_tuple=True)
             if len(image):
                 ranks, by_rank = rank[image, slot].sort()
-                shaded = _shade(scenes, centers, image[by_rank], slot[by_rank], intersect, image_size, box)
-                layers.append((torch.searchsorted(ranks, torch.arange(rank.shape[1] + 1)).tolist(), *shaded))
-    channels = torch.arange(0, 3 * image_size**2, image_size**2)[:, None]
-    for depth in range(int(scenes.count.max()) - 1, -1, -1):
-        for starts, pixels, colors, coverage in layers:
-            row = slice(starts[depth], starts[depth + 1])
-            if row.start < row.stop:
-                where = pixels[row][:, None] + channels
-                below = canvas.take(where)
-                canvas.put_(where, colors[row].sub_(below).mul_(coverage[row][:, None]).add_(below))
-    images = canvas.mul_(255).round_().clamp_(0, 255).to(torch.uint8).view(-1, 3, image_size, image_size)
-    return torch.empty_like(images).index_copy_(0, order, images)
+                starts = torch.searchsorted(ranks, torch.arange(rank.shape[1] + 1)).tolist()
+                yield _shade(scenes, centers, starts, image[by_rank], slot[by_rank], intersect, image_size, box)
 
 
 def _shade(
-    scenes: Scenes, centers: Tensor, image: Tensor, slot: Tensor, intersect: Callable, image_size: int, box: int
-) -> tuple[Int[Tensor, "n P"], Float[Tensor, "n 3 P"], Float[Tensor, "n P"]]:
-    """Shade n objects of one shape: positions of the first channel's pixels on the canvas, colours and coverage."""
+    scenes: Scenes,
+    centers: Tensor,
+    starts: Sequence[int],
+    image: Tensor,
+    slot: Tensor,
+    intersect: Callable,
+    image_size: int,
+    box: int,
+) -> _Layer:
+    """Shade n objects of one shape."""
     center, size = centers[image, slot], scenes.size[image, slot]
     top, left = _box_corner(center, image_size, box)
     offset = torch.arange(box)
@@ -96,90 +181,21 @@ def _shade(
     direction = _rays(rows[:, :, None], columns[:, None, :], image_size)
     origin = [-axis[:, None, None] for axis in center.unbind(-1)]  # the camera relative to the object
     pixel = (_norm(center) * (2 / (FOCAL * image_size)))[:, None, None]  # width of a pixel at the object
-    normal, coverage = intersect(
+    normal, coverage, distance = intersect(
         origin, direction, size[:, None, None], scenes.yaw[image, slot][:, :, None, None].unbind(1), pixel
     )
     light = [axis[:, None, None] for axis in scenes.light[image].unbind(-1)]
-    facing = _dot(normal, light)
+    facing = dot(normal, light)
     # Mirror direction of the light against the direction to the camera, which is minus the ray.
-    glint = _dot(normal, direction).mul_(facing).mul_(-2).add_(_dot(direction, light)).clamp_(0, 1)
+    glint = dot(normal, direction).mul_(facing).mul_(-2).add_(dot(direction, light)).clamp_(0, 1)
     for _ in range(4):
         glint.mul_(glint)  # to the 16th power
     glint.mul_(scenes.gloss[image, slot][:, None, None])
     diffuse = facing.clamp_(min=0).mul_(0.62).add_(0.42).add_(0.16 * normal[1])
     color = (scenes.color[image, slot] * scenes.light_color[image])[:, :, None]
     colors = (diffuse.flatten(1)[:, None] * color).add_(glint.flatten(1)[:, None])
-    return pixels.flatten(1), colors, coverage.flatten(1)
-
-
-def _sphere(origin, direction, size, yaw, pixel):
-    along = _dot(origin, direction)
-    inside = size * size - (_dot(origin, origin) - along * along)  # squared half length of the chord
-    depth = -along - inside.clamp(min=0).sqrt()
-    normal = [(o + depth * d) / size for o, d in zip(origin, direction, strict=True)]
-    gap = size - (size * size - inside).clamp(min=0).sqrt()  # of the ray inside the rim
-    return normal, (gap / pixel + 0.5).clamp_(0, 1)
-
-
-def _box(origin, direction, size, yaw, pixel):
-    cos, sin = yaw
-    half = _HALF_HEIGHT[BOX] * size
-    starts = (cos * origin[0] + sin * origin[2], origin[1], cos * origin[2] - sin * origin[0])
-    steps = (cos * direction[0] + sin * direction[2], direction[1], cos * direction[2] - sin * direction[0])
-    near, far = [], []
-    for start, step in zip(starts, steps, strict=True):
-        slope = 1 / torch.where(step.abs() < 1e-6, torch.full((), 1e-6), step)
-        middle, reach = -start * slope, half * slope.abs()
-        near.append(middle - reach)
-        far.append(middle + reach)
-    enter = torch.maximum(torch.maximum(near[0], near[1]), near[2])
-    leave = torch.minimum(torch.minimum(far[0], far[1]), far[2])
-    faces = [-step.sign() * (distance == enter) for step, distance in zip(steps, near, strict=True)]
-    normal = (cos * faces[0] - sin * faces[2], faces[1], sin * faces[0] + cos * faces[2])
-    return normal, ((leave - enter) / (2 * pixel) + 0.5).clamp_(0, 1)
-
-
-def _cylinder(origin, direction, size, yaw, pixel):
-    radius, half = 0.85 * size, _HALF_HEIGHT[CYLINDER] * size
-    flat = direction[0] ** 2 + direction[2] ** 2
-    along = (origin[0] * direction[0] + origin[2] * direction[2]) / flat
-    inside = radius * radius - (origin[0] ** 2 + origin[2] ** 2 - along * along * flat)
-    chord = (inside.clamp(min=0) / flat).sqrt()
-    top = (half - origin[1]) / direction[1]  # the camera looks down on every object: it enters at the top
-    bottom = (-half - origin[1]) / direction[1]
-    rising = direction[1] > -1e-3
-    top, bottom = top.masked_fill(rising, 1e3), bottom.masked_fill(rising, 1e3)  # a rising ray never enters
-    enter, leave = torch.maximum(-along - chord, top), torch.minimum(-along + chord, bottom)
-    on_top = (top > -along - chord).float()
-    side = (1 - on_top) / radius
-    normal = ((origin[0] + enter * direction[0]) * side, on_top, (origin[2] + enter * direction[2]) * side)
-    rim = radius - (radius * radius - inside).clamp(min=0).sqrt()
-    return normal, torch.minimum(rim / pixel, (leave - enter) / (2 * pixel)).add_(0.5).clamp_(0, 1)
-
-
-def _cone(origin, direction, size, yaw, pixel):
-    """Intersect a cone with its apex up; its base lies on the ground and is never visible."""
-    half, slope = _HALF_HEIGHT[CONE] * size, 0.5  # radius per height below the apex
-    lean = slope * slope
-    above = origin[1] - half  # of the camera over the apex
-    flat = direction[0] ** 2 + direction[2] ** 2 - lean * direction[1] ** 2  # positive: rays are flatter than the side
-    along = origin[0] * direction[0] + origin[2] * direction[2] - lean * above * direction[1]
-    root = along * along - flat * (origin[0] ** 2 + origin[2] ** 2 - lean * above * above)
-    depth = (-along - root.clamp(min=0).sqrt()) / flat
-    below = -(above + depth * direction[1])  # of the hit under the apex
-    radius = torch.maximum(below * slope, pixel)
-    scale = 1 / (radius * math.sqrt(1 + lean))
-    normal = (
-        (origin[0] + depth * direction[0]) * scale,
-        torch.full_like(below, slope / math.sqrt(1 + lean)),
-        (origin[2] + depth * direction[2]) * scale,
-    )
-    side = root / (2 * flat * radius * pixel)
-    base = (2 * half - below) / pixel
-    return normal, torch.minimum(torch.minimum(side, base).add_(0.5), below / pixel).clamp_(0, 1)
-
-
-_INTERSECT = (_sphere, _box, _cylinder, _cone)
+    depth = distance * _along_axis(direction)
+    return _Layer(starts, image, slot + 1, pixels.flatten(1), colors, coverage.flatten(1), depth.flatten(1))
 
 
 def _rays(rows: Int[Tensor, "..."], columns: Int[Tensor, "..."], image_size: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -190,6 +206,11 @@ def _rays(rows: Int[Tensor, "..."], columns: Int[Tensor, "..."], image_size: int
     y, z = up * cos - FOCAL * sin, up * sin + FOCAL * cos
     inverse = (right * right + (y * y + z * z)).sqrt().reciprocal_()
     return right * inverse, y * inverse, z * inverse
+
+
+def _along_axis(direction: Sequence[Tensor]) -> Tensor:
+    """Return the cosines of the angles between rays and the camera's axis."""
+    return direction[2] * math.cos(_PITCH) - direction[1] * math.sin(_PITCH)
 
 
 def _box_corner(center: Float[Tensor, "n 3"], image_size: int, box: int) -> tuple[Int[Tensor, "n"], Int[Tensor, "n"]]:
@@ -254,8 +275,12 @@ def _fields(image_size: int) -> _Fields:
     return _Fields(x, z, int((~is_ground).sum()), is_ground, fog, gradient, torch.stack(waves + pools))
 
 
-def _dot(a, b) -> Tensor:
-    return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
+def _background_depth(image_size: int) -> Float[Tensor, "1 H W"]:
+    """Return the depth of the ground along the camera's axis; infinite where the wall is."""
+    rows = torch.arange(image_size)
+    direction = _rays(rows[:, None], rows[None, :], image_size)
+    is_ground = _fields(image_size).is_ground[:, None] & (direction[1] < 0)
+    return (CAMERA_HEIGHT / -direction[1] * _along_axis(direction)).masked_fill(~is_ground, math.inf)[None]
 
 
 def _norm(vectors: Float[Tensor, "... 3"]) -> Float[Tensor, "..."]:

@@ -90,7 +90,8 @@ def centered_boxes(heights: Int[Tensor, "B"], widths: Int[Tensor, "B"], size: tu
     return _fallback_boxes(heights, widths, aspect, aspect)
 
 
-def _boxes(params: ViewParams, heights: Tensor, widths: Tensor, spec: ViewSpec) -> Tensor:
+def view_boxes(params: ViewParams, heights: Tensor, widths: Tensor, spec: ViewSpec) -> Int[Tensor, "B 4"]:
+    """Return the boxes (top, left, height, width) that a view shows of images of these sizes."""
     if is_whole_image(spec.config):
         return centered_boxes(heights, widths, spec.size)
     return crop_boxes(params, heights, widths, spec.config)
@@ -98,7 +99,7 @@ def _boxes(params: ViewParams, heights: Tensor, widths: Tensor, spec: ViewSpec) 
 
 def _equal_boxes(params: ViewParams, image_size: tuple[int, int], spec: ViewSpec) -> Int[Tensor, "B 4"]:
     heights, widths = (torch.full((len(params.flipped),), side) for side in image_size)
-    return _boxes(params, heights, widths, spec)
+    return view_boxes(params, heights, widths, spec)
 
 
 def plan_equal(params: ViewParams, image_size: tuple[int, int], spec: ViewSpec) -> Rendering:
@@ -127,7 +128,7 @@ def crop_each(images: Sequence[UInt8[Tensor, "C _ _"]], params: ViewParams, spec
     """Crop, resize and flip each of several photographs of different sizes."""
     heights = torch.tensor([image.shape[1] for image in images])
     widths = torch.tensor([image.shape[2] for image in images])
-    boxes = _boxes(params, heights, widths, spec).tolist()
+    boxes = view_boxes(params, heights, widths, spec).tolist()
     view = torch.empty(len(images), len(images[0]), *spec.size, dtype=torch.uint8)
     for row, (image, box, flipped) in enumerate(zip(images, boxes, params.flipped.tolist(), strict=True)):
         resized = resize_crop(image, tuple(box), spec.size, spec.config.interpolation)
@@ -151,18 +152,23 @@ def _recoloured(view: UInt8[Tensor, "B C h w"], params: ViewParams) -> UInt8[Ten
     return view
 
 
-def evaluation_view(image: UInt8[Tensor, "*B C H W"], size: tuple[int, int]) -> UInt8[Tensor, "*B C h w"]:
-    """The deterministic view of an image, or of each of several: the whole of a small one, the centre of a large one.
+def evaluation_box(height: int, width: int, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Return the box (top, left, height, width) that evaluators see: the whole of a small image, the centre of others.
 
     Large images: the shorter side is resized to 256 / 224 of the size, then the centre is cropped (the protocol of all
     methods here on ImageNet), computed as one crop and one resize. An image that is no larger than the view has no
     margin to spare and is shown whole, up to its aspect.
     """
-    height, width = image.shape[-2:]
     if (height, width) == size:
-        return image
+        return 0, 0, height, width
     top, left, box_height, box_width = centered_boxes(torch.tensor([height]), torch.tensor([width]), size)[0].tolist()
     margin = 0.0 if box_height <= size[0] else 1 - 224 / 256
     kept_height, kept_width = max(1, round(box_height * (1 - margin))), max(1, round(box_width * (1 - margin)))
-    box = (top + (box_height - kept_height) // 2, left + (box_width - kept_width) // 2, kept_height, kept_width)
-    return resize_crop(image, box, size, "bicubic")
+    return top + (box_height - kept_height) // 2, left + (box_width - kept_width) // 2, kept_height, kept_width
+
+
+def evaluation_view(image: UInt8[Tensor, "*B C H W"], size: tuple[int, int]) -> UInt8[Tensor, "*B C h w"]:
+    """Return the deterministic view of an image, or of each of several: its ``evaluation_box``, resized."""
+    if tuple(image.shape[-2:]) == size:
+        return image
+    return resize_crop(image, evaluation_box(*image.shape[-2:], size), size, "bicubic")

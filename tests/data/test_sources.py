@@ -15,7 +15,7 @@ from PIL import Image
 from ssl_zoo.data.batch import ViewConfig, ViewSpec
 from ssl_zoo.data.decode import CorruptImage
 from ssl_zoo.data.loader import TrainingData
-from ssl_zoo.data.raycast import SHAPES
+from ssl_zoo.data.shapes import SHAPES
 from ssl_zoo.data.sources import SOURCES, Split
 from ssl_zoo.data.sources.cifar10 import Cifar10Config
 from ssl_zoo.data.sources.fashion_mnist import FashionMnistConfig

@@ -9,11 +9,12 @@ from operator import attrgetter
 from typing import ClassVar
 
 import torch
-from jaxtyping import Int, UInt8
+from jaxtyping import Int, Shaped, UInt8
 from torch import Tensor
 
 from ssl_zoo.data import order
 from ssl_zoo.data.listing import Listing
+from ssl_zoo.data.maps import MapSet
 from ssl_zoo.registry import Registry
 from ssl_zoo.settings import Settings
 
@@ -95,6 +96,26 @@ class Source(ABC):
     def stored(self) -> UInt8[Tensor, "n C H W"] | None:
         """Return all images where they are in memory already, so that a device can hold a copy; None elsewhere."""
         return None
+
+    @property
+    def map_sets(self) -> Mapping[str, MapSet]:
+        """Return the kinds of maps, labels per pixel, by name; empty without any."""
+        return {}
+
+    def image_and_map(self, index: int, name: str) -> tuple[UInt8[Tensor, "C H W"], Shaped[Tensor, "H W"]]:
+        """Return an image and its map ``name`` of ``map_sets``.
+
+        Raises:
+            CorruptImage: if one of the two can't be decoded.
+        """
+        raise NotImplementedError
+
+    def images_and_maps(
+        self, indices: Int[Tensor, "B"], name: str
+    ) -> tuple[UInt8[Tensor, "B C H W"], Shaped[Tensor, "B H W"]]:
+        """Return several images and their maps at once; only where ``image_size`` is set."""
+        images, maps = zip(*(self.image_and_map(int(index), name) for index in indices), strict=True)
+        return torch.stack(images), torch.stack(maps)
 
     def encoded(self, index: int) -> bytes | None:
         """Return the encoded image file; None if the source only has pixels."""
@@ -194,6 +215,16 @@ class GreySource(Source):
 
     def images(self, indices: Int[Tensor, "B"]) -> UInt8[Tensor, "B 1 H W"]:
         return grey(self.source.images(indices))
+
+    def image_and_map(self, index: int, name: str) -> tuple[UInt8[Tensor, "1 H W"], Shaped[Tensor, "H W"]]:
+        image, of_image = self.source.image_and_map(index, name)
+        return grey(image), of_image
+
+    def images_and_maps(
+        self, indices: Int[Tensor, "B"], name: str
+    ) -> tuple[UInt8[Tensor, "B 1 H W"], Shaped[Tensor, "B H W"]]:
+        images, maps = self.source.images_and_maps(indices, name)
+        return grey(images), maps
 
     def sample_name(self, index: int) -> str:
         return self.source.sample_name(index)

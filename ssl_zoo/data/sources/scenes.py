@@ -9,15 +9,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, Shaped, UInt8
 from torch import Tensor
 
-from ssl_zoo.data.raycast import SHAPES, Scenes, render
+from ssl_zoo.data.maps import MapSet
+from ssl_zoo.data.raycast import Geometry, Scenes, render, render_with_geometry
+from ssl_zoo.data.shapes import SHAPES
 from ssl_zoo.data.sources.base import SOURCES, Source, SourceConfig, Split, grey
 from ssl_zoo.seeding import generator_for
 from ssl_zoo.settings import setting
 
 MAX_OBJECTS = 10
+MAX_DEPTH = 15.0  # scene units; no object is farther
+PIXEL_CLASSES = ("wall", "ground", *SHAPES)
 DISTANCE_EDGES = (5.25, 5.9, 6.65, 7.65, 8.9)  # scene units; about a sixth of the scenes in each bin
 _NEAREST, _FARTHEST = 4.4, 12.0  # z of objects
 _NUM_GLOBAL, _NUM_PER_OBJECT = 21, 9  # uniform numbers that describe a scene and each of its objects
@@ -46,10 +50,12 @@ class ScenesConfig(SourceConfig):
 
 @SOURCES.register("scenes", ScenesConfig)
 class RenderedScenes(Source):
-    """Built-in: 1 to 10 shaded objects on a ground plane; label sets distance, count, shape.
+    """Built-in: 1 to 10 shaded objects on a ground plane; label sets distance, count, shape; maps depth, segmentation.
 
     An image is a function of (seed, split, index). ``distance`` is the bin of the nearest object's depth, ``count``
-    the number of objects minus one, ``shape`` the most frequent shape; larger silhouettes break ties.
+    the number of objects minus one, ``shape`` the most frequent shape; larger silhouettes break ties. The maps are cast
+    by the rays of the image: ``depth`` up to ``MAX_DEPTH``, which leaves out the wall, and ``segmentation`` into
+    ``PIXEL_CLASSES``.
     """
 
     channel_counts = (1, 3)
@@ -83,6 +89,29 @@ class RenderedScenes(Source):
         images = torch.cat([render(self.scenes(chunk), self.image_size[0]) for chunk in indices.split(_CHUNK)])
         return images if self.channels == 3 else grey(images)
 
+    @property
+    def map_sets(self) -> Mapping[str, MapSet]:
+        return {
+            "depth": MapSet(max_depth=MAX_DEPTH),
+            "segmentation": MapSet(num_classes=len(PIXEL_CLASSES), classes=PIXEL_CLASSES),
+        }
+
+    def geometry(self, indices: Int[Tensor, "B"]) -> Geometry:
+        """Return depth, objects and positions at each pixel of the images."""
+        return render_with_geometry(self.scenes(indices), self.image_size[0])[1]
+
+    def image_and_map(self, index: int, name: str) -> tuple[UInt8[Tensor, "C H W"], Shaped[Tensor, "H W"]]:
+        images, maps = self.images_and_maps(torch.tensor([index]), name)
+        return images[0], maps[0]
+
+    def images_and_maps(
+        self, indices: Int[Tensor, "B"], name: str
+    ) -> tuple[UInt8[Tensor, "B C H W"], Shaped[Tensor, "B H W"]]:
+        scenes = self.scenes(indices)
+        images, geometry = render_with_geometry(scenes, self.image_size[0])
+        maps = _known(geometry.depth) if name == "depth" else _classes(geometry, scenes)
+        return images if self.channels == 3 else grey(images), maps
+
     def sample_name(self, index: int) -> str:
         return f"scene {self.split.value}/{index}"
 
@@ -92,6 +121,17 @@ class RenderedScenes(Source):
             parts = [_labels(self.scenes(chunk)) for chunk in torch.arange(len(self)).split(4096)]
             self._label_sets = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         return self._label_sets
+
+
+def _known(depth: Float[Tensor, "B H W"]) -> Float[Tensor, "B H W"]:
+    return depth.masked_fill(depth > MAX_DEPTH, 0)
+
+
+def _classes(geometry: Geometry, scenes: Scenes) -> UInt8[Tensor, "B H W"]:
+    """Return the number of each pixel's class among ``PIXEL_CLASSES``."""
+    shape = scenes.shape.gather(1, (geometry.instance.flatten(1).long() - 1).clamp_(min=0)).view_as(geometry.instance)
+    background = geometry.depth.isfinite().to(torch.uint8)
+    return torch.where(geometry.instance > 0, (shape + 2).to(torch.uint8), background)
 
 
 def _describe(uniform: Float[Tensor, "B numbers"]) -> Scenes:
