@@ -14,6 +14,7 @@ import simplejpeg
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
+from PIL import Image
 from torch import Tensor
 
 from ssl_zoo.seeding import generator_for
@@ -95,10 +96,12 @@ def _through_jpeg(image: Pixels, quality: int, colorspace: str) -> Pixels:
 
 
 def _pixelate(image: Pixels, level: int, generator: torch.Generator) -> Pixels:
-    fraction = (0.6, 0.5, 0.4, 0.3, 0.25)[level]
-    size = [max(1, int(side * fraction)) for side in image.shape[1:]]
-    small = F.interpolate(image[None], size, mode="area")
-    return F.interpolate(small, image.shape[1:], mode="nearest-exact")[0]
+    height, width = image.shape[1:]
+    small = [max(1, int(side * (0.6, 0.5, 0.4, 0.3, 0.25)[level])) for side in (width, height)]
+    planes = [Image.fromarray(plane) for plane in (image * 255).round().to(torch.uint8).numpy()]
+    box = Image.Resampling.BOX
+    large = [plane.resize(small, box).resize((width, height), box) for plane in planes]
+    return torch.stack([torch.from_numpy(numpy.array(plane)) for plane in large]).float() / 255
 
 
 _CORRUPT: dict[str, _Corrupt] = {

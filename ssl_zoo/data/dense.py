@@ -1,6 +1,7 @@
 """Images with a map of each, for the training and scoring of dense probes."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -53,8 +54,9 @@ class Pairs:
 
     def _read(self, samples: Sequence[int]) -> dict[int, Pair]:
         if samples and self.source.image_size is not None:
-            pairs = self.source.images_and_maps(torch.tensor(samples), self.name)
-            return dict(zip(samples, zip(*pairs, strict=True), strict=True))
+            with suppress(CorruptImage):  # reading one by one finds out which
+                pairs = self.source.images_and_maps(torch.tensor(samples), self.name)
+                return dict(zip(samples, zip(*pairs, strict=True), strict=True))
         read = {}
         for sample in samples:
             try:
@@ -66,10 +68,15 @@ class Pairs:
 
 @dataclass(frozen=True)
 class DenseBatch:
-    """B images with their maps; images that can't be decoded are left out."""
+    """B images with their maps; images that can't be decoded are left out.
+
+    Attributes:
+        num_images: B, or 0 where one black image takes the place of none.
+    """
 
     images: Float[Tensor, "B C h w"]  # normalised
     maps: Shaped[Tensor, "B h w"]
+    num_images: int
 
 
 class DenseData:
@@ -110,8 +117,9 @@ class DenseData:
         if not kept:
             black = torch.zeros(1, self._data.source.channels, *self._data.size, dtype=torch.uint8)
             unknown = torch.full((1, *self._data.size), self._pairs.map_set.unknown)
-            return DenseBatch(self._data.normalize(black), unknown)
-        index, pairs = index[kept], [found[int(index[row])] for row in kept]
+            return DenseBatch(self._data.normalize(black), unknown, 0)
+        index = index[kept]
+        pairs = [found[sample] for sample in index.tolist()]
         flipped = torch.zeros(len(kept), dtype=torch.bool)
         boxes = torch.tensor([evaluation_box(*image.shape[1:], self._data.size) for image, _ in pairs])
         if params is not None:
@@ -121,7 +129,7 @@ class DenseData:
                 params = ViewParams(**{name: value[kept] for name, value in vars(params).items()})
                 boxes = view_boxes(params, *sizes.unbind(1), self._view)
         images, maps = self._cropped(pairs, boxes, flipped)
-        return DenseBatch(self._data.normalize(self._data.transformed(images, index)), maps)
+        return DenseBatch(self._data.normalize(self._data.transformed(images, index)), maps, len(kept))
 
     def _cropped(
         self, pairs: Sequence[Pair], boxes: Int[Tensor, "B 4"], flipped: Bool[Tensor, "B"]

@@ -49,6 +49,7 @@ class EvaluatedModel:
         progress: called with a split, the number of images encoded and the total while features are extracted.
         encoder_input: how train images are rendered that stream through the encoder.
         checkpoints: keeps the state of streamed trainings; None where an interrupted one starts again.
+        corrupted: corrupted versions of ``test``, which every evaluator scores beside it.
     """
 
     def __init__(
@@ -63,19 +64,28 @@ class EvaluatedModel:
         progress: Callable[[str, int, int], None] | None = None,
         encoder_input: EncoderInput,
         checkpoints: Checkpoints | None = None,
+        corrupted: Sequence[EvaluationSplit] = (),
     ) -> None:
-        self.encoder, self.train, self.test = encoder, train, test
+        self.encoder, self.train, self.test, self.corrupted = encoder, train, test, corrupted
         self.device, self.autocast = torch.device(device), autocast
         self.cache, self.progress = cache, progress
         self.encoder_input, self.checkpoints = encoder_input, checkpoints
-        self._shards: dict[_Kind, tuple[FeatureShard, FeatureShard]] = {}
-        self._complete: dict[_Kind, tuple[Features, Features]] = {}
+        self._train_shards: dict[_Kind, FeatureShard] = {}
+        self._test_shards: dict[_Kind, FeatureShard] = {}
+        self._train_complete: dict[_Kind, Features] = {}
+        self._test_complete: dict[_Kind, Features] = {}
+
+    def with_test(self, test: EvaluationSplit) -> "EvaluatedModel":
+        """Return the same encoder and train images, their features included, with other test images."""
+        model = copy.copy(self)
+        model.test, model.corrupted, model._test_shards, model._test_complete = test, (), {}, {}
+        return model
 
     def with_train(self, split: EvaluationSplit) -> "EvaluatedModel":
         """Return the same model with other train images."""
-        other = copy.copy(self)
-        other.train, other._shards, other._complete = split, {}, {}
-        return other
+        model = copy.copy(self)
+        model.train, model._train_shards, model._train_complete = split, {}, {}
+        return model
 
     def precision(self) -> AbstractContextManager:
         """Return the precision context of the encoder's forward pass."""
@@ -83,26 +93,38 @@ class EvaluatedModel:
 
     def features(self, config: EvaluatorConfig) -> tuple[Features, Features]:
         """Return the train and test features of all images on every rank, pooled as ``config`` asks."""
-        key = (config.pooling, config.num_layers, config.final_norm)
-        if (known := self._known(self._complete, key)) is None:
-            known = self._complete[key] = tuple(shard.complete() for shard in self.shards(config))
-        return known
+        kind = (config.pooling, config.num_layers, config.final_norm)
+        if (train := self._known(self._train_complete, kind)) is None:
+            train = self._train_complete[kind] = self._shard("train", kind).complete()
+        return train, self.test_features(config)
+
+    def test_features(self, config: EvaluatorConfig) -> Features:
+        """Return the test features alone, for evaluators that learn from no train image."""
+        kind = (config.pooling, config.num_layers, config.final_norm)
+        if (test := self._known(self._test_complete, kind)) is None:
+            test = self._test_complete[kind] = self._shard("test", kind).complete()
+        return test
 
     def shards(self, config: EvaluatorConfig) -> tuple[FeatureShard, FeatureShard]:
         """Return this rank's part of train and test features, pooled as ``config`` asks; one process has all."""
-        key = (config.pooling, config.num_layers, config.final_norm)
-        if (known := self._known(self._shards, key)) is None:
-            known = self._shards[key] = self._extract("train", self.train, *key), self._extract("test", self.test, *key)
+        kind = (config.pooling, config.num_layers, config.final_norm)
+        return self._shard("train", kind), self._shard("test", kind)
+
+    def _shard(self, name: str, kind: _Kind) -> FeatureShard:
+        is_train = name == "train"
+        split, shards = (self.train, self._train_shards) if is_train else (self.test, self._test_shards)
+        if (known := self._known(shards, kind)) is None:
+            known = shards[kind] = self._extract(name, split, *kind)
         return known
 
-    def _known(self, features: Mapping[_Kind, tuple[T, T]], kind: _Kind) -> tuple[T, T] | None:
+    def _known(self, features: Mapping[_Kind, T], kind: _Kind) -> T | None:
         """Return features that are there, as such or as slices of those of more layers."""
         if kind in features:
             return features[kind]
-        for (pooling, num_layers, final_norm), both in features.items():
+        for (pooling, num_layers, final_norm), part in features.items():
             if num_layers > kind[1] and (pooling, final_norm) == (kind[0], kind[2]):
                 width = feature_dim(self.encoder, pooling, kind[1])
-                return tuple(replace(part, values=part.values[..., -width:]) for part in both)
+                return replace(part, values=part.values[..., -width:])
         return None
 
     def _extract(
@@ -111,6 +133,7 @@ class EvaluatedModel:
         path = None
         if self.cache is not None and pooling is not Pooling.tokens:
             settings = {"pooling": pooling.value, "num_layers": num_layers, "final_norm": final_norm}
+            settings |= {} if split.corruption is None else dataclasses.asdict(split.corruption)
             path = self.cache.path(self.encoder, split.index, split=name, **settings)
             cached = self.cache.read(path, split.labels)
             if on_all_ranks(cached is not None):
@@ -161,6 +184,10 @@ class Evaluator(ABC):
     @abstractmethod
     def __call__(self, model: EvaluatedModel) -> Sequence[Score]:
         """Score the encoder. The call leaves weights and the global random state unchanged."""
+
+    def on_tests(self, model: EvaluatedModel, tests: Sequence[EvaluationSplit]) -> Sequence[Sequence[Score]]:
+        """Score the encoder on several test splits; an evaluator whose training is long trains once for all of them."""
+        return [self(model if test is model.test else model.with_test(test)) for test in tests]
 
     def obstacle(self, train: EvaluationSplit, test: EvaluationSplit) -> str | None:
         """Return what the data lacks for this evaluator and how to provide it, as far as labels and counts tell."""

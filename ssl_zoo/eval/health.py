@@ -50,8 +50,7 @@ class Health(Evaluator):
         return _too_few(test.num_images)
 
     def __call__(self, model: EvaluatedModel) -> Sequence[Score]:
-        _, test = model.shards(self.config)
-        values = test.complete().values
+        values = model.test_features(self.config).values
         if values.ndim != 2:
             raise ValueError("health: one vector per image is needed; use another pooling than tokens")
         measures = {"rankme": rankme(values), "alpha_req": alpha_req(values)}

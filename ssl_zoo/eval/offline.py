@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from ssl_zoo.eval import robustness
 from ssl_zoo.eval.base import EVALUATORS, EvaluatedModel, Evaluator
 from ssl_zoo.eval.cache import weights_hash
 from ssl_zoo.eval.probe import Probe
@@ -39,7 +40,9 @@ class EvaluatorResult:
     def file_name(self) -> str:
         """Results of the same protocol on the same split share a name, so that a repetition replaces its file."""
         label = f"_{self.label}" if self.label else ""
-        return f"{self.evaluator}{label}_{self.scores[0].protocol_hash}.json"
+        last = self.scores[-1]
+        corrupted = f"_corrupted_{last.protocol_hash}" if "corruptions" in last.protocol else ""
+        return f"{self.evaluator}{label}_{self.scores[0].protocol_hash}{corrupted}.json"
 
     def write(self, folder: Path, metadata: Mapping[str, Any]) -> Path:
         """Write a JSON file with the encoder's metadata and every score with its protocol."""
@@ -77,9 +80,10 @@ class Baselines:
             identity: what determines the scores besides the weights and the evaluator: data, image size, precision.
         """
         parts = {"weights": weights_hash(initial.encoder), **evaluator.protocol(initial), **identity}
+        parts["corruptions"] = [str(split.corruption) for split in initial.corrupted]
         key = json.dumps(parts, sort_keys=True)
         if key not in self._known:
-            self._known[key] = {score.name: score.value for score in evaluator(initial)}
+            self._known[key] = {score.name: score.value for score in robustness.scores(evaluator, initial)}
         return self._known[key]
 
 
@@ -98,7 +102,7 @@ def evaluate(
         if initial is not None:
             probe.baseline |= baselines.scores(evaluator, initial, identity)
         start = time.perf_counter()
-        scores = [probe.complete(score) for score in evaluator(model)]
+        scores = [probe.complete(score) for score in robustness.scores(evaluator, model)]
         seconds = time.perf_counter() - start
         yield EvaluatorResult(EVALUATORS.name_of(evaluator.config), probe.label, scores, seconds)
 

@@ -10,8 +10,10 @@ from typing import ClassVar, Protocol
 import torch
 
 from ssl_zoo.data.batch import Corrupt, ViewSpec
+from ssl_zoo.data.corruptions import Corruption, CorruptionsConfig
 from ssl_zoo.data.loader import EvaluationData, LoaderConfig, NothingDecoded
 from ssl_zoo.data.sources.base import Source
+from ssl_zoo.eval import robustness
 from ssl_zoo.eval.base import EVALUATORS, CannotEvaluate, EvaluatedModel, Evaluator, EvaluatorConfig
 from ssl_zoo.eval.cache import FeatureCache
 from ssl_zoo.eval.split import EvaluationSplit, labels_of, subset
@@ -40,6 +42,7 @@ class ProbeConfig(Settings):
     test_samples: int = setting(2000, "most images of the test split that are scored; 0 = all", at_least=0)
     label: str | None = setting(None, "which of the source's label sets; null = the source's first")
     batch_size: int = setting(256, "images per forward pass of the encoder", at_least=1)
+    corruptions: CorruptionsConfig = setting(CorruptionsConfig(), "corrupted test images, scored beside the clean ones")
 
     def evaluator_config(self, name: str) -> EvaluatorConfig:
         """Return the section of an evaluator, or its defaults in a config without sections."""
@@ -127,6 +130,11 @@ class Probe:
             progress=progress,
             encoder_input=EncoderInput(image_size, view.mean, view.std, probe.batch_size, loader or LoaderConfig()),
             checkpoints=checkpoints,
+            corrupted=[
+                self._splits[1].corrupted(Corruption(name, severity, probe.corruptions.seed))
+                for name in probe.corruptions.chosen
+                for severity in probe.corruptions.severities
+            ],
         )
         self._shared_protocol = {"image_size": list(image_size), "label": self.label}
 
@@ -182,7 +190,7 @@ class Probe:
     def _scores(self, evaluator: Evaluator, model: EvaluatedModel) -> Sequence[Score]:
         """Score with one evaluator; images that can't be decoded may leave an optional one too few."""
         try:
-            return evaluator(model)
+            return robustness.scores(evaluator, model)
         except (CannotEvaluate, NothingDecoded) as error:
             if not self._is_optional:
                 raise

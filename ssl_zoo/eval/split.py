@@ -1,20 +1,22 @@
 """One split of a source as evaluators read it: images without augmentation, in order, with labels."""
 
 import hashlib
-from collections.abc import Callable, Iterator
-from functools import cached_property
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, partial
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from ssl_zoo.data.batch import Corrupt
+from ssl_zoo.data.corruptions import Corruption
+from ssl_zoo.data.dense import Pairs
 from ssl_zoo.data.loader import EvaluationData
 from ssl_zoo.data.sources.base import Source
 from ssl_zoo.registry import did_you_mean
 from ssl_zoo.seeding import generator_for
 
-Render = Callable[[Source, Int[Tensor, "n"]], EvaluationData]
+Render = Callable[..., EvaluationData]  # of a source, sample ids and optionally transform=
 _CACHED_BYTES = 512 << 20
 
 
@@ -31,7 +33,7 @@ class EvaluationSplit:
         cache: whether to cache images at all.
 
     Attributes:
-        corrupt: the images that the last complete iteration left out, since they can't be decoded.
+        corruption: what the images are corrupted by before they are normalised; None for clean images.
     """
 
     def __init__(
@@ -45,7 +47,15 @@ class EvaluationSplit:
     ) -> None:
         self.source, self.index, self.labels, self._render, self._cache = source, index, labels, render, cache
         self._cached: list[tuple[Tensor, Tensor]] | None = None
-        self.corrupt: tuple[Corrupt, ...] = ()
+        self._pairs: dict[str, Pairs] = {}
+        self.corruption: Corruption | None = None
+        self._left_out: tuple[Corrupt, ...] = ()
+
+    @property
+    def corrupt(self) -> Sequence[Corrupt]:
+        """Return the images that the last complete iteration left out, and pairs that can't be decoded so far."""
+        of_pairs = {sample: None for pairs in self._pairs.values() for sample in pairs.corrupt.values()}
+        return tuple(dict.fromkeys([*self._left_out, *of_pairs]))
 
     @property
     def num_images(self) -> int:
@@ -78,7 +88,24 @@ class EvaluationSplit:
                 yield images, index
             self._cached = cached or None
         finally:
-            self.corrupt = data.corrupt or self.corrupt
+            self._left_out = data.corrupt or self._left_out
+
+    def data(self) -> EvaluationData:
+        """Return the images as the data side renders them, which dense evaluators do in batches of their own."""
+        return self._render(self.source, self.index)
+
+    def pairs(self, name: str) -> Pairs:
+        """Return the images with their maps ``name``; they stay in memory for the next evaluation where they fit."""
+        if name not in self._pairs:
+            self._pairs[name] = Pairs(self.source, name)
+        return self._pairs[name]
+
+    def corrupted(self, corruption: Corruption) -> "EvaluationSplit":
+        """Return the same images, corrupted; they are rendered in every iteration."""
+        render = partial(self._render, transform=corruption)
+        split = EvaluationSplit(self.source, self.index, self.labels, render, cache=False)
+        split.corruption, split._pairs = corruption, self._pairs
+        return split
 
     def take(self, rows: Int[Tensor, "k"]) -> "EvaluationSplit":
         """Return the split of these rows of ``index``, in their order, whose images are not cached."""
