@@ -116,7 +116,7 @@ class DenseData:
         kept = [row for row, sample in enumerate(index.tolist()) if sample in found]
         if not kept:
             black = torch.zeros(1, self._data.source.channels, *self._data.size, dtype=torch.uint8)
-            unknown = torch.full((1, *self._data.size), self._pairs.map_set.unknown)
+            unknown = self._pairs.map_set.unknown.expand(1, *self._data.size)
             return DenseBatch(self._data.normalize(black), unknown, 0)
         index = index[kept]
         pairs = [found[sample] for sample in index.tolist()]

@@ -29,9 +29,9 @@ class MapSet:
     max_depth: float = 0.0
 
     @property
-    def unknown(self) -> int:
-        """Return the value of pixels that are neither trained on nor scored."""
-        return IGNORED if self.num_classes else 0
+    def unknown(self) -> Shaped[Tensor, ""]:
+        """Return the value of pixels that are neither trained on nor scored, in the maps' dtype."""
+        return torch.tensor(IGNORED, dtype=torch.uint8) if self.num_classes else torch.tensor(0.0)
 
 
 def crop_maps(
