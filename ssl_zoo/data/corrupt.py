@@ -35,6 +35,8 @@ class Refusal(Enum):
     not_finite = "some pixels are NaN or infinite"
     no_numbers = "pixels of type {dtype} are no real numbers"
     not_of_the_shards = "{found} pixels instead of the manifest's {expected}"
+    map_size = "the map has {found} pixels, its image {expected}"
+    map_numbers = "a map has one number per pixel, not {found}"
     no_codec = "TIFF compression {compression} can't be read here; {remedy}"
 
     def of(self, name: str, **values: object) -> CorruptImage:

@@ -14,7 +14,8 @@ from ssl_zoo.data.loader import EvaluationData, announce
 from ssl_zoo.data.maps import MapSet, crop_maps
 from ssl_zoo.data.resample import resize_crop
 from ssl_zoo.data.sources.base import Source
-from ssl_zoo.data.transforms import ViewParams, evaluation_box, is_whole_image, view_boxes
+from ssl_zoo.data.transforms import evaluation_box, is_whole_image, view_boxes
+from ssl_zoo.data.view_params import ViewParams
 
 _CACHED_BYTES = 512 << 20
 

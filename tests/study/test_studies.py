@@ -34,7 +34,7 @@ def test_a_study_plans_different_runs_of_one_backbone_and_data(name):
     configs = [run.composed.config for run in runs.values()]
     assert {type(config.backbone) for config in configs} == {type(configs[0].backbone)}
     assert {(config.backbone.embed_dim, config.backbone.depth, config.backbone.grid) for config in configs} == {
-        (192, 6, (8, 8))
+        (128, 4, (6, 6)) if name == "dense" else (192, 6, (8, 8))  # on rendered scenes
     }
     assert all(
         config.data == configs[0].data and config.probe.evaluators[:2] == ["knn", "logistic"] for config in configs

@@ -57,8 +57,8 @@ class MappedFiles(FilesSource):
         image, file = self.image(index), printable(self._maps.names[position])
         values = self.converted(_numbers(self._maps.read(position, self._limits.max_bytes), file, self._limits))
         if values.shape != image.shape[1:]:
-            sizes = "x".join(map(str, reversed(values.shape))), "x".join(map(str, reversed(image.shape[1:])))
-            raise CorruptImage(file, f"the map has {sizes[0]} pixels, its image {self.sample_name(index)} {sizes[1]}")
+            found, expected = (f"{width}x{height}" for height, width in (values.shape, image.shape[1:]))
+            raise Refusal.map_size.of(file, found=found, expected=expected)
         return image, values
 
     @abstractmethod
@@ -78,7 +78,7 @@ def _numbers(data: bytes, name: str, limits: DecodeLimits) -> numpy.ndarray:
     except Exception as error:  # as of images: Pillow's decoders raise many kinds
         raise Refusal.damaged.of(name, error=f"{type(error).__name__}: {error}") from None
     if found.ndim != 2:
-        raise CorruptImage(name, f"a map has one number per pixel, not {found.shape[2]}")
+        raise Refusal.map_numbers.of(name, found=found.shape[2])
     return found
 
 
