@@ -22,7 +22,7 @@ from ssl_zoo.data.batch import ViewConfig, ViewSpec
 from ssl_zoo.data.dense import DenseBatch, DenseData
 from ssl_zoo.data.maps import MapSet
 from ssl_zoo.data.transforms import sample_params
-from ssl_zoo.eval.base import EvaluatedModel, Evaluator, EvaluatorConfig
+from ssl_zoo.eval.base import EVALUATORS, CannotEvaluate, EvaluatedModel, Evaluator, EvaluatorConfig
 from ssl_zoo.eval.features import Pooling, evaluating, feature_dim, pooled
 from ssl_zoo.eval.ranks import rows_of_rank, sum_over_ranks
 from ssl_zoo.eval.split import EvaluationSplit
@@ -127,19 +127,18 @@ class DenseEvaluator(Evaluator):
         heads = self._trained(encoding, model, fitted, map_set)
         best, details = 0, {"lr": config.lrs[0]}
         if held_out is not None:
-            known = [self.measures(sums) for sums in self._measured(encoding, heads, model.train, held_out)]
-            first = [next(iter(measures.values())) for measures in known]
+            first = [next(iter(m.values())) for m in self._measured(encoding, heads, model.train, held_out)]
             best = max(range(len(first)), key=lambda head: first[head].value * (1 if first[head].is_fraction else -1))
             details = {"lr": config.lrs[best], "validation": first[best].value}
         chosen = heads.only(best)
         results = []
         for test in tests:
-            [sums] = self._measured(encoding, chosen, test, test.index)
+            [measures] = self._measured(encoding, chosen, test, test.index)
             protocol = self.protocol(model.with_test(test))
             results.append(
                 [
                     Score(name, measure.value, protocol, details=details, is_fraction=measure.is_fraction)
-                    for name, measure in self.measures(sums).items()
+                    for name, measure in measures.items()
                 ]
             )
         return results
@@ -168,15 +167,19 @@ class DenseEvaluator(Evaluator):
 
     def _measured(
         self, encoding: "_Encoding", heads: "Heads", split: EvaluationSplit, index: Int[Tensor, "n"]
-    ) -> Sequence[Float[Tensor, "*sums"]]:
-        """Return the sums of each head over the images, of all ranks."""
+    ) -> Sequence[Mapping[str, Measure]]:
+        """Return the measures of each head over the images of all ranks."""
         map_set = split.source.map_sets[self.config.maps]
         totals = [0.0] * heads.num_heads
         for batch in encoding.batches(split, index):
             maps = batch.maps.to(encoding.model.device)
             for head, outputs in enumerate(heads(heads.standardized(encoding.tokens(batch)))):
                 totals[head] = totals[head] + self.sums(outputs, maps, map_set)
-        return sum_over_ranks(*totals)
+        measured = [self.measures(sums) for sums in sum_over_ranks(*totals)]
+        if any(math.isnan(measure.value) for measures in measured for measure in measures.values()):
+            name = EVALUATORS.name_of(self.config)
+            raise CannotEvaluate(f"{name}: no pixel of {len(index)} {split.source.split.value} images has a label")
+        return measured
 
 
 class Heads:

@@ -73,8 +73,8 @@ def plan_evaluations(evaluations: Mapping[str, Evaluation]) -> list[PlannedEvalu
 
 
 def label_and_score(column: str) -> tuple[str, str]:
-    """Split a column's name into its label set, empty for the data's first, and its score."""
-    _, label, score = column.split("/")
+    """Split a column's name into its label set, empty for the data's first, and its score, such as ``knn20/jpeg``."""
+    _, label, score = column.split("/", 2)
     return label, score
 
 

@@ -189,3 +189,11 @@ def test_two_processes_score_as_one_where_batches_are_uneven(tmp_path):
         expected = {name: score.value for name, score in dense_scores(num_test=count).items()}
         assert first[case] == pytest.approx(expected, rel=1e-3)  # sums of gradients in another order
     assert first["retrieval"] == {score.name: score.value for score in probe(**RETRIEVAL)(encoder())}
+
+
+def test_images_without_any_known_pixel_are_refused_with_their_split(monkeypatch):
+    import tiny_maps
+
+    monkeypatch.setattr(tiny_maps.Mosaic, "image_and_map", lambda self, i, _: (self.image(i), torch.zeros(16, 16)))
+    with pytest.raises(ValueError, match="depth: no pixel of 2 train images has a label"):
+        dense_scores(depth=DEPTH)

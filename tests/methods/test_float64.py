@@ -5,17 +5,20 @@ from collections.abc import Sequence
 import pytest
 import torch
 from pretend_mps import pretended_mps
+from tiny_maps import mosaic_probe
 from tiny_methods import PROGRESS, tiny_batch, tiny_method
 from tiny_probes import encoder, probe
 
 from ssl_zoo.engine.optim import MuonConfig, Optimization, RateSchedules
 from ssl_zoo.eval import EVALUATORS
 from ssl_zoo.eval.attentive import AttentiveConfig
+from ssl_zoo.eval.depth import DepthConfig
 from ssl_zoo.eval.finetune import FinetuneConfig
 from ssl_zoo.eval.health import HealthConfig
 from ssl_zoo.eval.linear import LinearConfig
 from ssl_zoo.eval.logistic import LogisticConfig
 from ssl_zoo.eval.low_shot import LowShotConfig
+from ssl_zoo.eval.segmentation import SegmentationConfig
 from ssl_zoo.method import METHODS, Step
 from ssl_zoo.scores import Score
 
@@ -27,7 +30,10 @@ QUICK = {
     "logistic": LogisticConfig(max_iterations=3),
     "low_shot": LowShotConfig(images_per_class=2, max_iterations=3),
     "health": HealthConfig(lidar_images=8, lidar_views=2),
+    "depth": DepthConfig(epochs=1),
+    "segmentation": SegmentationConfig(epochs=1),
 }
+NEED_MAPS = ("depth", "segmentation")
 
 
 def step_on(device: torch.device | str, name: str) -> torch.Tensor:
@@ -61,7 +67,8 @@ def test_a_step_and_visualizations_need_no_float64_on_the_device_and_give_the_sa
 
 
 def scores_on(device: torch.device | str, name: str) -> Sequence[Score]:
-    evaluated = probe(evaluators=[name], **{name: QUICK[name]} if name in QUICK else {})
+    make = mosaic_probe if name in NEED_MAPS else probe
+    evaluated = make(evaluators=[name], **{name: QUICK[name]} if name in QUICK else {})
     evaluated.evaluated_model.keywords["device"] = device
     return evaluated(encoder().to(device))
 

@@ -29,6 +29,7 @@ TINY = [
 SUBSET = ["probe.train_samples=96", "probe.test_samples=48"]
 QUICK = [
     *("probe.linear.epochs=2", "probe.attentive.epochs=2", "probe.finetune.epochs=2", "probe.finetune.batch_size=32"),
+    *("probe.depth.epochs=1", "probe.depth.num_bins=8", "probe.segmentation.epochs=1"),
     *("probe.low_shot.images_per_class=2", "probe.health.lidar_images=16", "probe.health.lidar_views=2"),
 ]
 
@@ -59,7 +60,8 @@ def test_a_score_equals_that_of_the_running_training_on_the_same_images(run, tmp
 
 
 def test_a_training_with_every_evaluator_is_bit_equal_to_one_without(run, tmp_path) -> None:
-    evaluators = "probe.evaluators=[knn,linear,logistic,low_shot,attentive,finetune,health]"
+    names = "knn,linear,logistic,low_shot,attentive,finetune,health,retrieval,depth,segmentation"
+    evaluators = f"probe.evaluators=[{names}]"
     arguments = ["--config", DEMO, *TINY, *QUICK, evaluators, "probe.every_steps=1", f"output_dir={tmp_path}/all"]
     assert train(arguments) == 0
     assert train(["--config", DEMO, *TINY, "probe.evaluators=[]", f"output_dir={tmp_path}/none"]) == 0
@@ -70,6 +72,7 @@ def test_a_training_with_every_evaluator_is_bit_equal_to_one_without(run, tmp_pa
 
 def test_all_evaluators_and_label_sets_share_a_table_and_have_a_file_each(run, tmp_path, capsys) -> None:
     evaluators = ["knn", "linear", "logistic", "low_shot", "attentive", "finetune", "health"]
+    evaluators += ["retrieval", "depth", "segmentation"]
     arguments = ["--run", str(run), "--protocol", *evaluators, *QUICK, "--label", "count", "distance"]
     assert eval_net.main([*arguments, "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
