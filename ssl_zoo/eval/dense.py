@@ -8,7 +8,6 @@ batch norm; held-out train images choose the learning rate; images are the centr
 without sliding windows.
 """
 
-import copy
 import math
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,13 +15,14 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int, Shaped
-from torch import Tensor, nn
+from torch import Tensor
 
 from ssl_zoo.data.batch import ViewConfig, ViewSpec
 from ssl_zoo.data.dense import DenseBatch, DenseData
 from ssl_zoo.data.maps import MapSet
 from ssl_zoo.data.transforms import sample_params
 from ssl_zoo.eval.base import EVALUATORS, CannotEvaluate, EvaluatedModel, Evaluator, EvaluatorConfig
+from ssl_zoo.eval.dense_heads import Heads
 from ssl_zoo.eval.features import Pooling, evaluating, feature_dim, pooled
 from ssl_zoo.eval.ranks import rows_of_rank, sum_over_ranks
 from ssl_zoo.eval.split import EvaluationSplit
@@ -143,12 +143,11 @@ class DenseEvaluator(Evaluator):
             )
         return results
 
-    def _trained(
-        self, encoding: "_Encoding", model: EvaluatedModel, index: Int[Tensor, "n"], map_set: MapSet
-    ) -> "Heads":
+    def _trained(self, encoding: "_Encoding", model: EvaluatedModel, index: Int[Tensor, "n"], map_set: MapSet) -> Heads:
         """Train one head per learning rate."""
         config = self.config
-        heads = Heads(*encoding.statistics(model.train, index), self.num_outputs(map_set), config)
+        rates = {"lrs": config.lrs, "weight_decay": config.weight_decay, "seed": config.seed}
+        heads = Heads(*encoding.statistics(model.train, index), self.num_outputs(map_set), **rates)
         num_steps = config.epochs * math.ceil(len(index) / config.batch_size)
         for step, batch in enumerate(encoding.train_batches(model.train, index)):
             tokens = heads.standardized(encoding.tokens(batch))
@@ -166,7 +165,7 @@ class DenseEvaluator(Evaluator):
         return heads
 
     def _measured(
-        self, encoding: "_Encoding", heads: "Heads", split: EvaluationSplit, index: Int[Tensor, "n"]
+        self, encoding: "_Encoding", heads: Heads, split: EvaluationSplit, index: Int[Tensor, "n"]
     ) -> Sequence[Mapping[str, Measure]]:
         """Return the measures of each head over the images of all ranks."""
         map_set = split.source.map_sets[self.config.maps]
@@ -180,71 +179,6 @@ class DenseEvaluator(Evaluator):
             name = EVALUATORS.name_of(self.config)
             raise CannotEvaluate(f"{name}: no pixel of {len(index)} {split.source.split.value} images has a label")
         return measured
-
-
-class Heads:
-    """Linear maps of tokens that are trained on the same batches, each with a learning rate of its own.
-
-    Args:
-        mean, std: of each dimension of the tokens.
-    """
-
-    def __init__(
-        self, mean: Float[Tensor, "D"], std: Float[Tensor, "D"], num_outputs: int, config: DenseConfig
-    ) -> None:
-        self.mean, self.std = mean, std
-        initial = 0.01 * torch.randn(len(mean), num_outputs, generator=generator_for(config.seed, "dense"))
-        self.weights = [nn.Parameter(initial.clone().to(mean.device)) for _ in config.lrs]
-        self.biases = [nn.Parameter(torch.zeros(num_outputs, device=mean.device)) for _ in config.lrs]
-        groups = [
-            {"params": pair, "lr": lr, "peak": lr}
-            for *pair, lr in zip(self.weights, self.biases, config.lrs, strict=True)
-        ]
-        self._optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
-
-    @property
-    def num_heads(self) -> int:
-        return len(self.weights)
-
-    def only(self, head: int) -> "Heads":
-        """Return one of the heads, for scoring."""
-        chosen = copy.copy(self)
-        chosen.weights, chosen.biases = self.weights[head : head + 1], self.biases[head : head + 1]
-        return chosen
-
-    def standardized(self, tokens: Float[Tensor, "B h w D"]) -> Float[Tensor, "B h w D"]:
-        return (tokens - self.mean) / self.std
-
-    def __call__(self, tokens: Float[Tensor, "B h w D"]) -> Iterator[Float[Tensor, "B outputs h w"]]:
-        """Compute the outputs of every head with one matmul, without gradient."""
-        weights, biases = torch.cat(self.weights, dim=1).detach(), torch.cat(self.biases).detach()
-        outputs = (tokens @ weights + biases).chunk(self.num_heads, dim=-1)
-        yield from (part.permute(0, 3, 1, 2).contiguous() for part in outputs)
-
-    def step(
-        self,
-        tokens: Float[Tensor, "B h w D"],
-        gradients: Sequence[Float[Tensor, "B outputs h w"]],
-        count: Tensor,
-        factor: float,
-    ) -> None:
-        """Take one optimizer step on the mean loss over all ranks.
-
-        Args:
-            gradients: of the sum of this rank's losses, with respect to each head's outputs.
-            count: number of this rank's losses.
-            factor: of the learning rates, from the schedule.
-        """
-        of_outputs = torch.cat(list(gradients), dim=1).permute(0, 2, 3, 1).flatten(0, 2)
-        of_weights, of_biases = tokens.flatten(0, 2).T @ of_outputs, of_outputs.sum(dim=0)
-        of_weights, of_biases, count = sum_over_ranks(of_weights, of_biases, count.to(of_biases.dtype))
-        of_weights, of_biases = (gradient / count.clamp(min=1) for gradient in (of_weights, of_biases))
-        for parameters, gradient in ((self.weights, of_weights), (self.biases, of_biases)):
-            for parameter, part in zip(parameters, gradient.chunk(self.num_heads, dim=-1), strict=True):
-                parameter.grad = part
-        for group in self._optimizer.param_groups:
-            group["lr"] = factor * group["peak"]
-        self._optimizer.step()
 
 
 class _Encoding:
