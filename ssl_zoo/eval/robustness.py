@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from ssl_zoo.data.corruptions import Corruption
 from ssl_zoo.eval.base import EvaluatedModel, Evaluator
 from ssl_zoo.scores import Score
 
@@ -23,7 +24,7 @@ def scores(evaluator: Evaluator, model: EvaluatedModel) -> Sequence[Score]:
     return [*clean, *summaries]
 
 
-def _summaries(clean: Score, corruptions: Sequence, corrupted: Sequence[Sequence[Score]]) -> list[Score]:
+def _summaries(clean: Score, corruptions: Sequence[Corruption], corrupted: Sequence[Sequence[Score]]) -> list[Score]:
     """Return the means of one score over severities, and their mean over corruptions."""
     by_severity: dict[str, dict[int, float]] = {}
     for corruption, of_split in zip(corruptions, corrupted, strict=True):

@@ -6,9 +6,10 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
-from tiny_maps import mosaic_probe
+from tiny_maps import Mosaic, mosaic_probe
 from tiny_probes import encoder, probe
 
+from ssl_zoo.data import dense as dense_data
 from ssl_zoo.data.maps import IGNORED, MapSet
 from ssl_zoo.eval.dense import DenseConfig, _Encoding
 from ssl_zoo.eval.depth import Depth, DepthConfig
@@ -98,7 +99,7 @@ def test_unknown_pixels_change_neither_loss_nor_gradient():
         assert gradient[2].abs().max() == 0 and gradient[:2].isfinite().all()
 
 
-def test_the_depth_loss_does_not_change_when_all_depths_are_half_as_deep_as_much_as_when_their_ratios_do():
+def test_the_depth_loss_weights_the_mean_log_ratio_less_than_its_spread():
     torch.manual_seed(0)
     evaluator, outputs, maps = Depth(DepthConfig(num_bins=8)), torch.randn(1, 8, 4, 4), 4 + torch.rand(1, 16, 16)
     g = evaluator.predicted(outputs, maps, METRES).log() - maps.log()
@@ -152,9 +153,7 @@ def test_wrong_settings_and_data_without_maps_are_refused_with_the_remedy():
 
 def test_memory_does_not_grow_with_the_number_of_images(monkeypatch):
     """Nothing per image outlives a step, apart from the cache of pairs, whose size is bounded."""
-    import ssl_zoo.data.dense as data
-
-    monkeypatch.setattr(data, "_CACHED_BYTES", 0)
+    monkeypatch.setattr(dense_data, "_CACHED_BYTES", 0)
     largest = []
     tokens = _Encoding.tokens
     monkeypatch.setattr(
@@ -192,8 +191,6 @@ def test_two_processes_score_as_one_where_batches_are_uneven(tmp_path):
 
 
 def test_images_without_any_known_pixel_are_refused_with_their_split(monkeypatch):
-    import tiny_maps
-
-    monkeypatch.setattr(tiny_maps.Mosaic, "image_and_map", lambda self, i, _: (self.image(i), torch.zeros(16, 16)))
+    monkeypatch.setattr(Mosaic, "image_and_map", lambda self, i, _: (self.image(i), torch.zeros(16, 16)))
     with pytest.raises(ValueError, match="depth: no pixel of 2 train images has a label"):
         dense_scores(depth=DEPTH)
