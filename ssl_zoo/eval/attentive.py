@@ -15,9 +15,9 @@ from ssl_zoo.eval.base import EVALUATORS, EvaluatedModel, accuracy, check_labels
 from ssl_zoo.eval.cost import Cost, Workload
 from ssl_zoo.eval.features import Features, Pooling, feature_dim
 from ssl_zoo.eval.heads import FeatureKind, Heads, Rates, Scorer, StreamedFit, choose, score_of
-from ssl_zoo.eval.shards import rank_and_size
+from ssl_zoo.eval.ranks import rank_and_size
 from ssl_zoo.eval.stacked_optim import StackedAdamW
-from ssl_zoo.eval.stream import rows_of_rank
+from ssl_zoo.eval.stream import rows_in_pairs
 from ssl_zoo.eval.streaming import train
 from ssl_zoo.eval.subsets import take_rows
 from ssl_zoo.eval.trained import ProbeHeadsConfig, TrainedEvaluator, check_split_labels, cost_of_heads
@@ -162,7 +162,7 @@ def _gradients(
 ) -> Iterator[None]:
     """Compute this rank's share of the gradient of each step, in epochs of full batches; as ``Gradients``."""
     generator = generator_for(config.seed, "attentive", "order")
-    own = rows_of_rank(batch_size, *rank_and_size())
+    own = rows_in_pairs(batch_size, *rank_and_size())
     for _ in range(config.epochs):
         order = torch.randperm(len(tokens[0].values), generator=generator)
         for rows in order[: len(order) // batch_size * batch_size].split(batch_size):

@@ -15,7 +15,8 @@ from torch import Tensor
 from ssl_zoo.eval.cache import FeatureCache
 from ssl_zoo.eval.cost import Cost, Workload
 from ssl_zoo.eval.features import Pooling, extract_shard, feature_dim
-from ssl_zoo.eval.shards import Features, FeatureShard, on_all_ranks
+from ssl_zoo.eval.ranks import on_all_ranks
+from ssl_zoo.eval.shards import Features, FeatureShard
 from ssl_zoo.eval.split import EvaluationSplit
 from ssl_zoo.eval.stream import EncoderInput
 from ssl_zoo.eval.streaming import Checkpoints

@@ -12,7 +12,8 @@ from jaxtyping import Int
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ssl_zoo.eval.shards import FeatureShard, is_main_process, rank_and_size
+from ssl_zoo.eval.ranks import is_main_process, rank_and_size
+from ssl_zoo.eval.shards import FeatureShard
 from ssl_zoo.io import write_atomic
 
 _FORMAT = 2  # of a file; 2 added the sizes of batches

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.functional import layer_norm
 
-from ssl_zoo.eval.shards import Features, FeatureShard, rank_and_size
+from ssl_zoo.eval.ranks import rank_and_size
+from ssl_zoo.eval.shards import Features, FeatureShard
 from ssl_zoo.nn import ViT
 
 __all__ = ["Batches", "Features", "Pooling", "evaluating", "extract", "extract_shard", "feature_dim", "pooled"]

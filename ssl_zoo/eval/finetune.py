@@ -23,7 +23,7 @@ from ssl_zoo.eval.cost import Cost, Workload
 from ssl_zoo.eval.drop_path import Decisions, set_drop_path
 from ssl_zoo.eval.features import Pooling, feature_dim, pooled
 from ssl_zoo.eval.mix import Mix
-from ssl_zoo.eval.shards import rank_and_size
+from ssl_zoo.eval.ranks import rank_and_size
 from ssl_zoo.eval.stream import Augmentation, TrainStream
 from ssl_zoo.eval.streaming import accuracies, length_of, train, training_name
 from ssl_zoo.eval.trained import TrainedConfig, TrainedEvaluator, check_split_labels

@@ -20,7 +20,8 @@ from ssl_zoo.eval.base import (
 from ssl_zoo.eval.cost import Cost, Workload
 from ssl_zoo.eval.logistic import column_statistics
 from ssl_zoo.eval.nearest import QUERIES_AT_ONCE, UnitRows, decode, nearest_keys, working_bytes
-from ssl_zoo.eval.shards import Features, FeatureShard, as_shard, gather_equal
+from ssl_zoo.eval.ranks import gather_equal
+from ssl_zoo.eval.shards import Features, FeatureShard, as_shard
 from ssl_zoo.eval.split import EvaluationSplit
 from ssl_zoo.machine import float64_device
 from ssl_zoo.scores import Score

@@ -10,7 +10,7 @@ from torch.nn.functional import one_hot
 
 from ssl_zoo.eval.heads import FeatureKind, Heads
 from ssl_zoo.eval.logistic import Preprocessing, preprocessed
-from ssl_zoo.eval.streaming import sum_over_ranks
+from ssl_zoo.eval.streaming import sum_in_place
 from ssl_zoo.seeding import generator_for
 
 
@@ -92,10 +92,10 @@ class StreamedStandardization(nn.Module):
         if batch_size is None:
             return (values - self.mean) * (self.variance + self.eps).rsqrt()
         mean = values.sum(dim=0) / batch_size
-        sum_over_ranks([mean])
+        sum_in_place([mean])
         centered = values - mean
         variance = centered.square().sum(dim=0) / batch_size
-        sum_over_ranks([variance])
+        sum_in_place([variance])
         self.num_batches += 1
         self.mean.lerp_(mean, 1 / self.num_batches.to(mean.dtype))
         # Of the mixture of all batches it would be this plus the variance of their means, about 1 / batch_size of it.

@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 
 from ssl_zoo.eval.base import EVALUATORS, CannotEvaluate, EvaluatedModel, Evaluator, EvaluatorConfig, check_labels
 from ssl_zoo.eval.features import Features
-from ssl_zoo.eval.ranks import rank_and_world_size, sum_over_ranks
+from ssl_zoo.eval.ranks import rank_and_size, sum_over_ranks
 from ssl_zoo.eval.split import EvaluationSplit
 from ssl_zoo.machine import float64_device
 from ssl_zoo.scores import Score
@@ -85,7 +85,7 @@ def average_precisions(
             )
     check_labels("retrieval", gallery, queries)
     device = float64_device(device)
-    rank, world_size = rank_and_world_size()
+    rank, world_size = rank_and_size()
     bank, labels = gallery.values.to(device), gallery.labels.to(device)
     found = torch.zeros(2, len(queries.values), dtype=torch.float64, device=device)
     per_block = max(1, _BLOCK_BYTES // (8 * len(bank)))

@@ -12,6 +12,8 @@ import torch.distributed as dist
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ssl_zoo.eval.ranks import exchange_device, on_all_ranks
+
 
 @dataclass(frozen=True)
 class Features:
@@ -162,38 +164,3 @@ def as_shard(features: Features | FeatureShard, batch_size: int = 1024) -> Featu
         return features
     sizes = [len(part) for part in features.index.split(batch_size)]
     return FeatureShard(features.values, features.labels, features.index, sizes)
-
-
-def rank_and_size() -> tuple[int, int]:
-    """Return the rank and the number of ranks; (0, 1) without a process group."""
-    is_distributed = dist.is_available() and dist.is_initialized()
-    return (dist.get_rank(), dist.get_world_size()) if is_distributed else (0, 1)
-
-
-def is_main_process() -> bool:
-    """Return whether this is the only process or rank 0 of its group."""
-    return rank_and_size()[0] == 0
-
-
-def on_all_ranks(flag: bool) -> bool:
-    """Return on every rank whether the flag is true on all ranks."""
-    if rank_and_size()[1] == 1:
-        return flag
-    shared = torch.tensor([int(flag)], device=exchange_device())
-    dist.all_reduce(shared, op=dist.ReduceOp.MIN)
-    return bool(shared.item())
-
-
-def gather_equal(values: Tensor) -> list[Tensor]:
-    """Return the tensors of all ranks, which are of one shape, by rank."""
-    shared = values.to(exchange_device()).contiguous()
-    received = [torch.empty_like(shared) for _ in range(dist.get_world_size())]
-    dist.all_gather(received, shared)
-    return [tensor.to(values.device) for tensor in received]
-
-
-def exchange_device() -> torch.device:
-    """Return the device of tensors in collectives: NCCL takes none of the CPU."""
-    if dist.get_backend() == "nccl":
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("cpu")

@@ -13,7 +13,7 @@ from ssl_zoo.data.loader import LoaderConfig, TrainingData
 from ssl_zoo.data.sources.base import Source
 from ssl_zoo.data.transforms import evaluation_view, is_whole_image
 from ssl_zoo.eval.augment import RandAugment, random_erase
-from ssl_zoo.eval.shards import rank_and_size
+from ssl_zoo.eval.ranks import rank_and_size
 from ssl_zoo.eval.split import EvaluationSplit
 from ssl_zoo.seeding import generator_for
 
@@ -126,7 +126,7 @@ class TrainStream(TrainingData):
         config = replace(augmentation.view, mean=list(encoder_input.mean), std=list(encoder_input.std))
         view = ViewSpec("image", encoder_input.size, config, masked=False, channels=split.source.channels)
         super().__init__(source, [view], {}, seed=seed, batch_size=num_images, config=encoder_input.loader)
-        self._rows = rows_of_rank(num_images, *rank_and_size())
+        self._rows = rows_in_pairs(num_images, *rank_and_size())
         self._labels = split.labels[split.index]
         self._erasing, self._has_corrupt = augmentation.erasing, False
         policy = augmentation.rand_augment
@@ -181,7 +181,7 @@ class TrainStream(TrainingData):
             log.warning(text, corrupt[0].name, corrupt[0].reason)
 
 
-def rows_of_rank(num_rows: int, rank: int, world_size: int) -> slice:
+def rows_in_pairs(num_rows: int, rank: int, world_size: int) -> slice:
     """Return a rank's rows of a batch, in whole pairs, so that the images of a pair are mixed on one rank.
 
     Shares may differ by a pair, and those of some ranks are empty where there are fewer pairs than ranks.

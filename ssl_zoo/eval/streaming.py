@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ssl_zoo.data.loader import NothingDecoded
-from ssl_zoo.eval.shards import rank_and_size
+from ssl_zoo.eval.ranks import rank_and_size, sum_over_ranks
 from ssl_zoo.eval.split import EvaluationSplit
 
 log = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ def train(
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     report = _Report(start, num_steps)
     for step, _ in zip(range(start, num_steps), gradients(start), strict=False):
-        sum_over_ranks([parameter.grad for parameter in parameters if parameter.grad is not None])
+        sum_in_place([parameter.grad for parameter in parameters if parameter.grad is not None])
         before_update(step)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -97,14 +97,11 @@ def length_of(epochs: float, num_images: int, batch_size: int) -> int:
 
 
 @torch.no_grad()
-def sum_over_ranks(tensors: Sequence[Tensor]) -> None:
-    """Sum tensors of one dtype over ranks, in place and in one collective."""
-    if rank_and_size()[1] == 1 or not tensors:
-        return
-    flat = torch.cat([tensor.flatten() for tensor in tensors])
-    dist.all_reduce(flat)
-    for tensor, total in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
-        tensor.copy_(total.view_as(tensor))
+def sum_in_place(tensors: Sequence[Tensor]) -> None:
+    """Replace tensors of one dtype by their sums over ranks."""
+    for tensor, total in zip(tensors, sum_over_ranks(*tensors), strict=True):
+        if total is not tensor:
+            tensor.copy_(total)
 
 
 def summed(values: Tensor) -> Tensor:
@@ -154,7 +151,7 @@ def accuracies(
             counts[-1] += len(labels)
     except NothingDecoded as error:
         nothing = error
-    sum_over_ranks([counts])
+    sum_in_place([counts])
     *correct, total = counts.cpu().tolist()
     if total == 0:
         raise nothing or NothingDecoded("no image for evaluation could be decoded")

@@ -14,7 +14,7 @@ from ssl_zoo.data.batch import ViewConfig
 from ssl_zoo.eval.base import EVALUATORS, CannotEvaluate, EvaluatedModel, Evaluator, EvaluatorConfig, plain
 from ssl_zoo.eval.cost import Cost, Workload
 from ssl_zoo.eval.presets import changes_of, check_preset
-from ssl_zoo.eval.shards import is_main_process
+from ssl_zoo.eval.ranks import is_main_process
 from ssl_zoo.eval.subsets import listed_rows
 from ssl_zoo.scores import Score
 from ssl_zoo.settings import setting

@@ -20,7 +20,8 @@ from ssl_zoo.eval.knn import KNNConfig, knn_predictions
 from ssl_zoo.eval.linear import LinearConfig
 from ssl_zoo.eval.logistic import LogisticConfig, Preprocessing, Transform, fit, logistic_predictions
 from ssl_zoo.eval.low_shot import LowShotConfig
-from ssl_zoo.eval.shards import FeatureShard, on_all_ranks, rank_and_size
+from ssl_zoo.eval.ranks import on_all_ranks, rank_and_size
+from ssl_zoo.eval.shards import FeatureShard
 
 SETTINGS = {
     "knn": KNNConfig(k=[1, 5, 20]),

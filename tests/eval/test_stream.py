@@ -17,7 +17,7 @@ from ssl_zoo.eval.features import Pooling
 from ssl_zoo.eval.finetune import FinetuneConfig
 from ssl_zoo.eval.heads import FeatureKind, FrozenEncoder
 from ssl_zoo.eval.mix import Mix
-from ssl_zoo.eval.stream import Augmentation, Subset, TrainStream, rows_of_rank
+from ssl_zoo.eval.stream import Augmentation, Subset, TrainStream, rows_in_pairs
 
 CPU = torch.device("cpu")
 STRONG = ViewConfig(crop_scale=[0.3, 1.0], horizontal_flip=0.5)
@@ -61,13 +61,13 @@ def test_steps_are_functions_of_the_seed_and_their_number():
 @pytest.mark.parametrize("num_rows", [8, 9, 26])
 def test_ranks_take_all_rows_in_whole_pairs(num_rows):
     for world_size in range(1, 5):
-        slices = [rows_of_rank(num_rows, rank, world_size) for rank in range(world_size)]
+        slices = [rows_in_pairs(num_rows, rank, world_size) for rank in range(world_size)]
         assert [row for rows in slices for row in range(rows.start, rows.stop)] == list(range(num_rows))
         assert all(rows.start % 2 == 0 for rows in slices)
 
 
 def test_a_rank_without_images_has_an_empty_share(monkeypatch):
-    assert [len(range(10)[rows_of_rank(3, rank, 4)]) for rank in range(4)] == [0, 0, 0, 3]
+    assert [len(range(10)[rows_in_pairs(3, rank, 4)]) for rank in range(4)] == [0, 0, 0, 3]
     monkeypatch.setattr(stream_module, "rank_and_size", lambda: (0, 4))
     model = probe().evaluated_model(encoder())
     streamed = TrainStream(
