@@ -22,6 +22,7 @@ from ssl_zoo.data.dense import DenseBatch, DenseData
 from ssl_zoo.data.maps import MapSet
 from ssl_zoo.data.transforms import sample_params
 from ssl_zoo.eval.base import EVALUATORS, CannotEvaluate, EvaluatedModel, Evaluator, EvaluatorConfig
+from ssl_zoo.eval.cost import Cost, Workload
 from ssl_zoo.eval.dense_heads import Heads
 from ssl_zoo.eval.features import Pooling, evaluating, feature_dim, pooled
 from ssl_zoo.eval.ranks import rows_of_rank, sum_over_ranks
@@ -77,6 +78,12 @@ class DenseEvaluator(Evaluator):
 
     needs_labels = False
     config: DenseConfig
+
+    def cost(self, workload: Workload) -> Cost:
+        encoded = self.config.epochs * workload.num_train + workload.num_test
+        width = workload.encoder.num_patches * feature_dim(workload.encoder, Pooling.tokens, self.config.num_layers)
+        how = f"{self.config.epochs} epochs; images, maps, activations and the heads' own work are not counted"
+        return Cost(4 * width * self.config.batch_size / workload.world_size, encoded, 0, how)
 
     @abstractmethod
     def num_outputs(self, map_set: MapSet) -> int:

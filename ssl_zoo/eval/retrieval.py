@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ssl_zoo.eval.base import EVALUATORS, CannotEvaluate, EvaluatedModel, Evaluator, EvaluatorConfig, check_labels
+from ssl_zoo.eval.cost import Cost, Workload
 from ssl_zoo.eval.features import Features
 from ssl_zoo.eval.ranks import rank_and_size, sum_over_ranks
 from ssl_zoo.eval.split import EvaluationSplit
@@ -62,6 +63,15 @@ class Retrieval(Evaluator):
             raise CannotEvaluate("retrieval: no query has an image of its class in the gallery; use more images")
         details = {"queries": int(has_relevant.sum()), "without_relevant_image": int((~has_relevant).sum())}
         return [Score("retrieval_map", precisions[has_relevant].mean().item(), self.protocol(model), details=details)]
+
+    def cost(self, workload: Workload) -> Cost:
+        dim, queries = self.feature_width(workload.encoder), workload.num_test
+        is_leave_one_out = self.config.gallery is Gallery.test
+        num_images = queries if is_leave_one_out else workload.num_images
+        gallery = queries if is_leave_one_out else workload.num_train
+        how = f"2 x {gallery:,} x {queries:,} x {dim:,} FLOPs, and sorting, which is not counted"
+        flops = 2.0 * gallery * queries * dim / workload.world_size
+        return Cost(4 * dim * num_images + 8 * _BLOCK_BYTES, num_images, flops, how)
 
 
 def average_precisions(
