@@ -41,6 +41,7 @@ setup(
             "ssl-zoo-status = ssl_zoo.tools.status:main",
             "ssl-zoo-list = ssl_zoo.tools.list:main",
             "ssl-zoo-verify-golden = ssl_zoo.tools.verify_golden:main",
+            "ssl-zoo-train-decoder = ssl_zoo.tools.train_decoder:main",
             "ssl-zoo-visualize = ssl_zoo.tools.visualize:main",
             "ssl-zoo-export-weights = ssl_zoo.tools.export_weights:main",
             "ssl-zoo-import-weights = ssl_zoo.tools.import_weights:main",

@@ -132,6 +132,10 @@ class CAE(Method):
     def check_inputs(self, views: Mapping[str, ViewSpec], masks: Mapping[str, Masks]) -> None:
         require_masked_image(self, views, masks)
 
+    def predict_blocks(self, batch: Batch) -> Float[Tensor, "B C pairs T dim"]:
+        _, latents, _ = self.predict(batch.views["image"], batch.masks["image"])
+        return latents
+
     def visualize(self, batch: Batch) -> Mapping[str, Figure]:
         *_, predictions = self.predict(batch.views["image"], batch.masks["image"])
         return show_predictions(self.target, predictions, batch, self.encoder)

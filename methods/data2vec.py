@@ -84,9 +84,11 @@ class Data2vec(Method):
         require_masked_image(self, views, masks)
         require_one_mask(self, masks["image"])
 
-    def visualize(self, batch: Batch) -> Mapping[str, Figure]:
+    def predict_blocks(self, batch: Batch) -> Float[Tensor, "B C pairs T target"]:
         masks = batch.masks["image"]
         masked = masks.all_masked(self.encoder.num_patches)
         tokens = self.encoder(batch.views["image"], masked=masked, mask_token=self.mask_token)
-        predictions = take(self.head(self.encoder.patches(tokens)), masks.targets)[:, None]
-        return show_predictions(self.target, predictions, batch, self.encoder)
+        return take(self.head(self.encoder.patches(tokens)), masks.targets)[:, None].float()
+
+    def visualize(self, batch: Batch) -> Mapping[str, Figure]:
+        return show_predictions(self.target, self.predict_blocks(batch), batch, self.encoder)

@@ -111,11 +111,13 @@ class Data2vec2(Method):
     def check_inputs(self, views: Mapping[str, ViewSpec], masks: Mapping[str, Masks]) -> None:
         require_masked_image(self, views, masks)
 
-    def visualize(self, batch: Batch) -> Mapping[str, Figure]:
+    def predict_blocks(self, batch: Batch) -> Float[Tensor, "B C pairs T target"]:
         images, masks = batch.views["image"], batch.masks["image"]
         noise = self._noise(Progress(step=0, num_steps=1, samples=0)).to(images.device)
-        predictions = self.decode(self.encoder(images, keep=masks.context), masks, noise)
-        return show_predictions(self.target, predictions, batch, self.encoder)
+        return self.decode(self.encoder(images, keep=masks.context), masks, noise).float()
+
+    def visualize(self, batch: Batch) -> Mapping[str, Figure]:
+        return show_predictions(self.target, self.predict_blocks(batch), batch, self.encoder)
 
     def _noise(self, progress: Progress) -> Float[Tensor, "1 N D"]:
         """Sample noise from the number of the step: new in each step, and the same for all its images and masks.

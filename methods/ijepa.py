@@ -153,7 +153,9 @@ class IJEPA(Method):
     def check_inputs(self, views: Mapping[str, ViewSpec], masks: Mapping[str, Masks]) -> None:
         require_masked_image(self, views, masks)
 
+    def predict_blocks(self, batch: Batch) -> Float[Tensor, "B C pairs T target"]:
+        _, predictions, _ = self.predict(batch.views["image"], batch.masks["image"])
+        return predictions
+
     def visualize(self, batch: Batch) -> Mapping[str, Figure]:
-        masks = batch.masks["image"]
-        _, predictions, _ = self.predict(batch.views["image"], masks)
-        return show_predictions(self.target, predictions, batch, self.encoder)
+        return show_predictions(self.target, self.predict_blocks(batch), batch, self.encoder)

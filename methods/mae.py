@@ -92,6 +92,9 @@ class MAE(Method):
     def check_inputs(self, views: Mapping[str, ViewSpec], masks: Mapping[str, Masks]) -> None:
         require_masked_image(self, views, masks)
 
-    def visualize(self, batch: Batch) -> Mapping[str, Figure]:
+    def predict_blocks(self, batch: Batch) -> Float[Tensor, "B C pairs T target"]:
         _, predictions = self.predict(batch.views["image"], batch.masks["image"])
-        return show_predictions(self.target, predictions, batch, self.encoder)
+        return predictions
+
+    def visualize(self, batch: Batch) -> Mapping[str, Figure]:
+        return show_predictions(self.target, self.predict_blocks(batch), batch, self.encoder)

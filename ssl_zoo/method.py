@@ -238,6 +238,13 @@ class Method(nn.Module, ABC):
         """Return the network that probes, exports and users get."""
         return self.encoder if self.target is None else self.target.eval_encoder(self.encoder)
 
+    def predict_blocks(self, batch: Batch) -> Float[Tensor, "B C pairs T D"]:
+        """Return what each context predicts at the patches of its target blocks, in the order of ``Masks.paired``.
+
+        Defined by methods that predict patches. ``visualize`` shows it, and a decoder of predictions is trained on it.
+        """
+        raise NotImplementedError(f"{type(self).__name__} predicts no target blocks")
+
     def visualize(self, batch: Batch) -> Mapping[str, Figure]:
         """Return figures by name, with a row per image, that show what the method does with a batch."""
         return {}

@@ -51,6 +51,8 @@ MAY_IMPORT = {
     "config": ("data", "engine", "eval", "masks", "method", "nn", "plugins", "regularizers", "targets", "views"),
     # A study starts the training tool as a process and imports nothing of it.
     "study": ("config", "engine", "eval", "interop", "planning", "plugins"),
+    # A decoder is a method of its own, which the engine trains; it opens runs, and its settings are no part of a run's.
+    "decoding": ("config", "data", "ema", "engine", "masks", "method", "nn"),
     "interop": ("data.batch", "ema", "engine", "method", "nn", "targets"),
     # What the tools and the functions of ``import ssl_zoo`` share; no other part imports it.
     "api": ("config", "data", "engine", "eval", "interop", "method", "nn", "plugins", "study"),
@@ -63,7 +65,7 @@ MAY_IMPORT = {
     "visualization": ("data", "eval", "nn"),
     "configs": (),
     "tools": (
-        *("api", "config", "configs", "data", "engine", "eval", "interop", "masks"),
+        *("api", "config", "configs", "data", "decoding", "engine", "eval", "interop", "masks"),
         *("method", "methods", "nn", "planning", "plugins", "study", "targets", "testing", "visualization"),
     ),
 }

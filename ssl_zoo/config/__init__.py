@@ -2,7 +2,10 @@
 
 from ssl_zoo.config.document import describe
 from ssl_zoo.config.keys import ConfigError
-from ssl_zoo.config.load import Composed, compose, compose_section, load_config, recipe_text
+from ssl_zoo.config.load import Composed, compose, compose_section, compose_settings, load_config, recipe_text
 from ssl_zoo.config.schema import Config
 
-__all__ = ["Composed", "Config", "ConfigError", "compose", "compose_section", "describe", "load_config", "recipe_text"]
+__all__ = [
+    *("Composed", "Config", "ConfigError", "compose", "compose_section", "compose_settings"),
+    *("describe", "load_config", "recipe_text"),
+]

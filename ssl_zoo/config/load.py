@@ -28,7 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 import ssl_zoo
 from ssl_zoo.config.derived import fill_derived
 from ssl_zoo.config.keys import ConfigError, check_bounds, flat, keys_of, leaves, unknown_key, written, wrong_value
-from ssl_zoo.config.recipe import ROOT_RECIPE, Recipe, config_roots, read_recipe
+from ssl_zoo.config.recipe import ROOT_RECIPE, Recipe, config_roots, read_document, read_recipe
 from ssl_zoo.config.schema import SCHEMA, Config, sections
 from ssl_zoo.engine.loggers.base import monitor_config_class
 from ssl_zoo.engine.settings import MonitorConfig
@@ -149,6 +149,29 @@ def compose_section(section: str, overrides: Sequence[str]) -> Any:
         raise ConfigError(_missing(section, composed))
     check_bounds(composed.resolved, f"{section}.")
     return _to_object(composed.resolved[section])
+
+
+def compose_settings(config: type, recipe: Path | None, overrides: Sequence[str]) -> DictConfig:
+    """Return the values of a settings dataclass of its own, which is no part of ``Config``, checked in every respect.
+
+    Args:
+        config: the dataclass; ``OmegaConf.to_object`` of the result is an instance.
+        recipe: YAML file of values; None takes the defaults.
+        overrides: ``key=value`` words, on top.
+
+    Raises:
+        ConfigError: the recipe or an override is wrong.
+    """
+    values = OmegaConf.structured(config)
+    defaults = values.copy()
+    if recipe is not None:
+        document = read_document(recipe, "recipe", "settings, e.g. `trainer: {num_steps: 2000}`")
+        _assign(values, document, defaults, Recipe(recipe, {}, document))
+    for override in overrides:
+        _assign(values, _nested(_parse(override)), defaults, None)
+    check_bounds(values)
+    _to_object(values)
+    return values
 
 
 def _to_object(values: DictConfig) -> Any:

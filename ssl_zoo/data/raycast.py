@@ -65,6 +65,13 @@ class Geometry:
         return sum((rows == number).any(dim=3).long() for number in range(1, int(self.instance.max()) + 1))
 
 
+def discs(scenes: Scenes, image_size: int) -> tuple[Float[Tensor, "B O 2"], Float[Tensor, "B O"]]:
+    """Return the objects in the image as discs: row and column of their centres, and about their radii, in pixels."""
+    row, column, forward = _projected(scenes.centers(), image_size)
+    half_height = torch.tensor(_HALF_HEIGHT)[scenes.shape] * scenes.size
+    return torch.stack([row, column], dim=-1), FOCAL * image_size / 2 * half_height / forward
+
+
 def render(scenes: Scenes, image_size: int) -> UInt8[Tensor, "B 3 H W"]:
     """Render square images, bit-identical in every batch.
 
@@ -215,12 +222,18 @@ def _along_axis(direction: Sequence[Tensor]) -> Tensor:
 
 def _box_corner(center: Float[Tensor, "n 3"], image_size: int, box: int) -> tuple[Int[Tensor, "n"], Int[Tensor, "n"]]:
     """Return top and left of a square of ``box`` pixels around each projected centre, moved inside the image."""
+    row, column, _ = _projected(center, image_size)
+    return tuple((middle - box / 2).round().long().clamp(0, image_size - box) for middle in (row, column))
+
+
+def _projected(center: Float[Tensor, "*n 3"], image_size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return row and column in pixels of projected points, and their distances along the camera's axis."""
     cos, sin = math.cos(_PITCH), math.sin(_PITCH)
     x, y, z = center.unbind(-1)
     forward = z * cos - y * sin
     column = (FOCAL * x / forward + 1) * image_size / 2
     row = (1 - FOCAL * (y * cos + z * sin) / forward) * image_size / 2
-    return tuple((middle - box / 2).round().long().clamp(0, image_size - box) for middle in (row, column))
+    return row, column, forward
 
 
 def _background(scenes: Scenes, image_size: int) -> Float[Tensor, "B 3 H W"]:

@@ -97,14 +97,15 @@ def view_boxes(params: ViewParams, heights: Tensor, widths: Tensor, spec: ViewSp
     return crop_boxes(params, heights, widths, spec.config)
 
 
-def _equal_boxes(params: ViewParams, image_size: tuple[int, int], spec: ViewSpec) -> Int[Tensor, "B 4"]:
+def equal_boxes(params: ViewParams, image_size: tuple[int, int], spec: ViewSpec) -> Int[Tensor, "B 4"]:
+    """Return the boxes (top, left, height, width) that a view shows of images of one size."""
     heights, widths = (torch.full((len(params.flipped),), side) for side in image_size)
     return view_boxes(params, heights, widths, spec)
 
 
 def plan_equal(params: ViewParams, image_size: tuple[int, int], spec: ViewSpec) -> Rendering:
     """Plan one view of each of many images of one size (height, width)."""
-    return Rendering(Recolouring.of(params, spec.channels), _equal_boxes(params, image_size, spec), params.flipped)
+    return Rendering(Recolouring.of(params, spec.channels), equal_boxes(params, image_size, spec), params.flipped)
 
 
 def render(images: UInt8[Tensor, "B C H W"], rendering: Rendering, spec: ViewSpec) -> UInt8[Tensor, "B C h w"]:
@@ -119,7 +120,7 @@ def render(images: UInt8[Tensor, "B C H W"], rendering: Rendering, spec: ViewSpe
 
 def render_equal(images: UInt8[Tensor, "B C H W"], params: ViewParams, spec: ViewSpec) -> UInt8[Tensor, "B C h w"]:
     """One view of each of many images of one size."""
-    boxes = _equal_boxes(params, tuple(images.shape[-2:]), spec)
+    boxes = equal_boxes(params, tuple(images.shape[-2:]), spec)
     view = resize_crops(images, boxes, params.flipped, spec.size, spec.config.interpolation)
     return _recoloured(view, params)
 

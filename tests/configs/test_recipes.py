@@ -20,7 +20,7 @@ from ssl_zoo.registry import REGISTRIES
 from ssl_zoo.targets import PixelsConfig, TeacherConfig
 
 ROOT = Path(str(importlib.resources.files("ssl_zoo.configs")))
-RECIPES = sorted(path for path in ROOT.glob("*/*.yaml") if path.parent.name not in (*sections(), "studies"))
+RECIPES = sorted(path for path in ROOT.glob("*/*.yaml") if path.parent.name not in (*sections(), "studies", "decoder"))
 OPTIONS = [
     f"{group}={option}"
     for group, options in compose(ROOT / "ijepa" / "demo.yaml").options.items()
