@@ -36,7 +36,7 @@ def test_the_disc_of_an_object_is_where_the_renderer_draws_it():
         inside = ((centers[image, 0] > radii[image, 0]) & (centers[image, 0] < 64 - radii[image, 0])).all()
         if inside:
             assert (middle - centers[image, 0]).abs().max() < 1.0
-            assert abs((mask.sum() / torch.pi).sqrt() - radii[image, 0]) < 1.0
+            assert abs((mask.sum() / torch.pi).sqrt() - radii[image, 0]) < 1.5  # half a pixel of antialiasing
 
 
 def test_crops_and_flips_move_the_discs_with_the_pixels():
