@@ -87,26 +87,29 @@ def decoder_data(
     )
 
 
-def build_decoder(
-    trained: TrainedMethod, config: RunConfig, settings: DecoderConfig, data: TrainingData
-) -> BlockDecoder:
-    """Build an untrained decoder of a run's predictions, whose scale it measures on the first batches.
-
-    Args:
-        data: of a single rank, so that the scale is the same on all.
+def frozen_predictor(trained: TrainedMethod, config: RunConfig, settings: DecoderConfig) -> FrozenPredictor:
+    """Return the method whose predictions are decoded: the trained one, or as the run initialised it.
 
     Raises:
         ValueError: the method predicts no target blocks.
     """
-    predictor = FrozenPredictor(build_run_method(config) if settings.random_init else trained.method)
+    return FrozenPredictor(build_run_method(config) if settings.random_init else trained.method)
+
+
+def build_decoder(predictor: FrozenPredictor, settings: DecoderConfig, data: TrainingData) -> BlockDecoder:
+    """Build an untrained decoder, whose scale of predictions it measures on the first batches.
+
+    Args:
+        data: of a single rank, so that the scale is the same on all.
+    """
     batches = [data.to_device(data.batch(step), "cpu") for step in range(_SCALE_BATCHES)]
     width = predictor(batches[0].rows(slice(0, 1))).predictions.shape[1]
-    decoder = _untrained(settings, predictor, config.backbone.in_channels, width)
+    decoder = _untrained(predictor, settings, data.views[0].channels, width)
     decoder.fit_scale(batches)
     return decoder
 
 
-def _untrained(settings: DecoderConfig, predictor: FrozenPredictor, channels: int, width: int) -> BlockDecoder:
+def _untrained(predictor: FrozenPredictor, settings: DecoderConfig, channels: int, width: int) -> BlockDecoder:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for(settings.seed, "decoder"))
         return BlockDecoder(settings, predictor, channels=channels, prediction_dim=width)
@@ -140,14 +143,15 @@ def train_decoder(
         CheckpointError: the folder has a decoder with other settings or of other weights.
     """
     settings: DecoderConfig = OmegaConf.to_object(values)
+    predictor = frozen_predictor(trained, config, settings)
     plain = OmegaConf.to_container(values, enum_to_str=True)
     origin = json.loads(json.dumps(asdict(Origin.of(run, trained, settings))))
     chosen = {"choices": {"method": FOLDER}, **plain, _PREDICTOR: origin}
     directory = RunDirectory(folder or run / FOLDER, chosen, OmegaConf.to_container(_defaults(), enum_to_str=True))
     checkpoint = directory.find_checkpoint(resume)
     source = build_source(config.data, Split.train, config.backbone.in_channels)
-    decoder = build_decoder(trained, config, settings, decoder_data(config, settings, source))
-    decoder.predictor.to(ranks.device)
+    decoder = build_decoder(predictor, settings, decoder_data(config, settings, source))
+    predictor.to(ranks.device)
     recorded = None if checkpoint is None else recorded_precision(checkpoint)
     choice = choose_precision(settings.trainer.precision, ranks.device, recorded=recorded)
     text = f"# Every value of a decoder of {origin['run']} at step {origin['step']}.\n{OmegaConf.to_yaml(values)}"
@@ -209,9 +213,8 @@ def open_decoder(folder: Path, run: Path, trained: TrainedMethod, config: RunCon
             f"{checkpoint.path} decodes {there and there['run']} at step {there and there['step']}, not the weights of "
             f"{run} at step {here.step}; choose that step by --checkpoint, or train a decoder of this one"
         )
-    predictor = FrozenPredictor(build_run_method(config) if settings.random_init else trained.method)
     [width] = next(t.size for name, t in checkpoint.reader.tensors.items() if name.endswith("/prediction_mean"))
-    decoder = _untrained(settings, predictor, config.backbone.in_channels, width)
+    decoder = _untrained(frozen_predictor(trained, config, settings), settings, config.backbone.in_channels, width)
     restore(checkpoint, decoder)
     return decoder.eval()
 
