@@ -1,9 +1,10 @@
 """Training of a decoder on a run, and the decoder opened again."""
 
-import json
-import logging
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -25,37 +26,35 @@ from ssl_zoo.engine.precision import choose_precision, recorded_precision
 from ssl_zoo.engine.progress import ProgressBar
 from ssl_zoo.engine.run_directory import RunDirectory, environment
 from ssl_zoo.engine.trained import TrainedMethod, find_checkpoint
-from ssl_zoo.engine.trainer import Trainer
+from ssl_zoo.engine.trainer import Hook, Trainer
 from ssl_zoo.seeding import seed_for
-
-log = logging.getLogger(__name__)
 
 FOLDER = "decoder"  # in the run directory
 _SCALE_BATCHES = 8  # whose predictions set the scale of all
-_PREDICTOR = "predictor"  # key of the origin in the manifest
+_PREDICTOR = "predictor"  # key of the origin among the settings in the manifest: a resume compares it
 
 
 @dataclass(frozen=True)
 class Origin:
-    """The frozen predictor of a decoder.
+    """The weights that a decoder decodes the predictions of.
 
     Attributes:
-        run: name of the run directory.
-        step: of its checkpoint; 0 as initialised.
-        sha256: of the checkpoint's files of weights; None as initialised.
+        step: of the run's checkpoint; 0 as initialised.
+        sha256: of the checkpoint's files of weights; of the tensors as initialised.
     """
 
-    run: str
     step: int
-    sha256: tuple[str, ...] | None
+    sha256: list[str]
 
     @classmethod
-    def of(cls, run: Path, trained: TrainedMethod, config: DecoderConfig) -> "Origin":
-        if config.random_init:
-            return cls(run.resolve().name, 0, None)
+    def of(cls, trained: TrainedMethod, predictor: FrozenPredictor, settings: DecoderConfig) -> "Origin":
+        if settings.random_init:
+            digest = hashlib.sha256()
+            for name, tensor in sorted(predictor.method.state_dict().items()):
+                digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+            return cls(0, [digest.hexdigest()])
         files = read_checkpoint(trained.checkpoint, optimizer=False).manifest["files"]
-        weights = tuple(entry["sha256"] for name, entry in sorted(files.items()) if name.startswith("method"))
-        return cls(run.resolve().name, trained.step, weights)
+        return cls(trained.step, [files[name]["sha256"] for name in sorted(files) if name.startswith("method")])
 
 
 def decoded_view(config: RunConfig) -> ViewSpec:
@@ -144,51 +143,55 @@ def train_decoder(
     """
     settings: DecoderConfig = OmegaConf.to_object(values)
     predictor = frozen_predictor(trained, config, settings)
-    plain = OmegaConf.to_container(values, enum_to_str=True)
-    origin = json.loads(json.dumps(asdict(Origin.of(run, trained, settings))))
-    chosen = {"choices": {"method": FOLDER}, **plain, _PREDICTOR: origin}
-    directory = RunDirectory(folder or run / FOLDER, chosen, OmegaConf.to_container(_defaults(), enum_to_str=True))
+    origin = asdict(Origin.of(trained, predictor, settings))
+    chosen = {"choices": {"method": FOLDER}, **_plain(values), _PREDICTOR: origin}
+    directory = RunDirectory(folder or run / FOLDER, chosen, _plain(OmegaConf.structured(DecoderConfig)))
     checkpoint = directory.find_checkpoint(resume)
     source = build_source(config.data, Split.train, config.backbone.in_channels)
     decoder = build_decoder(predictor, settings, decoder_data(config, settings, source))
     predictor.to(ranks.device)
     recorded = None if checkpoint is None else recorded_precision(checkpoint)
     choice = choose_precision(settings.trainer.precision, ranks.device, recorded=recorded)
-    text = f"# Every value of a decoder of {origin['run']} at step {origin['step']}.\n{OmegaConf.to_yaml(values)}"
+    name = run.resolve().name
+    text = f"# Every value of a decoder of {name} at step {origin['step']}.\n{OmegaConf.to_yaml(values)}"
+    manifest = {"method": FOLDER, "config": chosen, "precision": choice.precision.value, "run": name}
+    observers = _observers(directory, settings, text, manifest, console, ranks)
+    data = decoder_data(config, settings, source, ranks.rank, ranks.world_size)
+    given = {"optim": settings.optim, "config": settings.trainer, "seed": settings.seed}
+    trainer = Trainer(decoder, data, ranks, hooks=observers, precision=choice.precision, **given)
+    if checkpoint is not None:
+        observers[-1].resume(trainer, checkpoint)
+    if ranks.is_main:
+        if checkpoint is not None:
+            directory.set_aside_after(checkpoint)
+        facts = {**environment(ranks, choice), "num_steps": trainer.num_steps, "run": name, _PREDICTOR: origin}
+        directory.write_start(text, facts)
+    trainer.train()
+    return directory.path
+
+
+def _observers(
+    directory: RunDirectory,
+    settings: DecoderConfig,
+    text: str,
+    manifest: Mapping[str, Any],
+    console: Console,
+    ranks: Processes,
+) -> Sequence[Hook]:
+    """Build the hooks of a decoder's training, the checkpointer last."""
     tensorboard = TensorBoard(directory.tensorboard, text) if settings.monitor.tensorboard else None
     writers = [JsonLines(directory.metrics), ProgressBar(console, live=settings.monitor.progress_bar)]
     writers += [tensorboard] if tensorboard else []
     alarm = CollapseAlarm(settings.monitor.alarm)
-    manifest = {"method": FOLDER, "config": chosen, "precision": choice.precision.value}
-    checkpointer = hooks.Checkpointer(directory.path, settings.trainer, manifest)
-    observers = [
+    return [
         hooks.StopOnSignal(),
         hooks.OffendingStep(directory.path),
         hooks.CorruptSamples(directory.corrupt_samples, settings.loader.max_corrupt_fraction),
         Metrics(settings.monitor.log_every, writers if ranks.is_main else [], alarm),
         alarm,
         hooks.Visualizations(directory.figures, settings.monitor.images_every, tensorboard),
-        checkpointer,
+        hooks.Checkpointer(directory.path, settings.trainer, manifest),
     ]
-    data = decoder_data(config, settings, source, ranks.rank, ranks.world_size)
-    trainer = Trainer(
-        decoder,
-        data,
-        ranks,
-        optim=settings.optim,
-        config=settings.trainer,
-        seed=settings.seed,
-        hooks=observers,
-        precision=choice.precision,
-    )
-    if checkpoint is not None:
-        checkpointer.resume(trainer, checkpoint)
-    if ranks.is_main:
-        if checkpoint is not None:
-            directory.set_aside_after(checkpoint)
-        directory.write_start(text, {**environment(ranks, choice), "num_steps": trainer.num_steps, _PREDICTOR: origin})
-    trainer.train()
-    return directory.path
 
 
 def open_decoder(folder: Path, run: Path, trained: TrainedMethod, config: RunConfig) -> BlockDecoder:
@@ -206,18 +209,19 @@ def open_decoder(folder: Path, run: Path, trained: TrainedMethod, config: RunCon
             + ("" if folder == run / FOLDER else f" --out {folder}")
         )
     settings: DecoderConfig = OmegaConf.to_object(compose_settings(DecoderConfig, folder / "config.yaml", []))
+    predictor = frozen_predictor(trained, config, settings)
     checkpoint = read_checkpoint(find_checkpoint(folder, "last"), optimizer=False)
-    there, here = checkpoint.manifest["config"].get(_PREDICTOR), Origin.of(run, trained, settings)
-    if there is None or there["sha256"] != (None if here.sha256 is None else list(here.sha256)):
+    there, here = checkpoint.manifest["config"][_PREDICTOR], Origin.of(trained, predictor, settings)
+    if there["sha256"] != here.sha256:
         raise CheckpointError(
-            f"{checkpoint.path} decodes {there and there['run']} at step {there and there['step']}, not the weights of "
+            f"{checkpoint.path} decodes step {there['step']} of {checkpoint.manifest.get('run')}, not the weights of "
             f"{run} at step {here.step}; choose that step by --checkpoint, or train a decoder of this one"
         )
     [width] = next(t.size for name, t in checkpoint.reader.tensors.items() if name.endswith("/prediction_mean"))
-    decoder = _untrained(frozen_predictor(trained, config, settings), settings, config.backbone.in_channels, width)
+    decoder = _untrained(predictor, settings, config.backbone.in_channels, width)
     restore(checkpoint, decoder)
     return decoder.eval()
 
 
-def _defaults() -> DictConfig:
-    return OmegaConf.structured(DecoderConfig)
+def _plain(values: DictConfig) -> dict[str, Any]:
+    return OmegaConf.to_container(values, enum_to_str=True)
