@@ -9,17 +9,17 @@ I-JEPA's figure 6 (arXiv 2301.08243, sec. 8 and appendix E) decodes average-pool
 # prediction need not hold it.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from ssl_zoo.data.batch import Batch, ViewSpec
 from ssl_zoo.data.loader import LoaderConfig
-from ssl_zoo.decoding.blocks import BOX_FEATURES, Blocks, FrozenPredictor, box_features, crops
+from ssl_zoo.decoding.blocks import BOX_FEATURES, VIEW, Blocks, FrozenPredictor, box_features, crops
 from ssl_zoo.decoding.figure import plot_samples
 from ssl_zoo.decoding.flow import flow_loss, flow_samples
 from ssl_zoo.decoding.unet import UNet, UNetConfig
@@ -32,7 +32,7 @@ from ssl_zoo.schedules import ScheduleShape
 from ssl_zoo.seeding import normal_numbers
 from ssl_zoo.settings import Settings, setting
 
-_NOISE, _TIME = 0, 1  # purposes of random numbers, as counters
+_NOISE, _TIME, _SAMPLE = range(3)  # purposes of random numbers, as counters
 _SHOWN_BLOCKS, _SHOWN_SEEDS = 2, 4  # of an image in figures
 
 
@@ -84,14 +84,14 @@ class BlockDecoder(Method):
     def __init__(
         self, config: DecoderConfig, predictor: FrozenPredictor, *, channels: int, prediction_dim: int
     ) -> None:
-        super().__init__(config, None, None)
+        super().__init__(config, None, None)  # neither an encoder nor a target to train
         self.predictor, self.channels = predictor, channels
         self.network = UNet(config.network, channels, prediction_dim + BOX_FEATURES)
         self.ema_network = EmaCopy(self.network)
         self.register_buffer("prediction_mean", torch.zeros(prediction_dim))
         self.register_buffer("prediction_std", torch.ones(prediction_dim))
 
-    def fit_scale(self, batches: Iterator[Batch]) -> None:
+    def fit_scale(self, batches: Iterable[Batch]) -> None:
         """Set the mean and standard deviation by which predictions are normalised, from a few batches."""
         predictions = torch.cat([self.predictor(batch).predictions for batch in batches])
         self.prediction_mean.copy_(predictions.mean(dim=0))
@@ -105,8 +105,8 @@ class BlockDecoder(Method):
 
     def forward(self, batch: Batch, step: Step) -> Output:
         blocks = self.predictor(batch)
-        pixels = crops(batch.views["image"], blocks, self.predictor.grid, self.config.block_size)
-        noise = self._noise(step.values["step"], blocks)
+        pixels = crops(batch.views[VIEW], blocks, self.predictor.grid, self.config.block_size)
+        noise = self._noise(_NOISE, step.values["step"], blocks)
         normal = normal_numbers(step.values["step"], torch.full_like(blocks.keys, _TIME), blocks.keys)
         return Output({"flow": flow_loss(self._velocity(self.network, blocks), pixels, noise, normal)})
 
@@ -118,7 +118,8 @@ class BlockDecoder(Method):
         (no classifier-free guidance): samples differ as much as the prediction leaves open.
         """
         velocity = self._velocity(self.ema_network, blocks)
-        noises = [self._noise(torch.full((), seed, device=blocks.keys.device), blocks) for seed in seeds]
+        numbers = torch.tensor(list(seeds), device=blocks.keys.device)
+        noises = [self._noise(_SAMPLE, number, blocks) for number in numbers]
         return torch.stack([flow_samples(velocity, noise, self.config.sampling_steps) for noise in noises], dim=1)
 
     def visualize(self, batch: Batch) -> Mapping[str, Float[Tensor, "3 rows columns"]]:
@@ -136,8 +137,9 @@ class BlockDecoder(Method):
         scaled = (blocks.predictions - self.prediction_mean) / self.prediction_std
         return partial(network, condition=torch.cat([scaled, box_features(blocks.boxes, self.predictor.grid)], dim=1))
 
-    def _noise(self, number: Int[Tensor, ""], blocks: Blocks) -> Float[Tensor, "S C P P"]:
+    def _noise(self, purpose: int, number: Float[Tensor, ""], blocks: Blocks) -> Float[Tensor, "S C P P"]:
+        """Sample noise from a number, the step's or a seed, and the keys of the blocks."""
         shape = (self.channels, self.config.block_size, self.config.block_size)
         place = torch.arange(self.channels * self.config.block_size**2, device=blocks.keys.device)
         keys = blocks.keys[:, None]
-        return normal_numbers(number, torch.full_like(keys, _NOISE), keys, place).unflatten(1, shape)
+        return normal_numbers(number, torch.full_like(keys, purpose), keys, place).unflatten(1, shape)

@@ -25,7 +25,7 @@ from ssl_zoo.seeding import generator_for, seed_for
 
 ATTRIBUTES = ("position_px", "color", "shape")
 _RIDGE = (3.0, 30.0, 300.0, 3000.0)
-_READOUT_STEPS, _READOUT_BATCH, _READ_AT_ONCE = 800, 128, 256
+_READOUT_STEPS, _READOUT_BATCH, _AT_ONCE = 800, 128, 256
 _NUM_TRAIN, _NUM_TEST, _MAX_BLOCKS = 4096, 512, 600  # scenes for the readout and for samples; blocks that are decoded
 
 
@@ -108,7 +108,8 @@ def measure(
     own, other = partners(test.places)
     own, other = own[:_MAX_BLOCKS], other[:_MAX_BLOCKS]
     chosen, strangers = test[own], test.objects[other]
-    pixels = torch.cat([decoder.sample(part, seeds) for part in _parts(chosen)])
+    parts = torch.arange(len(chosen)).split(_AT_ONCE)
+    pixels = torch.cat([decoder.sample(chosen.blocks[rows], seeds) for rows in parts])
     read = [readout.read(pixels[:, number]) for number in range(len(seeds))]
     of_own = [errors(outputs, chosen.sides, chosen.objects) for outputs in read]
     of_others = [errors(outputs, chosen.sides, strangers) for outputs in read]
@@ -123,10 +124,6 @@ def measure(
         mean_image=_means(errors(mean_image, chosen.sides, chosen.objects)),
         explained=_explained_by(known, decoder.predictor.grid),
     )
-
-
-def _parts(blocks: SceneBlocks) -> list:
-    return [blocks[rows].blocks for rows in torch.arange(len(blocks)).split(_READ_AT_ONCE)]
 
 
 def _means(by_block: Mapping[str, Tensor]) -> dict[str, float]:
@@ -156,7 +153,7 @@ class Readout(nn.Module):
     @torch.no_grad()
     def read(self, pixels: Float[Tensor, "S C P P"]) -> Float[Tensor, "S outputs"]:
         """Return position, colour and logarithms of the shapes' probabilities."""
-        outputs = torch.cat([self.eval()(part) for part in pixels.split(_READ_AT_ONCE)])
+        outputs = torch.cat([self.eval()(part) for part in pixels.split(_AT_ONCE)])
         return torch.cat([outputs[:, :5], outputs[:, 5:].log_softmax(dim=1)], dim=1)
 
 
