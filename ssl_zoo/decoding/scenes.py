@@ -11,7 +11,8 @@ from torch import Tensor
 from ssl_zoo.data.batch import Batch, ViewSpec
 from ssl_zoo.data.raycast import Scenes, discs
 from ssl_zoo.data.sources.scenes import RenderedScenes
-from ssl_zoo.data.transforms import ViewParams, render_equal, sample_params, view_boxes
+from ssl_zoo.data.transforms import equal_boxes, render_equal, sample_params
+from ssl_zoo.data.view_params import ViewParams
 from ssl_zoo.decoding.blocks import VIEW, Blocks, crops
 from ssl_zoo.decoding.decoder import BlockDecoder
 from ssl_zoo.masks import MaskGenerator
@@ -114,8 +115,7 @@ class _Discs:
 def _discs_in_view(source: RenderedScenes, indices: Int[Tensor, "B"], params: ViewParams, spec: ViewSpec) -> _Discs:
     scenes = source.scenes(indices)
     centers, radii = discs(scenes, source.image_size[0])
-    sides = torch.full((len(indices),), source.image_size[0])
-    box = view_boxes(params, sides, sides, spec)[:, None]
+    box = equal_boxes(params, source.image_size, spec)[:, None]
     scale = torch.tensor(spec.size) / box[..., 2:]
     rows, columns = ((centers - box[..., :2]) * scale).unbind(-1)
     columns = torch.where(params.flipped[:, None], spec.size[1] - columns, columns)
