@@ -24,8 +24,9 @@ from ssl_zoo.decoding.figure import plot_samples
 from ssl_zoo.decoding.flow import flow_loss, flow_samples
 from ssl_zoo.decoding.unet import UNet, UNetConfig
 from ssl_zoo.ema import Ema, EmaConfig, EmaCopy
+from ssl_zoo.engine.device import autocast
 from ssl_zoo.engine.optim import AdamWConfig
-from ssl_zoo.engine.settings import MonitorConfig, TrainerConfig
+from ssl_zoo.engine.settings import MonitorConfig, Precision, TrainerConfig
 from ssl_zoo.masks import Masks
 from ssl_zoo.method import Method, Output, Schedule, Step
 from ssl_zoo.schedules import ScheduleShape
@@ -77,6 +78,9 @@ class BlockDecoder(Method):
     Args:
         channels: of the images.
         prediction_dim: width of the predictions.
+
+    Attributes:
+        precision: of samples.
     """
 
     config: DecoderConfig
@@ -85,7 +89,7 @@ class BlockDecoder(Method):
         self, config: DecoderConfig, predictor: FrozenPredictor, *, channels: int, prediction_dim: int
     ) -> None:
         super().__init__(config, None, None)  # neither an encoder nor a target to train
-        self.predictor, self.channels = predictor, channels
+        self.predictor, self.channels, self.precision = predictor, channels, Precision.fp32
         self.network = UNet(config.network, channels, prediction_dim + BOX_FEATURES)
         self.ema_network = EmaCopy(self.network)
         self.register_buffer("prediction_mean", torch.zeros(prediction_dim))
@@ -120,7 +124,8 @@ class BlockDecoder(Method):
         velocity = self._velocity(self.ema_network, blocks)
         numbers = torch.tensor(list(seeds), device=blocks.keys.device)
         noises = [self._noise(_SAMPLE, number, blocks) for number in numbers]
-        return torch.stack([flow_samples(velocity, noise, self.config.sampling_steps) for noise in noises], dim=1)
+        with autocast(self.precision, numbers.device):
+            return torch.stack([flow_samples(velocity, noise, self.config.sampling_steps) for noise in noises], dim=1)
 
     def visualize(self, batch: Batch) -> Mapping[str, Float[Tensor, "3 rows columns"]]:
         """Plot samples of the first two blocks of each image."""

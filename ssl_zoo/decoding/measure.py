@@ -38,8 +38,9 @@ class Measurement:
         real: of the readout on the blocks themselves, its own error.
         samples: per seed, of single samples.
         chance: per seed, of the same samples against another scene's object.
-        margin_sigmas: per seed, the mean difference of both over its standard error.
         mean: of the mean over the seeds of what is read, which estimates what all samples share.
+        mean_chance: of the same against another scene's object.
+        margin_sigmas: the mean over blocks of ``mean_chance - mean``, over its standard error.
         mean_image: of what is read in the mean of all real blocks.
         explained: R^2 of ridge regression from the box alone, with the prediction, and with the target's features.
     """
@@ -48,8 +49,9 @@ class Measurement:
     real: Mapping[str, float]
     samples: Sequence[Mapping[str, float]]
     chance: Sequence[Mapping[str, float]]
-    margin_sigmas: Sequence[Mapping[str, float]]
     mean: Mapping[str, float]
+    mean_chance: Mapping[str, float]
+    margin_sigmas: Mapping[str, float]
     mean_image: Mapping[str, float]
     explained: Mapping[str, Mapping[str, float]]
 
@@ -59,8 +61,9 @@ class Measurement:
             ("the blocks themselves (readout's own error)", _cells([self.real])),
             ("samples, own scene", _cells(self.samples)),
             ("samples, another scene (chance)", _cells(self.chance)),
-            ("margin over its standard error", _cells(self.margin_sigmas, "{:.1f}")),
             ("mean over the seeds, own scene", _cells([self.mean])),
+            ("mean over the seeds, another scene (chance)", _cells([self.mean_chance])),
+            ("their difference over its standard error", _cells([self.margin_sigmas], "{:.1f}")),
             ("mean image", _cells([self.mean_image])),
         ]
         lines = ["| read from | position, px | colour | wrong shape |", "|---|---|---|---|"]
@@ -111,16 +114,17 @@ def measure(
     parts = torch.arange(len(chosen)).split(_AT_ONCE)
     pixels = torch.cat([decoder.sample(chosen.blocks[rows], seeds) for rows in parts])
     read = [readout.read(pixels[:, number]) for number in range(len(seeds))]
-    of_own = [errors(outputs, chosen.sides, chosen.objects) for outputs in read]
-    of_others = [errors(outputs, chosen.sides, strangers) for outputs in read]
+    mean = torch.stack(read).mean(dim=0)
+    mean_own, mean_other = (errors(mean, chosen.sides, objects) for objects in (chosen.objects, strangers))
     mean_image = readout.read(known.pixels.mean(dim=0, keepdim=True)).expand(len(chosen), -1)
     return Measurement(
         num_blocks=len(chosen),
         real=_means(errors(readout.read(chosen.pixels), chosen.sides, chosen.objects)),
-        samples=[_means(each) for each in of_own],
-        chance=[_means(each) for each in of_others],
-        margin_sigmas=[_sigmas(mine, theirs) for mine, theirs in zip(of_own, of_others, strict=True)],
-        mean=_means(errors(torch.stack(read).mean(dim=0), chosen.sides, chosen.objects)),
+        samples=[_means(errors(outputs, chosen.sides, chosen.objects)) for outputs in read],
+        chance=[_means(errors(outputs, chosen.sides, strangers)) for outputs in read],
+        mean=_means(mean_own),
+        mean_chance=_means(mean_other),
+        margin_sigmas=_sigmas(mean_own, mean_other),
         mean_image=_means(errors(mean_image, chosen.sides, chosen.objects)),
         explained=_explained_by(known, decoder.predictor.grid),
     )

@@ -195,7 +195,7 @@ def _observers(
 
 
 def open_decoder(folder: Path, run: Path, trained: TrainedMethod, config: RunConfig) -> BlockDecoder:
-    """Return the trained decoder of a folder, on the CPU.
+    """Return the trained decoder of a folder, on the CPU; it samples in the precision of its training.
 
     Args:
         run: the run directory of ``trained``.
@@ -220,6 +220,7 @@ def open_decoder(folder: Path, run: Path, trained: TrainedMethod, config: RunCon
     [width] = next(t.size for name, t in checkpoint.reader.tensors.items() if name.endswith("/prediction_mean"))
     decoder = _untrained(predictor, settings, config.backbone.in_channels, width)
     restore(checkpoint, decoder)
+    decoder.precision = recorded_precision(checkpoint)
     return decoder.eval()
 
 
