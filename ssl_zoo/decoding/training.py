@@ -1,6 +1,8 @@
 """Training of a decoder on a run, and the decoder opened again."""
 
 import hashlib
+import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,10 +23,11 @@ from ssl_zoo.engine.alarm import CollapseAlarm
 from ssl_zoo.engine.build import RunConfig, build_generators, build_run_method, build_views
 from ssl_zoo.engine.checkpoint.state import CheckpointError, read_checkpoint, restore
 from ssl_zoo.engine.distributed import Processes
-from ssl_zoo.engine.metrics import JsonLines, Metrics, TensorBoard
+from ssl_zoo.engine.loggers import LoggedRun, Tags, build_loggers
+from ssl_zoo.engine.metrics import Metrics
 from ssl_zoo.engine.precision import choose_precision, recorded_precision
 from ssl_zoo.engine.progress import ProgressBar
-from ssl_zoo.engine.run_directory import RunDirectory, environment
+from ssl_zoo.engine.run_directory import RunDirectory, environment, flatten
 from ssl_zoo.engine.trained import TrainedMethod, find_checkpoint
 from ssl_zoo.engine.trainer import Hook, Trainer
 from ssl_zoo.seeding import seed_for
@@ -155,7 +158,8 @@ def train_decoder(
     name = run.resolve().name
     text = f"# Every value of a decoder of {name} at step {origin['step']}.\n{OmegaConf.to_yaml(values)}"
     manifest = {"method": FOLDER, "config": chosen, "precision": choice.precision.value, "run": name}
-    observers = _observers(directory, settings, text, manifest, console, ranks)
+    logged = LoggedRun(directory.path, text, flatten(_plain(values)), shlex.join(sys.orig_argv), Tags.of(decoder, {}))
+    observers = _observers(directory, settings, logged, manifest, console, ranks)
     data = decoder_data(config, settings, source, ranks.rank, ranks.world_size)
     given = {"optim": settings.optim, "config": settings.trainer, "seed": settings.seed}
     trainer = Trainer(decoder, data, ranks, hooks=observers, precision=choice.precision, **given)
@@ -173,15 +177,14 @@ def train_decoder(
 def _observers(
     directory: RunDirectory,
     settings: DecoderConfig,
-    text: str,
+    run: LoggedRun,
     manifest: Mapping[str, Any],
     console: Console,
     ranks: Processes,
 ) -> Sequence[Hook]:
     """Build the hooks of a decoder's training, the checkpointer last."""
-    tensorboard = TensorBoard(directory.tensorboard, text) if settings.monitor.tensorboard else None
-    writers = [JsonLines(directory.metrics), ProgressBar(console, live=settings.monitor.progress_bar)]
-    writers += [tensorboard] if tensorboard else []
+    loggers = build_loggers(settings.monitor, run) if ranks.is_main else []
+    writers = [*loggers, ProgressBar(console, settings.monitor.progress_bar)]
     alarm = CollapseAlarm(settings.monitor.alarm)
     return [
         hooks.StopOnSignal(),
@@ -189,7 +192,7 @@ def _observers(
         hooks.CorruptSamples(directory.corrupt_samples, settings.loader.max_corrupt_fraction),
         Metrics(settings.monitor.log_every, writers if ranks.is_main else [], alarm),
         alarm,
-        hooks.Visualizations(directory.figures, settings.monitor.images_every, tensorboard),
+        hooks.Visualizations(directory.figures, settings.monitor.images_every, loggers),
         hooks.Checkpointer(directory.path, settings.trainer, manifest),
     ]
 

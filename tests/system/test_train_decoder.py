@@ -14,7 +14,7 @@ from ssl_zoo.tools import train_decoder, train_net, visualize
 RUN = ["trainer.num_steps=4", "trainer.checkpoint_every=2", "probe.evaluators=[]", "monitor.images_every=0"]
 DECODER = [
     *("block_size=8", "sampling_steps=1", "network.dim=16", "network.num_heads=2", "trainer.batch_size=4"),
-    *("trainer.num_steps=4", "trainer.precision=fp32", "monitor.tensorboard=false", "monitor.log_every=1"),
+    *("trainer.num_steps=4", "trainer.precision=fp32", "monitor.loggers=[jsonl]", "monitor.log_every=1"),
 ]
 
 
