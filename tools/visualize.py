@@ -9,6 +9,7 @@ image, or with ``--gallery`` a section of a page that opens in a browser without
   attention     what class token, average patch or --patch attend to, by --layers and --heads
   neighbours    the --num-neighbours nearest images in --neighbours-in, or in the run's training images
   similarity    similarity of --patch to all others; in a gallery of any patch that is clicked
+  decoded       samples of what the predictor expects in a target block, by the decoder of tools/train_decoder.py
 """
 
 import argparse
@@ -29,6 +30,7 @@ from ssl_zoo.data.image_list import ImageList
 from ssl_zoo.data.listing import OUTPUT_MARK
 from ssl_zoo.data.sources import SOURCES, Source, Splits, build_splits
 from ssl_zoo.data.sources.imagefolder import LimitedConfig
+from ssl_zoo.decoding.show import decoded
 from ssl_zoo.engine.device import autocast
 from ssl_zoo.engine.settings import Precision
 from ssl_zoo.engine.visualize import draw_all, save_images, visualize
@@ -51,6 +53,7 @@ from ssl_zoo.visualization import (
 )
 
 METHOD = "method"  # all figures of the method
+DECODED = "decoded"  # what a decoder of tools/train_decoder.py samples
 NEED_NO_WEIGHTS = ("masks", "crops")  # figures of a method that show no prediction
 
 
@@ -115,12 +118,21 @@ def _similarity(session: Session) -> Figure:
     return plot_similarity(session.subject, session.arguments.patch)
 
 
+def _decoded(session: Session) -> Figure:
+    opened = session.opened
+    if opened.origin.run is None:
+        raise ValueError("decoders belong to runs, and this is a folder of weights; give --run")
+    seed = session.arguments.seed
+    return decoded(opened.origin.run, opened.trained, opened.config, session.subject.images, seed=seed)
+
+
 # Another figure is one more entry: a function of a module of its own.
 FIGURES: Mapping[str, Callable[[Session], Figure]] = {
     "pca": _pca,
     "attention": _attention,
     "neighbours": _neighbours,
     "similarity": _similarity,
+    DECODED: _decoded,
 }
 
 
@@ -233,6 +245,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     which.add_argument("--run", type=Path, metavar="DIR", help="run directory")
     which.add_argument("--weights", type=Path, metavar="PATH", help="folder of exported or imported weights")
     parser.add_argument("--figures", nargs="+", default=[], metavar="NAME", help="see above; default: method")
+    parser.add_argument("--decode", action="store_true", help="the same as --figures decoded")
     parser.add_argument("--gallery", type=Path, metavar="DIR", help="write a page of all figures to DIR/index.html")
     parser.add_argument("--out", type=Path, metavar="DIR", help="PNG files; default: figures/visualize in the run")
     parser.add_argument("--images", nargs="+", default=[], metavar="PATH", help="default: the run's test split")
@@ -249,6 +262,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--plugin", action="append", default=[], help="module or file that registers parts; repeatable")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. backbone.image_size=48 masks=random")
     arguments = parser.parse_intermixed_args(argv)
+    arguments.figures += [DECODED] if arguments.decode else []
     for values in (arguments.images, arguments.figures, arguments.neighbours_in):
         words = [word for word in values if "=" in word and not Path(word).exists()]
         arguments.overrides += words  # argparse reads them as further values

@@ -29,12 +29,13 @@ from ssl_zoo.engine.optim import AdamWConfig
 from ssl_zoo.engine.settings import MonitorConfig, Precision, TrainerConfig
 from ssl_zoo.masks import Masks
 from ssl_zoo.method import Method, Output, Schedule, Step
+from ssl_zoo.plotting import Figure
 from ssl_zoo.schedules import ScheduleShape
 from ssl_zoo.seeding import normal_numbers
 from ssl_zoo.settings import Settings, setting
 
 _NOISE, _TIME, _SAMPLE = range(3)  # purposes of random numbers, as counters
-_SHOWN_BLOCKS, _SHOWN_SEEDS = 2, 4  # of an image in figures
+_SHOWN_SEEDS = 4  # in figures
 
 
 @dataclass
@@ -127,12 +128,10 @@ class BlockDecoder(Method):
         with autocast(self.precision, numbers.device):
             return torch.stack([flow_samples(velocity, noise, self.config.sampling_steps) for noise in noises], dim=1)
 
-    def visualize(self, batch: Batch) -> Mapping[str, Float[Tensor, "3 rows columns"]]:
-        """Plot samples of the first two blocks of each image."""
+    def visualize(self, batch: Batch) -> Mapping[str, Figure]:
+        """Plot samples of the first block of each image."""
         blocks = self.predictor(batch)
-        per_image = len(blocks) // batch.num_images
-        first = torch.arange(len(blocks), device=blocks.keys.device) % per_image < _SHOWN_BLOCKS
-        shown = blocks[first.nonzero().flatten()]
+        shown = blocks[torch.arange(0, len(blocks), len(blocks) // batch.num_images, device=blocks.keys.device)]
         return {"decoded": plot_samples(batch, shown, self.sample(shown, range(_SHOWN_SEEDS)), self.predictor)}
 
     def check_inputs(self, views: Mapping[str, ViewSpec], masks: Mapping[str, Masks]) -> None:

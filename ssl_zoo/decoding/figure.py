@@ -9,14 +9,14 @@ from torch import Tensor
 
 from ssl_zoo.data.batch import Batch
 from ssl_zoo.decoding.blocks import VIEW, Blocks, FrozenPredictor
-from ssl_zoo.plotting import as_rgb, on_grey, patch_set, rows_of
+from ssl_zoo.plotting import Column, Figure, Swatch, as_rgb, on_grey, patch_set
 
 _OUTLINE = (0.1, 0.9, 0.2)  # of the block
 
 
 def plot_samples(
     batch: Batch, blocks: Blocks, samples: Float[Tensor, "S seeds C P P"], predictor: FrozenPredictor
-) -> Float[Tensor, "3 rows columns"]:
+) -> Figure:
     """Plot a row per block: the image, the context, then each sample in its place in the context, outlined.
 
     Args:
@@ -30,13 +30,19 @@ def plot_samples(
     boxes = (blocks.boxes.cpu() * torch.tensor([height, width, height, width])).tolist()
     pixels = batch.normalize[VIEW].inverse(samples.flatten(0, 1)).unflatten(0, samples.shape[:2])
     columns = [
-        torch.stack([_outlined(image, box) for image, box in zip(shown, boxes, strict=True)]),
-        torch.stack([_outlined(context, box) for context, box in zip(contexts, boxes, strict=True)]),
+        Column("image", torch.stack([_outlined(image, box) for image, box in zip(shown, boxes, strict=True)])),
+        Column("context", torch.stack([_outlined(image, box) for image, box in zip(contexts, boxes, strict=True)])),
     ]
-    for of_seed in pixels.unbind(1):
+    for number, of_seed in enumerate(pixels.unbind(1)):
         rows = zip(contexts, as_rgb(of_seed), boxes, strict=True)
-        columns.append(torch.stack([_outlined(_pasted(context, block, box), box) for context, block, box in rows]))
-    return rows_of(columns)
+        drawn = [_outlined(_pasted(context, block, box), box) for context, block, box in rows]
+        columns.append(Column(f"sample {number + 1}", torch.stack(drawn)))
+    return Figure(
+        "What the predictor expects in a target block: samples of a generator that is given its prediction",
+        columns,
+        (Swatch("target block", _OUTLINE), Swatch("not shown to the encoder")),
+        note="What all samples have in common is in the prediction; what differs is not.",
+    )
 
 
 def _pasted(image: Float[Tensor, "3 H W"], block: Float[Tensor, "3 P P"], box: Sequence[int]) -> Float[Tensor, "3 H W"]:
