@@ -68,7 +68,7 @@ class Geometry:
 def discs(scenes: Scenes, image_size: int) -> tuple[Float[Tensor, "B O 2"], Float[Tensor, "B O"]]:
     """Return the objects in the image as discs: row and column of their centres, and about their radii, in pixels."""
     row, column, forward = _projected(scenes.centers(), image_size)
-    half_height = torch.tensor(_HALF_HEIGHT)[scenes.shape] * scenes.size
+    half_height = torch.tensor(HALF_HEIGHT)[scenes.shape] * scenes.size
     return torch.stack([row, column], dim=-1), FOCAL * image_size / 2 * half_height / forward
 
 
