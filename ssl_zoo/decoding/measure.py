@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ssl_zoo.data.batch import ViewSpec
-from ssl_zoo.data.raycast import SHAPES
+from ssl_zoo.data.shapes import SHAPES
 from ssl_zoo.data.sources.base import Splits
 from ssl_zoo.data.sources.scenes import RenderedScenes
 from ssl_zoo.decoding.blocks import box_features

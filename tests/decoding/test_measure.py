@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from ssl_zoo.data.batch import ViewConfig, ViewSpec
-from ssl_zoo.data.raycast import SPHERE, discs, render
+from ssl_zoo.data.raycast import discs, render
+from ssl_zoo.data.shapes import SPHERE
 from ssl_zoo.data.sources import Split
 from ssl_zoo.data.sources.scenes import RenderedScenes, ScenesConfig
 from ssl_zoo.data.transforms import render_equal, sample_params
