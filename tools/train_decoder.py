@@ -48,6 +48,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--resume", default="auto", help="auto (default), never, or the path of a checkpoint")
     parser.add_argument("--measure", action="store_true", help="train nothing, measure a trained decoder on scenes")
     parser.add_argument("--sample-seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="of --measure")
+    parser.add_argument(
+        "--min-visible",
+        type=float,
+        default=0.0,
+        metavar="FRACTION",
+        help="of --measure: only blocks whose context shows this much of the object (default: all blocks)",
+    )
     parser.add_argument("--plugin", action="append", default=[], help="module or file that registers parts; repeatable")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. trainer.num_steps=5000 block_size=32")
     return parser.parse_intermixed_args(argv)
@@ -93,7 +100,8 @@ def _measure(arguments: argparse.Namespace, trained: TrainedMethod, config: Conf
     view = decoded_view(config)
     [generator] = build_generators([view], config.masks, config.backbone).values()
     splits = build_splits(config.data, config.backbone.in_channels)
-    found = measure(decoder, splits, view, generator, seeds=arguments.sample_seeds)
+    options = {"seeds": arguments.sample_seeds, "min_visible": arguments.min_visible}
+    found = measure(decoder, splits, view, generator, **options)
     write_atomic(folder / "measurement.json", json.dumps(found.plain(), indent=1) + "\n")
     console.print(found.table(), highlight=False, markup=False)
 

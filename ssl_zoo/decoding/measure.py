@@ -34,6 +34,7 @@ class Measurement:
     """Mean errors by attribute: distance in pixels of the view, mean difference of albedo, fraction of wrong shapes.
 
     Attributes:
+        min_visible: the fraction of its main object that the context of every decoded block shows at least.
         num_blocks: decoded blocks.
         real: of the readout on the blocks themselves, its own error.
         samples: per seed, of single samples.
@@ -45,6 +46,7 @@ class Measurement:
         explained: R^2 of ridge regression from the box alone, with the prediction, and with the target's features.
     """
 
+    min_visible: float
     num_blocks: int
     real: Mapping[str, float]
     samples: Sequence[Mapping[str, float]]
@@ -70,7 +72,8 @@ class Measurement:
         lines += [f"| {name} | {' | '.join(cells)} |" for name, cells in rows]
         lines += ["", "| explained variance from | position | colour | shape |", "|---|---|---|---|"]
         lines += [f"| {name} | {' | '.join(f'{v:.3f}' for v in e.values())} |" for name, e in self.explained.items()]
-        return "\n".join([*lines, "", f"{self.num_blocks} blocks, {len(self.samples)} seeds"])
+        shown = f"{self.num_blocks} blocks, whose contexts show at least {self.min_visible:.0%} of the main object"
+        return "\n".join([*lines, "", f"{shown}; {len(self.samples)} seeds"])
 
     def plain(self) -> dict[str, object]:
         return asdict(self)
@@ -93,22 +96,28 @@ def measure(
     seeds: Sequence[int],
     num_train: int = _NUM_TRAIN,
     num_test: int = _NUM_TEST,
+    min_visible: float = 0.0,
 ) -> Measurement:
     """Decode blocks of held-out scenes once per seed and read what they show.
 
     Args:
         num_train: scenes of the training split that the readout learns from.
         num_test: scenes of the test split whose blocks are decoded, up to 600 of them.
+        min_visible: leave out blocks whose context shows a smaller fraction of the main object. A prediction can't know
+            the colour of an object that lies in masked patches altogether.
 
     Raises:
-        ValueError: the data are no rendered scenes, whose objects are known.
+        ValueError: the data are no rendered scenes, whose objects are known, or too few blocks are left.
     """
     if not isinstance(splits.train, RenderedScenes):
         raise ValueError("positions, colours and shapes are known of rendered scenes alone: data=scenes")
     known = scene_blocks(decoder, splits.train, spec, generator, torch.arange(min(num_train, len(splits.train))), 0)
     readout = train_readout(known, 0)
     test = scene_blocks(decoder, splits.test, spec, generator, torch.arange(min(num_test, len(splits.test))), 1)
+    known, test = (blocks[(blocks.visible >= min_visible).nonzero().flatten()] for blocks in (known, test))
     own, other = partners(test.places)
+    if len(own) < 2:
+        raise ValueError(f"only {len(own)} blocks of {num_test} scenes can be compared; lower --min-visible")
     own, other = own[:_MAX_BLOCKS], other[:_MAX_BLOCKS]
     chosen, strangers = test[own], test.objects[other]
     parts = torch.arange(len(chosen)).split(_AT_ONCE)
@@ -118,6 +127,7 @@ def measure(
     mean_own, mean_other = (errors(mean, chosen.sides, objects) for objects in (chosen.objects, strangers))
     mean_image = readout.read(known.pixels.mean(dim=0, keepdim=True)).expand(len(chosen), -1)
     return Measurement(
+        min_visible=min_visible,
         num_blocks=len(chosen),
         real=_means(errors(readout.read(chosen.pixels), chosen.sides, chosen.objects)),
         samples=[_means(errors(outputs, chosen.sides, chosen.objects)) for outputs in read],

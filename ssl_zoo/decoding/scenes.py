@@ -21,6 +21,7 @@ from ssl_zoo.seeding import generator_for
 _MIN_AREA = 0.1  # of a block that its main object covers at least
 _GROUP = 8  # scenes that share their masks, so that blocks have partners
 _BATCH = 256  # scenes rendered at once; a multiple of _GROUP
+_PATCH_RASTER = 8  # points per side of a patch at which the visible area of an object is counted
 _RASTER = 16  # points per side at which the area of an object in a block is counted
 
 
@@ -50,6 +51,7 @@ class SceneBlocks:
         pixels: of the blocks, normalised as the view.
         targets: the mean of the target's features at each block.
         sides: height and width of the blocks in pixels of the view.
+        visible: the fraction of the main object, as a disc, that lies in patches of the context.
         places: equal for blocks of equal masks and number in their image.
     """
 
@@ -58,6 +60,7 @@ class SceneBlocks:
     pixels: Float[Tensor, "S C P P"]
     targets: Float[Tensor, "S E"]
     sides: Float[Tensor, "S 2"]
+    visible: Float[Tensor, "S"]
     places: Int[Tensor, "S"]
 
     def __len__(self) -> int:
@@ -137,6 +140,10 @@ def _with_objects(decoder: BlockDecoder, batch: Batch, found: _Discs, number: in
         (found.centers[row, main] - corner) / sides - 0.5, found.scenes.color[row, main], found.scenes.shape[row, main]
     )
     targets = predictor.method.target(batch, masks, predictor.method.encoder).float().mean(dim=2)
+    num_contexts, num_visible = masks.context.shape[1:]
+    context = masks.context[:, :, None].expand(-1, -1, len(blocks) // (len(images) * num_contexts), -1)
+    context = context.reshape(-1, num_visible)
+    visible = _visible(found.centers[row, main], found.radii[row, main], context, predictor.grid, patch)
     per_image = len(blocks) // batch.num_images
     group = row // _GROUP + number * (_BATCH // _GROUP)
     return SceneBlocks(
@@ -145,8 +152,26 @@ def _with_objects(decoder: BlockDecoder, batch: Batch, found: _Discs, number: in
         crops(images, blocks, predictor.grid, decoder.config.block_size),
         masks.paired(targets).flatten(0, 2),
         sides,
+        visible,
         group * per_image + torch.arange(len(blocks)) % per_image,
     )[(area >= _MIN_AREA).nonzero().flatten()]
+
+
+def _visible(
+    centers: Float[Tensor, "S 2"],
+    radii: Float[Tensor, "S 2"],
+    context: Int[Tensor, "S K"],
+    grid: tuple[int, int],
+    patch: Float[Tensor, "2"],
+) -> Float[Tensor, "S"]:
+    """Return the fraction of each ellipse that lies in these patches, counted on a raster of points of the image."""
+    steps = (torch.arange(_PATCH_RASTER) + 0.5) / _PATCH_RASTER
+    places = [(torch.arange(cells)[:, None] + steps).flatten() * side for cells, side in zip(grid, patch, strict=True)]
+    down, right = (((places[axis] - centers[:, axis, None]) / radii[:, axis, None]).square() for axis in (0, 1))
+    inside = down[:, :, None] + right[:, None, :] < 1
+    inside = inside.unflatten(2, (-1, _PATCH_RASTER)).unflatten(1, (-1, _PATCH_RASTER))
+    per_patch = inside.sum(dim=(2, 4)).flatten(1).float()
+    return per_patch.gather(1, context).sum(dim=1) / per_patch.sum(dim=1).clamp_min(1.0)
 
 
 def _covered(

@@ -12,7 +12,7 @@ from ssl_zoo.data.sources import Split
 from ssl_zoo.data.sources.scenes import RenderedScenes, ScenesConfig
 from ssl_zoo.data.transforms import render_equal, sample_params
 from ssl_zoo.decoding.measure import errors, explained
-from ssl_zoo.decoding.scenes import Objects, _covered, _discs_in_view, partners
+from ssl_zoo.decoding.scenes import Objects, _covered, _discs_in_view, _visible, partners
 from ssl_zoo.seeding import generator_for
 
 SOURCE = RenderedScenes(ScenesConfig(image_size=64, num_train=64, num_test=8), Split.train)
@@ -68,6 +68,13 @@ def test_the_covered_fraction_of_a_block_is_that_of_the_disc():
     centers, radii = torch.tensor([[[8.0, 8.0], [0.0, 0.0]]]), torch.full((1, 2, 2), 6.0)
     covered = _covered(centers, radii, corner, sides)[0]
     assert covered.tolist() == pytest.approx([torch.pi * 36 / 256, torch.pi * 36 / 4 / 256], abs=0.01)
+
+
+def test_the_visible_fraction_of_an_object_is_that_of_its_disc_in_the_context():
+    centers, radii = torch.tensor([[16.0, 16.0], [8.0, 8.0], [16.0, 24.0]]), torch.full((3, 2), 6.0)
+    context = torch.tensor([[0, 1, 2], [0, 1, 2], [3, 4, 7]])  # of a grid of 4 x 4 patches of 8 pixels
+    visible = _visible(centers, radii, context, (4, 4), torch.tensor([8.0, 8.0]))
+    assert visible.tolist() == pytest.approx([0.0, 0.5, 0.25], abs=0.02)
 
 
 def test_a_partner_is_another_block_at_the_same_place():
