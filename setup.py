@@ -69,6 +69,7 @@ setup(
         "jaxtyping>=0.3.1",
         "safetensors>=0.4.3",
         "scikit-learn>=1.4",
+        "scipy>=1.11",
         "matplotlib>=3.8",
     ],
     extras_require={

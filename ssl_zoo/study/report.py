@@ -10,6 +10,7 @@ from ssl_zoo.study.comparison import Attempt, Comparison, Row, Summary
 from ssl_zoo.study.document import Block, Command, Document, Figure, Heading, Items, Paragraph, Table
 from ssl_zoo.study.evaluation import label_and_score
 from ssl_zoo.study.figures import accuracy_against_compute, learning_curve, unit_of
+from ssl_zoo.study.label_free import rank_correlations
 from ssl_zoo.study.record import RunRecord
 from ssl_zoo.study.training import LOG
 
@@ -47,6 +48,7 @@ def report(comparison: Comparison, folder: Path) -> Document:
         Heading("How to read the table"),
         *_reading(comparison),
         *_metrics(comparison),
+        *_label_free(comparison),
         *_evaluations(comparison),
         *_plots(comparison),
         Heading("Configuration differences"),
@@ -181,6 +183,20 @@ def _metrics(comparison: Comparison) -> Iterator[Block]:
     yield Table(["", *comparison.metrics, "alarm"], table)
     if known := [f"`{name}`: {_MEANINGS[name]}." for name in comparison.metrics if name in _MEANINGS]:
         yield Items(known)
+
+
+def _label_free(comparison: Comparison) -> Iterator[Block]:
+    rows = [
+        [name, str(count), *(_NOTHING if value is None else f"{value:+.2f}" for value in values)]
+        for name, count, values in rank_correlations(comparison, comparison.columns)
+    ]
+    if rows:
+        yield Heading("Label-free measures and scores")
+        yield Paragraph(
+            "Spearman's rank correlation over the finished runs between a measure that needs no labels and each score: "
+            "+1 if the measure orders the runs as the score does, 0 if it says nothing, -1 if it reverses them."
+        )
+        yield Table(["", "runs", *map(label_of, comparison.columns)], rows)
 
 
 def _number(summary: Summary | None) -> str:
