@@ -10,9 +10,10 @@ from torch import Tensor
 
 from ssl_zoo.data.batch import Corrupt, ViewSpec
 from ssl_zoo.data.decode import CorruptImage
-from ssl_zoo.data.loader import EvaluationData, announce
+from ssl_zoo.data.evaluation import EvaluationData
 from ssl_zoo.data.maps import MapSet, crop_maps
 from ssl_zoo.data.resample import resize_crop
+from ssl_zoo.data.samples import announce
 from ssl_zoo.data.sources.base import Source
 from ssl_zoo.data.transforms import evaluation_box, is_whole_image, view_boxes
 from ssl_zoo.data.view_params import ViewParams

@@ -1,29 +1,26 @@
-"""Batches as a pure function of the step, and labelled images for evaluation.
+"""Batches as a pure function of the step.
 
 Sample ids, augmentations and masks are sampled for the global batch of all ranks and then cut to the rank's rows, so
 that neither the number of ranks nor that of worker processes changes what an image looks like or when it comes.
 """
 
 import hashlib
-import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from ssl_zoo.data import order
-from ssl_zoo.data.batch import Batch, Corrupt, Normalize, ViewSpec
-from ssl_zoo.data.decode import CorruptImage
+from ssl_zoo.data.batch import Batch, Corrupt, ViewSpec
 from ssl_zoo.data.rendering import Recolouring, Rendering
+from ssl_zoo.data.samples import all_decoded, announce, decoded
 from ssl_zoo.data.sources.base import Source
 from ssl_zoo.data.transforms import (
     crop_each,
-    evaluation_view,
     plan_equal,
     render,
     render_each,
@@ -35,8 +32,6 @@ from ssl_zoo.data.workers import Items, in_workers, resolve_workers
 from ssl_zoo.masks.base import MaskGenerator, Masks
 from ssl_zoo.seeding import generator_for
 from ssl_zoo.settings import Settings, setting
-
-log = logging.getLogger(__name__)
 
 
 class AugmentOn(Enum):
@@ -224,7 +219,7 @@ class TrainingData:
         self, planned: Int[Tensor, "B"]
     ) -> tuple[Int[Tensor, "B"], UInt8[Tensor, "B C H W"] | list[UInt8[Tensor, "C _ _"]], tuple[Corrupt, ...]]:
         """Return sample ids, images, and the samples that had to be replaced."""
-        images = _all_decoded(self.source, planned)
+        images = all_decoded(self.source, planned)
         if images is not None:
             return planned, images, ()
         used, images, corrupt = [], [], []
@@ -240,7 +235,7 @@ class TrainingData:
         num_samples = len(self.source)
         for distance in range(min(num_samples, _MAX_SUBSTITUTES + 1)):
             candidate = (index + distance) % num_samples
-            image = _decoded(self.source, candidate)
+            image = decoded(self.source, candidate)
             if not isinstance(image, Corrupt):
                 return candidate, image
             if distance == 0:  # a corrupt substitute is not counted here, but where it is planned itself
@@ -252,118 +247,6 @@ class TrainingData:
 
 
 _MAX_SUBSTITUTES = 100  # a data set with more corrupt images in a row is refused
-
-
-Transform = Callable[[UInt8[Tensor, "B C h w"], Int[Tensor, "B"]], UInt8[Tensor, "B C h w"]]
-
-
-class NothingDecoded(ValueError):
-    """No image for an evaluation could be decoded."""
-
-
-class EvaluationData:
-    """Images without augmentation, in order, with labels; undecodable ones are left out and counted.
-
-    Args:
-        indices: sample ids to take, in this order; all when None.
-        size: height and width in pixels of the images given out.
-        transform: changes images of that size, given their sample ids, before they are normalised.
-
-    Attributes:
-        corrupt: samples that the last complete iteration left out.
-    """
-
-    def __init__(
-        self,
-        source: Source,
-        indices: Int[Tensor, "n"] | None = None,
-        *,
-        size: tuple[int, int],
-        mean: Sequence[float],
-        std: Sequence[float],
-        batch_size: int = 256,
-        num_workers: int | None = 0,
-        transform: Transform | None = None,
-    ) -> None:
-        self.source, self.size, self.batch_size, self.transform = source, tuple(size), batch_size, transform
-        self.indices = torch.arange(len(source)) if indices is None else indices
-        self.num_workers = resolve_workers(num_workers)
-        self.corrupt: tuple[Corrupt, ...] = ()
-        self.normalize = Normalize(mean, std)
-
-    def __len__(self) -> int:
-        """Number of batches."""
-        return -(-len(self.indices) // self.batch_size)
-
-    def __iter__(self) -> Iterator[tuple[Float[Tensor, "B C H W"], Int[Tensor, "B"] | None, Int[Tensor, "B"]]]:
-        """Normalised images, labels (None without any) and sample ids.
-
-        Raises:
-            NothingDecoded: no image at all could be decoded.
-        """
-        labels, corrupt, num_images = self.source.labels, [], 0
-        for batch in self._host_batches():
-            announce(self.source, batch.notices)
-            corrupt.extend(batch.corrupt)
-            num_images += batch.num_images
-            if batch.num_images:
-                images = self.normalize(batch.views["image"])
-                yield images, None if labels is None else labels[batch.index], batch.index
-        self.corrupt = tuple(corrupt)
-        if num_images == 0:
-            first = f": {corrupt[0].name}: {corrupt[0].reason}" if corrupt else ""
-            raise NothingDecoded(f"none of {len(self.indices)} images for evaluation could be decoded{first}")
-
-    def _host_batches(self) -> Iterator[Batch]:
-        if self.num_workers == 0:
-            return map(self._batch, range(len(self)))
-        return in_workers(Items(self._batch, range(len(self))), self.num_workers)
-
-    def _batch(self, number: int) -> Batch:
-        index = self.indices[number * self.batch_size : (number + 1) * self.batch_size]
-        images = _all_decoded(self.source, index)
-        if images is not None:
-            notices = self.source.take_notices()
-            return Batch(
-                {"image": self.transformed(evaluation_view(images, self.size), index)}, index=index, notices=notices
-            )
-        results = [(sample, _decoded(self.source, sample)) for sample in index.tolist()]
-        kept = [(sample, image) for sample, image in results if not isinstance(image, Corrupt)]
-        views = [torch.empty(0, self.source.channels, *self.size, dtype=torch.uint8)]
-        views += [evaluation_view(image, self.size)[None] for _, image in kept]
-        index = torch.tensor([sample for sample, _ in kept], dtype=torch.int64)
-        return Batch(
-            {"image": self.transformed(torch.cat(views), index)},
-            index=index,
-            corrupt=tuple(result for _, result in results if isinstance(result, Corrupt)),
-            notices=self.source.take_notices(),
-        )
-
-    def transformed(self, images: UInt8[Tensor, "B C h w"], index: Int[Tensor, "B"]) -> UInt8[Tensor, "B C h w"]:
-        """Apply the transform, if there is one, to views of the samples ``index``."""
-        return images if self.transform is None else self.transform(images, index)
-
-
-def _all_decoded(source: Source, index: Int[Tensor, "B"]) -> UInt8[Tensor, "B C H W"] | None:
-    """Decode images of one size at once; None where sizes differ or an image is corrupt."""
-    if source.image_size is not None:
-        with suppress(CorruptImage):  # decoding one by one finds out which
-            return source.images(index)
-    return None
-
-
-def _decoded(source: Source, sample: int) -> UInt8[Tensor, "C H W"] | Corrupt:
-    try:
-        return source.image(sample)
-    except CorruptImage as error:
-        return Corrupt(error.name, error.reason)
-
-
-def announce(source: Source, notices: Sequence[str]) -> None:
-    """Log what reading images brought up, once for all splits and worker processes of a data set."""
-    if notices and not source.config.is_announced:
-        source.config.is_announced = True
-        log.warning("%s", notices[0])
 
 
 def _digest(indices: Int[Tensor, "G"], masks: Mapping[str, Masks]) -> bytes:

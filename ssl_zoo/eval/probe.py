@@ -11,7 +11,8 @@ import torch
 
 from ssl_zoo.data.batch import Corrupt, ViewSpec
 from ssl_zoo.data.corruptions import Corruption, CorruptionsConfig
-from ssl_zoo.data.loader import EvaluationData, LoaderConfig, NothingDecoded
+from ssl_zoo.data.evaluation import EvaluationData, NothingDecoded
+from ssl_zoo.data.loader import LoaderConfig
 from ssl_zoo.data.sources.base import Source
 from ssl_zoo.eval import robustness
 from ssl_zoo.eval.base import EVALUATORS, CannotEvaluate, EvaluatedModel, Evaluator, EvaluatorConfig

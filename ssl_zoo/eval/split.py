@@ -11,7 +11,7 @@ from torch import Tensor
 from ssl_zoo.data.batch import Corrupt
 from ssl_zoo.data.corruptions import Corruption
 from ssl_zoo.data.dense import Pairs
-from ssl_zoo.data.loader import EvaluationData
+from ssl_zoo.data.evaluation import EvaluationData
 from ssl_zoo.data.sources.base import Source
 from ssl_zoo.registry import did_you_mean
 from ssl_zoo.seeding import generator_for

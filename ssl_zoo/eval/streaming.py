@@ -12,7 +12,7 @@ import torch.distributed as dist
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ssl_zoo.data.loader import NothingDecoded
+from ssl_zoo.data.evaluation import NothingDecoded
 from ssl_zoo.eval.ranks import rank_and_size, sum_over_ranks
 from ssl_zoo.eval.split import EvaluationSplit
 

@@ -8,8 +8,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ssl_zoo.data.captions import caption
+from ssl_zoo.data.evaluation import EvaluationData
 from ssl_zoo.data.image_list import ImageList
-from ssl_zoo.data.loader import EvaluationData
 from ssl_zoo.data.sources import Source
 from ssl_zoo.eval.features import Features, extract
 from ssl_zoo.eval.knn import KNNConfig, nearest_neighbours

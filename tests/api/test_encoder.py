@@ -16,7 +16,7 @@ from tiny_commands import DEMO
 import ssl_zoo
 from ssl_zoo.api.exporting import export_run
 from ssl_zoo.api.transform import Transform
-from ssl_zoo.data.loader import EvaluationData
+from ssl_zoo.data.evaluation import EvaluationData
 from ssl_zoo.data.sources.base import Split
 from ssl_zoo.data.sources.imagefolder import ImageFolder, ImageFolderConfig
 from ssl_zoo.eval.features import Pooling, extract

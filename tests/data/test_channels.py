@@ -13,7 +13,8 @@ from shard_archives import write_images
 
 from ssl_zoo.config import compose
 from ssl_zoo.data.batch import ViewConfig, ViewSpec
-from ssl_zoo.data.loader import EvaluationData, LoaderConfig, TrainingData
+from ssl_zoo.data.evaluation import EvaluationData
+from ssl_zoo.data.loader import LoaderConfig, TrainingData
 from ssl_zoo.data.shards.inputs import AllImages
 from ssl_zoo.data.shards.write import make_shards
 from ssl_zoo.data.sources import Split, build_source, build_splits

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from ssl_zoo.data.corruptions import CORRUPTIONS, Corruption, CorruptionsConfig
-from ssl_zoo.data.loader import EvaluationData
+from ssl_zoo.data.evaluation import EvaluationData
 from ssl_zoo.data.sources import SOURCES, Split
 from ssl_zoo.data.sources.scenes import ScenesConfig
 

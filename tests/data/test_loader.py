@@ -14,7 +14,8 @@ from torch.utils.data import get_worker_info
 
 from ssl_zoo.data.batch import ViewConfig, ViewSpec
 from ssl_zoo.data.decode import CorruptImage
-from ssl_zoo.data.loader import AugmentOn, EvaluationData, LoaderConfig, TrainingData
+from ssl_zoo.data.evaluation import EvaluationData
+from ssl_zoo.data.loader import AugmentOn, LoaderConfig, TrainingData
 from ssl_zoo.data.sources.base import Source, SourceConfig, Split
 from ssl_zoo.data.workers import LoaderError
 from ssl_zoo.masks.multiblock import MultiblockConfig, MultiblockGenerator

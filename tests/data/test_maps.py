@@ -6,7 +6,7 @@ from tiny_maps import COLORS, Mosaic
 
 from ssl_zoo.data.batch import ViewConfig, ViewSpec
 from ssl_zoo.data.dense import DenseData, Pairs
-from ssl_zoo.data.loader import EvaluationData
+from ssl_zoo.data.evaluation import EvaluationData
 from ssl_zoo.data.maps import IGNORED, crop_maps
 from ssl_zoo.data.raycast import CAMERA_HEIGHT, FOCAL, Scenes, render, render_with_geometry
 from ssl_zoo.data.shapes import BOX, CONE, CYLINDER, HALF_HEIGHT, SPHERE

@@ -17,7 +17,8 @@ from shard_archives import write_images
 from ssl_zoo.data import order
 from ssl_zoo.data.batch import ViewConfig, ViewSpec
 from ssl_zoo.data.decode import CorruptImage
-from ssl_zoo.data.loader import EvaluationData, LoaderConfig, TrainingData
+from ssl_zoo.data.evaluation import EvaluationData
+from ssl_zoo.data.loader import LoaderConfig, TrainingData
 from ssl_zoo.data.shards import place
 from ssl_zoo.data.shards.adopt import index_shards
 from ssl_zoo.data.shards.inputs import AllImages

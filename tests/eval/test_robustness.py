@@ -6,7 +6,7 @@ from tiny_maps import mosaic_probe
 from tiny_probes import Stripes, encoder, probe
 
 from ssl_zoo.data.corruptions import Corruption, CorruptionsConfig
-from ssl_zoo.data.loader import EvaluationData
+from ssl_zoo.data.evaluation import EvaluationData
 from ssl_zoo.data.sources.base import SourceConfig, Split
 from ssl_zoo.eval.cache import FeatureCache
 from ssl_zoo.eval.dense import DenseEvaluator

@@ -15,7 +15,7 @@ from tiny_probes import encoder, probe
 from tiny_processes import launch
 
 from ssl_zoo.api.probe_checkpoints import ProbeCheckpoints
-from ssl_zoo.data.loader import EvaluationData, NothingDecoded
+from ssl_zoo.data.evaluation import EvaluationData, NothingDecoded
 from ssl_zoo.engine.distributed import Processes
 from ssl_zoo.eval.attentive import AttentiveConfig
 from ssl_zoo.eval.features import Pooling

@@ -12,7 +12,7 @@ from tiny_commands import DEMO, ROOT, TINY, records
 from tiny_methods import TINY_BACKBONE, TINY_METHOD, tiny_method
 from tiny_runs import ALONE, Noise, StopAfter, checkpointer_of, tiny_trainer
 
-from ssl_zoo.config import compose
+from ssl_zoo.config import compose, load_config
 from ssl_zoo.data.batch import Batch
 from ssl_zoo.data.loader import TrainingData
 from ssl_zoo.engine.build import build_data, build_generators, build_run_method, build_views

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from webdataset.writer import TarWriter
 
 from ssl_zoo.data.decode import CorruptImage
-from ssl_zoo.data.loader import announce
+from ssl_zoo.data.samples import announce
 from ssl_zoo.data.shards.index import Entry, Index, scan
 from ssl_zoo.data.shards.inputs import members_of, unique_keys
 from ssl_zoo.data.shards.manifest import (
