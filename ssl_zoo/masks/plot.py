@@ -22,7 +22,7 @@ def plot_masks(images: Float[Tensor, "B _ H W"], masks: Masks, grid: tuple[int, 
     def columns(kind: str, sets: list[Bool[Tensor, "B N"]]) -> list[Column]:
         titles = [kind] if len(sets) == 1 else [f"{kind} {number + 1}" for number in range(len(sets))]
         return [
-            Column(f"{title}, {shown.float().mean():.0%} of the patches", on_grey(images, shown, grid))
+            Column(f"{title}, {shown.float().mean().item():.0%} of the patches", on_grey(images, shown, grid))
             for title, shown in zip(titles, sets, strict=True)
         ]
 
