@@ -25,6 +25,7 @@ from ssl_zoo.plugins import discover
 from ssl_zoo.registry import REGISTRIES, Registry
 
 KEYS_PAGE = "api/keys.md"
+_SECTIONED = {"evaluators": "probe", "loggers": "monitor"}  # registries whose parts have sections of their names
 # What pymdownx.arithmatex makes of $...$ and of a block with the fence ```math, both of which GitHub renders too.
 EQUATION = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 
@@ -61,7 +62,8 @@ def _mathml(match: re.Match[str]) -> str:
 
 def _keys_page() -> Iterator[str]:
     discover([])
-    chosen, evaluators = sections(), REGISTRIES["evaluators"].names()
+    chosen = sections()
+    own_sections = [name for registry in _SECTIONED for name in REGISTRIES[registry].names()]  # shown with their parts
     yield "# Parts and keys"
     yield "\nAll registered parts with their keys, generated from the code. `--help-config` prints those of a recipe.\n"
     yield from _table(Config, "", skip=chosen)
@@ -72,9 +74,10 @@ def _keys_page() -> Iterator[str]:
         if field.name in REGISTRIES:
             yield from _parts(REGISTRIES[field.name], f"{field.name}.")
         else:
-            yield from _table(chosen[field.name], f"{field.name}.", skip=evaluators)
-    yield "\n## Evaluators\n\nEach has a section of its name in `probe`.\n"
-    yield from _parts(REGISTRIES["evaluators"], "probe.", with_name=True)
+            yield from _table(chosen[field.name], f"{field.name}.", skip=own_sections)
+    for registry, section in _SECTIONED.items():
+        yield f"\n## {registry.capitalize()}\n\nEach has a section of its name in `{section}`.\n"
+        yield from _parts(REGISTRIES[registry], f"{section}.", with_name=True)
 
 
 def _parts(registry: Registry, prefix: str, *, with_name: bool = False) -> Iterator[str]:

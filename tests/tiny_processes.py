@@ -61,7 +61,7 @@ class Job:
             method=method,
             masks=method.default_masks,
             ranks=ranks,
-            hooks=[Visualizations(folder / "figures", 2, None), *([StopAfter(self.stop)] if self.stop else [])],
+            hooks=[Visualizations(folder / "figures", 2), *([StopAfter(self.stop)] if self.stop else [])],
             optim=(MuonConfig if self.muon else AdamWConfig)(warmup_epochs=0.2, clip_grad_norm=1.0),
             precision=Precision.fp32,
             parallel=parallel,

@@ -35,7 +35,7 @@ def test_alone_a_sharded_training_equals_a_plain_one(group: Processes, tmp_path:
         method, masks, more = tiny_method(name), METHODS.get(name).default_masks, settings
         if parallel is Parallel.ddp:
             more = {}
-        hooks = [Visualizations(tmp_path / parallel.value, 1, None)]
+        hooks = [Visualizations(tmp_path / parallel.value, 1)]
         micro_batches = 1 if method.couples_images else 2
         common = {"gradient_accumulation_steps": micro_batches, "precision": Precision.fp32}
         common |= {"num_steps": 2, "checkpoint_every": 1}
