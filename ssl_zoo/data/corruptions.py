@@ -146,7 +146,7 @@ class CorruptionsConfig(Settings):
 
 @dataclass(frozen=True)
 class Corruption:
-    """Corrupts images; each is a function of (name, severity, seed, sample id), whatever the batch.
+    """Corrupts images; each is a function of (name, severity, seed, sample id), regardless of the batch.
 
     The random numbers of an image are those of its seed and id at every severity.
     """

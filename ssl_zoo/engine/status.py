@@ -22,7 +22,7 @@ STATUS_FILE = "status.json"
 _RECIPE = re.compile(r"a run of (\S+), by")  # in the first line of a run's config.yaml
 _TAIL_BYTES = 65536  # some hundred records
 _STALE_SECONDS = 600.0  # a run of another machine without a new record for so long
-_STALE_RECORDS = 20  # or for the usual time of so many records, if that is longer
+_STALE_RECORDS = 20  # or for the usual time of that number of records, if that is longer
 _LOG, _SUBMITTED = "log.txt", "slurm"  # in the directory of a run of a study, or of a submitted one, before it starts
 _RUN_OF_STUDY = re.compile(r".+-seed-?\d+-[0-9a-f]{10}")  # name of its directory
 

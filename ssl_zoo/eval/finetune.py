@@ -165,7 +165,7 @@ def _gradients(
         parts = stream.parts(start, num_steps, model.device)
         for step in range(start, num_steps):
             torch.manual_seed(seed_for(stream.seed, "forward", step, rank_and_size()[0]))
-            kept = decisions.sample(stream.seed, step, stream.images_per_step).to(model.device)
+            kept = decisions.sample(stream.seed, step, stream.step_batch_size).to(model.device)
             for part in itertools.islice(parts, stream.parts_per_step):
                 for piece in part.pieces(piece_size):
                     images, targets = mix(piece.images, piece.labels, step)
@@ -173,7 +173,7 @@ def _gradients(
                     with model.precision():
                         logits = classifier(images)
                     smoothing = {"label_smoothing": config.label_smoothing, "reduction": "sum"}
-                    (cross_entropy(logits.float(), targets, **smoothing) / stream.images_per_step).backward()
+                    (cross_entropy(logits.float(), targets, **smoothing) / stream.step_batch_size).backward()
             yield
 
     return gradients

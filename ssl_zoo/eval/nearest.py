@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 
 from ssl_zoo.precision import exact_matmuls
 
-# The sizes of blocks bound the memory, whatever the number of images; see ``working_bytes``.
+# The sizes of blocks bound the memory, regardless of the number of images; see ``working_bytes``.
 QUERIES_AT_ONCE = 8192  # for which candidates are kept while the bank passes
 _QUERIES_PER_BLOCK = 512
 _BANK_PER_BLOCK = 8192

@@ -118,7 +118,7 @@ class TrainStream(TrainingData):
         seed: int,
         batch_size: int,
     ) -> None:
-        self.images_per_step = batch_size
+        self.step_batch_size = batch_size
         num_images = next(n for n in range(min(batch_size, _IMAGES_AT_ONCE), 0, -1) if batch_size % n == 0)
         self.parts_per_step = batch_size // num_images
         is_whole = len(split.index) == len(split.source)

@@ -1,6 +1,7 @@
 """Streams of augmented train images, and the augmentations of evaluators."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from tiny_probes import Stripes, encoder, probe
 
 from ssl_zoo.data import order
 from ssl_zoo.data.batch import ViewConfig
+from ssl_zoo.data.loader import AugmentOn, LoaderConfig
 from ssl_zoo.data.sources.base import SourceConfig, Split
 from ssl_zoo.eval import stream as stream_module
 from ssl_zoo.eval.augment import RandAugment, random_erase
@@ -56,6 +58,16 @@ def test_steps_are_functions_of_the_seed_and_their_number():
     later = list(stream(**settings).parts(2, 3, CPU))
     assert torch.equal(first[2].images, later[0].images)
     assert not torch.equal(first[1].images, first[2].images)
+
+
+def test_a_run_that_augments_on_the_device_streams_the_same_images_to_its_probes():
+    model = probe(train_samples=80).evaluated_model(encoder())
+    augmentation = Augmentation(STRONG, rand_augment="rand-m9-mstd0.5-inc1", erasing=0.5)
+    loaders = [LoaderConfig(num_workers=0, augment_on=where) for where in AugmentOn]
+    inputs = [replace(model.encoder_input, loader=loader) for loader in loaders]
+    host, device = (TrainStream(model.train, given, augmentation, seed=3, batch_size=10) for given in inputs)
+    parts = [next(iter(streamed.parts(2, 3, CPU))) for streamed in (host, device)]
+    assert torch.equal(parts[0].images, parts[1].images)
 
 
 @pytest.mark.parametrize("num_rows", [8, 9, 26])
