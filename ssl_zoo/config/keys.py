@@ -134,9 +134,14 @@ def unknown_key(name: str, values: DictConfig) -> str:
     else:
         hint = f"did you mean {near}?" if near else "no key has a similar name."
     section = _longest_section(name, keys)
-    inside = [key.removeprefix(f"{section}.") for key in keys if key.startswith(f"{section}.")]
-    listed = f"Keys of {section}: {', '.join(inside)}" if section else f"Sections: {', '.join(sections)}"
+    listed = f"Keys of {section}: {listing(section, keys)}" if section else f"Sections: {', '.join(sections)}"
     return f"there is no key {name}; {hint} {listed}"
+
+
+def listing(section: str, keys: Iterable[str]) -> str:
+    """Return the names right below a section, subsections as ``name.*``; empty if it is no section."""
+    below = [key.removeprefix(f"{section}.").partition(".") for key in keys if key.startswith(f"{section}.")]
+    return ", ".join(dict.fromkeys(f"{name}.*" if rest else name for name, _, rest in below))
 
 
 def _nearest_key(name: str, known: Sequence[str]) -> str | None:

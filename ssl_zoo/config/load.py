@@ -27,7 +27,17 @@ from omegaconf.errors import OmegaConfBaseException
 
 import ssl_zoo
 from ssl_zoo.config.derived import fill_derived
-from ssl_zoo.config.keys import ConfigError, check_bounds, flat, keys_of, leaves, unknown_key, written, wrong_value
+from ssl_zoo.config.keys import (
+    ConfigError,
+    check_bounds,
+    flat,
+    keys_of,
+    leaves,
+    listing,
+    unknown_key,
+    written,
+    wrong_value,
+)
 from ssl_zoo.config.recipe import ROOT_RECIPE, Recipe, config_roots, read_document, read_recipe
 from ssl_zoo.config.schema import SCHEMA, Config, sections
 from ssl_zoo.engine.loggers.base import monitor_config_class
@@ -356,9 +366,9 @@ def _not_a_leaf(name: str, value: Any, node: DictConfig) -> str:
         return f"{name} is chosen in the defaults list, by an entry `- {name}: {written(value)}`; here its keys are set"
     if group in sections() and (OmegaConf.is_missing(node, group) or node[group] is None):
         return f"{name}={written(value)}: this run has no {group}; choose one first, as {group}=OPTION"
-    inside = [key.name for key in keys_of(node) if key.name.startswith(f"{name}.")]
+    inside = listing(name, (key.name for key in keys_of(node)))
     if inside:
-        return f"{name}={written(value)}: {name} is a section; set its keys: {', '.join(inside)}"
+        return f"{name}={written(value)}: {name} is a section; set its keys, as {name}.KEY=VALUE: {inside}"
     return unknown_key(name, node)
 
 
