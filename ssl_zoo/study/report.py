@@ -292,7 +292,7 @@ def _differences(rows: Sequence[Row]) -> Iterator[Block]:
     chosen = [row.composed.choices for row in rows]
     values = [flat(row.composed.resolved) for row in rows]
     groups = [g for g in dict.fromkeys(g for c in chosen for g in c) if len({c.get(g) for c in chosen}) > 1]
-    names = dict.fromkeys(name for own in values for name in own if name not in ("seed", "output_dir"))
+    names = dict.fromkeys(name for own in values for name in own if name not in ("seed", "output_dir", *groups))
     table = [[f"`{group}`", *(written(own.get(group)) for own in chosen)] for group in groups]
     for name in names:
         texts = [written(own[name]) if name in own else _NOTHING for own in values]

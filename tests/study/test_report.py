@@ -54,6 +54,14 @@ def test_the_report_has_the_scores_of_the_runs_the_papers_values_and_the_differe
     assert f"{runs[0].directory}/)" in text
 
 
+def test_a_part_that_some_configurations_lack_is_one_difference(tmp_path):
+    study = tiny_study(tmp_path, "  regularized: {overrides: [regularizer=vicreg]}")
+    text = markdown(compare_study(study, plan_runs(study), RunFolder(tmp_path), {}, "the command"), tmp_path)
+    assert [line.split("|")[2:5] for line in text.splitlines() if line.startswith("| `regularizer` ")] == [
+        [" null ", " null ", " vicreg "]
+    ]
+
+
 def test_monitored_values_stand_in_a_table_with_the_step_of_the_alarm(study, trained, tmp_path):
     folder, runs = trained
     for run in runs:
