@@ -25,8 +25,8 @@ from ssl_zoo.seeding import generator_for, seed_for
 
 ATTRIBUTES = ("position_px", "color", "shape")
 _RIDGE = (3.0, 30.0, 300.0, 3000.0)
-_READOUT_STEPS, _READOUT_BATCH, _AT_ONCE = 800, 128, 256
-_NUM_TRAIN, _NUM_TEST, _MAX_BLOCKS = 4096, 512, 600  # scenes for the readout and for samples; blocks that are decoded
+_READOUT_STEPS, _READOUT_BATCH, _AT_ONCE = 1600, 128, 256
+_NUM_TRAIN, _NUM_TEST, _MAX_BLOCKS = 8192, 4096, 1200  # scenes for the readout and for samples; decoded blocks
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def measure(
 
     Args:
         num_train: scenes of the training split that the readout learns from.
-        num_test: scenes of the test split whose blocks are decoded, up to 600 of them.
+        num_test: scenes of the test split whose blocks are decoded, up to 1,200 of them.
         min_visible: leave out blocks whose context shows a smaller fraction of the main object. A prediction can't know
             the colour of an object that lies in masked patches altogether.
 

@@ -19,7 +19,7 @@ from ssl_zoo.masks import MaskGenerator
 from ssl_zoo.seeding import generator_for
 
 _MIN_AREA = 0.1  # of a block that its main object covers at least
-_GROUP = 8  # scenes that share their masks, so that blocks have partners
+_GROUP = 32  # scenes that share their masks, so that blocks have partners
 _BATCH = 256  # scenes rendered at once; a multiple of _GROUP
 _PATCH_RASTER = 8  # points per side of a patch at which the visible area of an object is counted
 _RASTER = 16  # points per side at which the area of an object in a block is counted
