@@ -129,9 +129,12 @@ class BlockDecoder(Method):
             return torch.stack([flow_samples(velocity, noise, self.config.sampling_steps) for noise in noises], dim=1)
 
     def visualize(self, batch: Batch) -> Mapping[str, Figure]:
-        """Plot samples of the first block of each image."""
+        """Plot samples of the block of each image whose pixels vary most; plain ones show little."""
         blocks = self.predictor(batch)
-        shown = blocks[torch.arange(0, len(blocks), len(blocks) // batch.num_images, device=blocks.keys.device)]
+        pixels = crops(batch.views[VIEW], blocks, self.predictor.grid, self.config.block_size)
+        variance = pixels.flatten(2).var(dim=2).mean(dim=1).unflatten(0, (batch.num_images, -1))
+        first = torch.arange(batch.num_images, device=variance.device) * variance.shape[1]
+        shown = blocks[first + variance.argmax(dim=1)]
         return {"decoded": plot_samples(batch, shown, self.sample(shown, range(_SHOWN_SEEDS)), self.predictor)}
 
     def check_inputs(self, views: Mapping[str, ViewSpec], masks: Mapping[str, Masks]) -> None:

@@ -115,6 +115,23 @@ def test_a_sample_depends_on_its_seed_and_block_and_not_on_the_batch():
     assert torch.equal(decoder.sample(blocks, [0, 1]), together)
 
 
+def test_the_figure_shows_the_block_of_each_image_that_varies_most(monkeypatch):
+    decoder = tiny_decoder()
+    batch = tiny_batch(decoder.predictor.method, "ijepa")
+    blocks, images = decoder.predictor(batch), batch.views["image"].zero_()
+    patch = images.shape[-1] // decoder.predictor.grid[1]
+    last = len(blocks) // batch.num_images - 1
+    for image, (top, left, height, width) in enumerate(
+        (blocks.boxes.view(len(images), -1, 4)[:, last] * patch).tolist()
+    ):
+        images[image, :, top : top + height, left : left + width : 2] = 1.0
+    shown = []
+    monkeypatch.setattr("ssl_zoo.decoding.decoder.plot_samples", lambda batch, blocks, *_: shown.append(blocks))
+    decoder.visualize(batch)
+    assert torch.equal(shown[0].boxes, blocks.boxes.view(len(images), -1, 4)[:, last])
+    assert torch.equal(shown[0].images, torch.arange(len(images)))
+
+
 def test_the_loss_of_an_untrained_decoder_is_that_of_a_zero_velocity():
     decoder = tiny_decoder()
     batch = tiny_batch(decoder.predictor.method, "ijepa", num_images=64)
