@@ -7,6 +7,7 @@ Paper: Balestriero and LeCun, "LeJEPA: Provable and Scalable Self-Supervised Lea
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -61,6 +62,7 @@ class LeJEPA(Method):
 
     default_views = "lejepa"
     couples_images = True  # the distribution of projections, and batch normalization
+    metric_groups: ClassVar[Mapping[str, str]] = {"scaled_loss": "health"}
     regularizes = (Place.context, Place.tokens)
 
     config: LeJEPAConfig
@@ -90,14 +92,25 @@ class LeJEPA(Method):
             "invariance": (1 - weight) * invariance,
             "distribution": weight * self.distance_from_gaussian(projections, step.values["step"], step.world),
         }
+        metrics = self.scaled_loss(losses)
         losses |= self.regularize(
             step,
             context=features.unflatten(0, (len(batch.views), -1)).transpose(0, 1),
             tokens=self.encoder.patches(tokens).unflatten(0, (len(global_crops), -1)).transpose(0, 1),
         )
         with torch.no_grad():
-            metrics = {"projection_std": mean_std(projections)}
+            metrics["projection_std"] = mean_std(projections)
         return Output(losses, metrics)
+
+    def scaled_loss(self, losses: Mapping[str, Float[Tensor, ""]]) -> dict[str, Float[Tensor, ""]]:
+        """Return the loss over weight^0.4, by which trainings of different weights can be ordered without labels.
+
+        The paper reports a rank correlation with accuracy of about 0.99, and 0.85 without the factor, for SIGReg.
+        """
+        weight = self.config.distribution_weight
+        if self.config.distribution is not Distribution.sigreg or weight == 0:
+            return {}
+        return {"scaled_loss": sum(losses.values()).detach() / weight**0.4}
 
     def distance_from_gaussian(
         self, projections: Float[Tensor, "B V D"], step: Float[Tensor, ""], world: World

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 BASELINE_SUFFIX = "_random_init"  # of the name under which the score of the random-init network is logged
 # Label-free measures, which are no accuracies: more is not always better.
-LABEL_FREE = ("rankme", "alpha_req", "feature_std", "mean_cosine", "lidar")
+LABEL_FREE = ("rankme", "alpha_req", "lidar", "feature_sigreg", "lejepa_loss", "feature_std", "mean_cosine")
 
 
 @dataclass(frozen=True)

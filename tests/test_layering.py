@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "views": ("data.batch",),
     "method": ("collapse", "data.batch", "ema", "masks", "nn", "regularizers", "targets", "world"),
     "refusals": ("data.batch", "masks", "method", "nn", "targets"),
-    "eval": ("nn", "data"),
+    "eval": ("nn", "data", "losses", "world"),
     # Never eval, methods, config. nn: attention kernels per device, blocks as units of sharding. masks, regularizers,
     # targets, views: built from their configs for a run and for its plan, by registry.
     "engine": ("collapse", "data", "ema", "masks", "method", "nn", "regularizers", "targets", "views", "world"),

@@ -80,11 +80,9 @@ def plan(
 ) -> None:
     """Print memory and hours of each evaluator. The data are opened to count images and classes; none is decoded."""
     splits = build_splits(data, backbone.in_channels)
-    if splits.test is None:
-        raise ValueError(splits.without_test)
     probe = replace(probe, evaluators=list(arguments.protocol))
     num_networks = 1 if arguments.no_baseline else 2
-    limits = (splits.train, probe.train_samples), (splits.test, probe.test_samples)
+    limits = (splits.train, probe.train_samples), (splits.test or (), probe.test_samples)
     num_train, num_test = (min(len(source), limit or len(source)) for source, limit in limits)
     labels = labels_of(splits.train, arguments.label[0] if arguments.label else probe.label)
     num_classes = 0 if labels is None else int(labels.max()) + 1

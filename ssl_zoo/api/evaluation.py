@@ -256,8 +256,6 @@ def _evaluate(
     checkpoints = None if out is None else ProbeCheckpoints(out / "unfinished" / training_name(identity), ranks)
     metadata = {**metadata, "environment": environment(ranks, choice)}
     splits = build_splits(task.data, task.backbone.in_channels)
-    if splits.test is None:
-        raise ValueError(splits.without_test)
     metadata["data"] = data_record(splits)
     if ranks.is_main:
         log.info("data: %s", summary(splits))
@@ -272,6 +270,7 @@ def _evaluate(
                 splits.train,
                 splits.test,
                 view,
+                without_test=splits.without_test,
                 device=ranks.device,
                 autocast=autocast(choice.precision, ranks.device),
                 cache=cache,

@@ -16,7 +16,11 @@ Transform = Callable[[UInt8[Tensor, "B C h w"], Int[Tensor, "B"]], UInt8[Tensor,
 
 
 class NothingDecoded(ValueError):
-    """No image for an evaluation could be decoded."""
+    """No image for an evaluation could be decoded; the message has the first reason."""
+
+    def __init__(self, num_images: int, corrupt: Sequence[Corrupt]) -> None:
+        first = f": {corrupt[0].name}: {corrupt[0].reason}" if corrupt else ""
+        super().__init__(f"none of {num_images} images for evaluation could be decoded{first}")
 
 
 class EvaluationData:
@@ -28,7 +32,7 @@ class EvaluationData:
         transform: changes images of that size, given their sample ids, before they are normalised.
 
     Attributes:
-        corrupt: samples that the last complete iteration left out.
+        corrupt: samples that the last complete iteration left out, of the batches that it went through.
     """
 
     def __init__(
@@ -59,23 +63,39 @@ class EvaluationData:
         Raises:
             NothingDecoded: no image at all could be decoded.
         """
-        labels, corrupt, num_images = self.source.labels, [], 0
-        for batch in self._host_batches():
+        labels, num_images = self.labels, 0
+        for images, index in self.of_rank(0, 1):
+            num_images += len(index)
+            if len(index):
+                yield images, None if labels is None else labels[index], index
+        if num_images == 0:
+            raise NothingDecoded(self.num_images, self.corrupt)
+
+    @property
+    def num_images(self) -> int:
+        return len(self.indices)
+
+    @property
+    def labels(self) -> Int[Tensor, "N"] | None:
+        """The labels of all samples of the source."""
+        return self.source.labels
+
+    def of_rank(self, rank: int, world_size: int) -> Iterator[tuple[Float[Tensor, "B C H W"], Int[Tensor, "B"]]]:
+        """Yield images and sample ids of the batches rank, rank + world_size, ...; no other image is decoded.
+
+        A batch is empty where none of its images can be decoded.
+        """
+        corrupt: list[Corrupt] = []
+        for batch in self._host_batches(range(rank, len(self), world_size)):
             announce(self.source, batch.notices)
             corrupt.extend(batch.corrupt)
-            num_images += batch.num_images
-            if batch.num_images:
-                images = self.normalize(batch.views["image"])
-                yield images, None if labels is None else labels[batch.index], batch.index
+            yield self.normalize(batch.views["image"]), batch.index
         self.corrupt = tuple(corrupt)
-        if num_images == 0:
-            first = f": {corrupt[0].name}: {corrupt[0].reason}" if corrupt else ""
-            raise NothingDecoded(f"none of {len(self.indices)} images for evaluation could be decoded{first}")
 
-    def _host_batches(self) -> Iterator[Batch]:
+    def _host_batches(self, numbers: range) -> Iterator[Batch]:
         if self.num_workers == 0:
-            return map(self._batch, range(len(self)))
-        return in_workers(Items(self._batch, range(len(self))), self.num_workers)
+            return map(self._batch, numbers)
+        return in_workers(Items(self._batch, numbers), self.num_workers)
 
     def _batch(self, number: int) -> Batch:
         index = self.indices[number * self.batch_size : (number + 1) * self.batch_size]

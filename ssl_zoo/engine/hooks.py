@@ -292,7 +292,7 @@ class Evaluation(Hook):
         if is_sharded(encoder):
             encoder = full_copy(encoder, trainer.config)
         self.scores = self.evaluate(encoder, step=trainer.step)
-        if self.corrupt_samples is not None and trainer.processes.is_main:
+        if self.corrupt_samples is not None:  # on every rank, which has read images of its own
             self.corrupt_samples.note("evaluation", self.evaluate.corrupt, "it is left out of the evaluation")
         if self.scores:
             values = {score.name: score.value for score in self.scores}

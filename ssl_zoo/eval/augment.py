@@ -20,7 +20,7 @@ _ERASE_ATTEMPTS = 10
 
 
 def random_crops(
-    images: Float[Tensor, "B _ H W"], crop_scale: Sequence[float], generator: torch.Generator
+    images: Float[Tensor, "B _ H W"], crop_scale: Sequence[float], samples: Float[Tensor, "B 4"]
 ) -> Float[Tensor, "B _ H W"]:
     """Crop each image at random, resize the crop to the image's size, and flip it with probability 1/2.
 
@@ -28,9 +28,8 @@ def random_crops(
 
     Args:
         crop_scale: area of the crop as a fraction of the image, [low, high].
-        generator: a generator on the CPU.
+        samples: random numbers on the CPU, uniform in [0, 1).
     """
-    samples = torch.rand(len(images), 4, generator=generator)
     side = (crop_scale[0] + (crop_scale[1] - crop_scale[0]) * samples[:, 0]).sqrt()
     flip = torch.where(samples[:, 1] < 0.5, -1.0, 1.0)
     centre = (1 - side)[:, None] * (2 * samples[:, 2:] - 1)

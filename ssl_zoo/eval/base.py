@@ -3,19 +3,18 @@
 import copy
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import ClassVar, TypeVar
 
 import torch
-from torch import Tensor
 
 from ssl_zoo.eval.cache import FeatureCache
 from ssl_zoo.eval.cost import Cost, Workload
 from ssl_zoo.eval.features import Pooling, extract_shard, feature_dim
-from ssl_zoo.eval.ranks import on_all_ranks
+from ssl_zoo.eval.ranks import on_all_ranks, rank_and_size
 from ssl_zoo.eval.shards import Features, FeatureShard
 from ssl_zoo.eval.split import EvaluationSplit
 from ssl_zoo.eval.stream import EncoderInput
@@ -141,25 +140,24 @@ class EvaluatedModel:
                 return cached
         features = extract_shard(
             self.encoder,
-            self._with_progress(name, split),
+            split,
             pooling=pooling,
             num_layers=num_layers,
             final_norm=final_norm,
             device=self.device,
             autocast=self.autocast,
+            progress=self._reporter(name, split.num_images),
         )
         if path is not None:
             self.cache.write(path, features)
         return features
 
-    def _with_progress(self, name: str, split: EvaluationSplit) -> Iterator[tuple[Tensor, Tensor | None, Tensor]]:
-        """Yield the batches of a split and report the number of images after each."""
-        count = 0
-        for batch in split:
-            yield batch
-            count += len(batch[0])
-            if self.progress is not None:
-                self.progress(name, count, split.num_images)
+    def _reporter(self, name: str, num_images: int) -> Callable[[int], None] | None:
+        """Return what reports the images of all ranks, which advance alike, given the number of this rank's."""
+        if self.progress is None:
+            return None
+        world_size = rank_and_size()[1]
+        return lambda count: self.progress(name, min(count * world_size, num_images), num_images)
 
 
 class CannotEvaluate(ValueError):
@@ -172,10 +170,12 @@ class Evaluator(ABC):
     In a process group every rank calls it and every rank gets the same scores.
 
     Attributes:
+        needs_test_images: False for evaluators that measure the train images where there is no test image.
         metric_groups: groups in which loggers show scores, for those that belong to another than ``probe``.
     """
 
     needs_labels: ClassVar[bool] = True
+    needs_test_images: ClassVar[bool] = True
     metric_groups: ClassVar[Mapping[str, str]] = {}
     version: ClassVar[int] = 1  # incremented whenever equal settings begin to give another number
 

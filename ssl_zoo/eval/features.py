@@ -1,23 +1,44 @@
 """Feature extraction with a frozen encoder: one pooled vector per image, in the order of the data."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from enum import Enum
-from itertools import islice
+from itertools import chain, repeat
+from typing import Protocol
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.functional import layer_norm
 
-from ssl_zoo.eval.ranks import rank_and_size
+from ssl_zoo.data.batch import Corrupt
+from ssl_zoo.data.evaluation import NothingDecoded
+from ssl_zoo.eval.ranks import gather_equal, rank_and_size
 from ssl_zoo.eval.shards import Features, FeatureShard
 from ssl_zoo.nn import ViT
 
 __all__ = ["Batches", "Features", "Pooling", "evaluating", "extract", "extract_shard", "feature_dim", "pooled"]
 
-Batches = Iterable[tuple[Tensor, Tensor | None, Tensor]]  # (images, labels, sample ids), e.g. EvaluationData
+
+class Batches(Protocol):
+    """Batches of images that ranks share, such as ``EvaluationData``.
+
+    Attributes:
+        num_images: images of all batches. Those that can't be decoded are left out, and are in ``corrupt`` afterwards.
+        labels: of all samples of the source, by sample id.
+    """
+
+    num_images: int
+    labels: Int[Tensor, "N"] | None
+    corrupt: Sequence[Corrupt]
+
+    def __len__(self) -> int:
+        """Number of batches."""
+
+    def of_rank(self, rank: int, world_size: int) -> Iterator[tuple[Float[Tensor, "B C H W"], Int[Tensor, "B"]]]:
+        """Yield images and sample ids of the batches rank, rank + world_size, ...; a batch may be empty."""
 
 
 class Pooling(Enum):
@@ -57,38 +78,58 @@ def extract_shard(
     final_norm: bool = True,
     device: torch.device | str = "cpu",
     autocast: AbstractContextManager | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> FeatureShard:
     """Encode the images of this rank's batches without random numbers and without changing the encoder.
 
-    In a process group every rank must call it: rank i encodes the batches i, i + world size, ..., to the same bits as
-    one process, since no batch is split. A rank without a batch of its own in the last round encodes another rank's and
+    In a process group every rank must call it: rank i decodes and encodes the batches i, i + world size, ..., to the
+    same bits as one process, since no batch is split. A rank without an image in a round encodes a black one and
     discards the result, because the forward pass of a sharded encoder is a collective.
 
     Args:
         num_layers: number of last blocks whose pooled tokens are concatenated, shallow to deep.
         final_norm: apply the encoder's final norm before pooling, to each of the blocks that are used.
         autocast: precision context of the forward pass; features are always float32.
+        progress: called with the number of images that this rank has encoded.
 
     Raises:
         ValueError: if ``data`` is empty, or if the encoder lacks the token or the depth that ``pooling`` needs.
+        NothingDecoded: no rank could decode an image.
     """
     check_pooling(encoder, pooling, num_layers)
-    rank, world_size = rank_and_size()
-    parts: list[Tensor] = []
-    of_images: list[tuple[Tensor | None, Tensor]] = []  # labels and sample ids of every batch, on every rank
-    batches = iter(data)
-    with evaluating(encoder), autocast or nullcontext():
-        while round_of_batches := list(islice(batches, world_size)):
-            of_images += [(labels, index) for _, labels, index in round_of_batches]
-            images, _, _ = round_of_batches[min(rank, len(round_of_batches) - 1)]
-            values = pooled(encoder, images.to(device, non_blocking=True), pooling, num_layers, final_norm)
-            values = values.float().cpu()
-            parts.append(values if rank < len(round_of_batches) else values[:0])
-    if not parts:
+    if len(data) == 0:
         raise ValueError("the evaluation data has no images; check data.* and probe.train_samples, probe.test_samples")
-    labels, index = zip(*of_images, strict=True)
-    all_labels = None if labels[0] is None else torch.cat(labels)
-    return FeatureShard(torch.cat(parts), all_labels, torch.cat(index), [len(i) for i in index], rank, world_size)
+    rank, world_size = rank_and_size()
+    black = torch.zeros(1, encoder.config.in_channels, *encoder.config.image_shape)
+    no_batch = black[:0], torch.empty(0, dtype=torch.int64)
+    num_missing = -(-len(data) // world_size) - len(range(rank, len(data), world_size))  # 1 in the last round, or 0
+    parts: list[Tensor] = []
+    own: list[Tensor] = []  # sample ids of this rank's batches
+    num_encoded = 0
+    with evaluating(encoder), autocast or nullcontext():
+        for images, index in chain(data.of_rank(rank, world_size), repeat(no_batch, num_missing)):
+            images = (images if len(index) else black).to(device, non_blocking=True)
+            values = pooled(encoder, images, pooling, num_layers, final_norm)
+            parts.append(values.float().cpu()[: len(index)])
+            own.append(index)
+            num_encoded += len(index)
+            if progress is not None:
+                progress(num_encoded)
+    return _shard(data, torch.cat(parts), own, rank, world_size)
+
+
+def _shard(
+    data: Batches, values: Float[Tensor, "m *width"], own: Sequence[Int[Tensor, "_"]], rank: int, world_size: int
+) -> FeatureShard:
+    """Exchange the sizes and sample ids of all batches, given those of this rank, one for each round."""
+    sizes = torch.tensor([len(index) for index in own])
+    by_rank = [sizes] if world_size == 1 else gather_equal(sizes)
+    in_order = torch.stack(by_rank, dim=1).flatten()[: len(data)]
+    if in_order.sum() == 0:
+        raise NothingDecoded(data.num_images, data.corrupt)
+    shard = FeatureShard(values, None, torch.cat(own), in_order.tolist(), rank, world_size)
+    index = shard.gather(shard.index)
+    return replace(shard, labels=None if data.labels is None else data.labels[index], index=index)
 
 
 def pooled(

@@ -1,33 +1,42 @@
 """Label-free measures of features: does the encoder separate images, and along how many directions?
 
 RankMe: Garrido et al., arXiv 2210.02885. alpha-ReQ: Agrawal et al., NeurIPS 2022. LiDAR: Thilak et al., arXiv
-2312.04000.
+2312.04000. LeJEPA's loss: Balestriero and LeCun, arXiv 2511.08544.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ssl_zoo.eval.augment import random_crops
 from ssl_zoo.eval.base import EVALUATORS, CannotEvaluate, EvaluatedModel, Evaluator, EvaluatorConfig
 from ssl_zoo.eval.cost import Cost, Workload
 from ssl_zoo.eval.features import evaluating, pooled
+from ssl_zoo.eval.ranks import rank_and_size, sum_over_ranks
 from ssl_zoo.eval.split import EvaluationSplit
+from ssl_zoo.losses.directions import random_directions
+from ssl_zoo.losses.sigreg import sigreg
 from ssl_zoo.scores import LABEL_FREE, Score
 from ssl_zoo.seeding import generator_for
 from ssl_zoo.settings import setting
+from ssl_zoo.world import World
+
+# LeJEPA: arXiv 2511.08544, section 6, and the integral of its code.
+_SIGREG_WEIGHT, _NUM_DIRECTIONS, _INTEGRAL = 0.05, 1024, {"max_frequency": 3.0, "num_knots": 17}
+_OPERATIONS = 16  # of a sine or cosine, about
 
 
 @dataclass
 class HealthConfig(EvaluatorConfig):
-    """Label-free measures on the features of the test images."""
+    """Label-free measures on the features of the test images, or of the train images where there is no test image."""
 
-    lidar_images: int = setting(256, "images for LiDAR; 0 = no LiDAR", at_least=0)
-    lidar_views: int = setting(8, "random crops of each image for LiDAR", at_least=2)
+    lidar_images: int = setting(256, "images whose crops LiDAR and LeJEPA's loss compare; 0 = neither", at_least=0)
+    lidar_views: int = setting(8, "random crops of each of these images", at_least=2)
     crop_scale: list[float] = setting(
         [0.3, 1.0], "relative area of the crops, [low, high]", above=0, at_most=1, length=2
     )
@@ -40,51 +49,67 @@ class HealthConfig(EvaluatorConfig):
 
 @EVALUATORS.register("health", HealthConfig)
 class Health(Evaluator):
-    """RankMe, alpha-ReQ, LiDAR, standard deviation and mean cosine of features: no labels, no training."""
+    """RankMe, alpha-ReQ, LiDAR, SIGReg, LeJEPA's loss, spread and cosine of features: no labels, no training."""
 
     needs_labels = False
+    needs_test_images = False
     metric_groups = dict.fromkeys(LABEL_FREE, "health")
     config: HealthConfig
 
     def obstacle(self, train: EvaluationSplit, test: EvaluationSplit) -> str | None:
-        return _too_few(test.num_images)
+        return _too_few(test.num_images or train.num_images)
 
     def __call__(self, model: EvaluatedModel) -> Sequence[Score]:
-        values = model.test_features(self.config).values
+        protocol = self.protocol(model)
+        if model.test.num_images == 0:
+            model = model.with_test(model.train)
+        features = model.test_features(self.config)
+        values = features.values
         if values.ndim != 2:
             raise ValueError("health: one vector per image is needed; use another pooling than tokens")
         measures = {"rankme": rankme(values), "alpha_req": alpha_req(values)}
         measures |= {"feature_std": feature_std(values), "mean_cosine": mean_cosine(values)}
         if self.config.lidar_images:
-            measures["lidar"] = lidar(self._views(model))
-        protocol = self.protocol(model)
+            views = self._views(model, features.index[: self.config.lidar_images])
+            measures |= {"lidar": lidar(views), "feature_sigreg": (distance := feature_sigreg(views))}
+            measures["lejepa_loss"] = _SIGREG_WEIGHT * distance + (1 - _SIGREG_WEIGHT) * variance_within_images(views)
         finite = {name: value for name, value in measures.items() if math.isfinite(value)}
         return [Score(name, value, protocol, is_fraction=False) for name, value in finite.items()]
 
     def cost(self, workload: Workload) -> Cost:
-        config, dim, num_test = self.config, self.feature_width(workload.encoder), workload.num_test
-        num_views = min(config.lidar_images, num_test) * config.lidar_views
-        held = workload.part_bytes(dim) + 4 * dim * num_test + 5 * 8 * dim * num_test
-        encoded = workload.num_images + workload.world_size * num_views
-        how = "two singular value decompositions; the views of LiDAR are encoded on every rank"
-        flops = 2 * 4.0 * max(num_test, dim) * min(num_test, dim) ** 2
-        return Cost(max(held, workload.extraction_bytes(dim)), encoded, flops, how)
+        config, dim = self.config, self.feature_width(workload.encoder)
+        num_images = workload.num_test or workload.num_train
+        num_views = min(config.lidar_images, num_images) * config.lidar_views
+        part = 4 * dim * num_images / workload.world_size
+        held = part + 4 * dim * num_images + 5 * 8 * dim * num_images  # in float32, and copies in float64
+        how = "two singular value decompositions and the cosines of LeJEPA's loss"
+        flops = 2 * 4.0 * max(num_images, dim) * min(num_images, dim) ** 2
+        flops += num_views * _NUM_DIRECTIONS * (2.0 * dim + 2 * _OPERATIONS * _INTEGRAL["num_knots"])
+        return Cost(held, num_images + num_views, flops, how)
 
     @torch.no_grad()
-    def _views(self, model: EvaluatedModel) -> Float[Tensor, "n views D"]:
-        config, parts = self.config, []
-        generator = generator_for("health", "views")
-        num_images = min(config.lidar_images, model.test.num_images)
+    def _views(self, model: EvaluatedModel, chosen: Int[Tensor, "n"]) -> Float[Tensor, "n views D"]:
+        """Encode random crops of the first test images that could be decoded; each rank encodes those of its batches.
+
+        Crops are a function of the image's place, so that they depend on neither the batch size nor the ranks.
+        """
+        config, generator = self.config, generator_for("health", "views")
+        samples = torch.rand(config.lidar_views, len(chosen), 4, generator=generator)
+        rows = {sample: row for row, sample in enumerate(chosen.tolist())}
+        settings = config.pooling, config.num_layers, config.final_norm
+        encoded = torch.zeros(len(chosen), config.lidar_views, self.feature_width(model.encoder))
+        rank, world_size = rank_and_size()
+        last = int((model.test.index == chosen[-1]).nonzero()[0])
+        num_batches = len(range(rank, last // model.test.data().batch_size + 1, world_size))  # of this rank
         with evaluating(model.encoder), model.precision():
-            for images, _, _ in model.test:
-                images = images[: num_images - sum(map(len, parts))].to(model.device)
-                views = [random_crops(images, config.crop_scale, generator) for _ in range(config.lidar_views)]
-                settings = config.pooling, config.num_layers, config.final_norm
-                features = [pooled(model.encoder, view, *settings) for view in views]
-                parts.append(torch.stack(features, dim=1).float().cpu())
-                if sum(map(len, parts)) >= num_images:
-                    break
-        return torch.cat(parts)
+            for images, index in islice(model.test.of_rank(rank, world_size), num_batches):
+                own = [rows[sample] for sample in index.tolist() if sample in rows]
+                images = images[: len(own)].to(model.device)  # chosen images come first
+                for view in range(config.lidar_views if own else 0):
+                    crops = random_crops(images, config.crop_scale, samples[view, own])
+                    encoded[own, view] = pooled(model.encoder, crops, *settings).float().cpu()
+        [encoded] = sum_over_ranks(encoded)  # each row is that of one rank: no rounding
+        return encoded
 
 
 def rankme(features: Float[Tensor, "n D"]) -> float:
@@ -130,6 +155,32 @@ def lidar(features: Float[Tensor, "n views D"], delta: float = 1e-4) -> float:
     return float(torch.exp(-(fractions * fractions.log()).sum()))
 
 
+def feature_sigreg(features: Float[Tensor, "n views D"]) -> float:
+    """Compute SIGReg of centered features of unit mean variance: about 1 if they are Gaussian and isotropic, else more.
+
+    Differs from the reference: its samples are outputs of a projector, which methods other than LeJEPA do not have.
+    Features that are scaled as a whole take their place, so that the scale that a method gives them does not count.
+    """
+    scaled = _scaled(features)
+    directions = random_directions(scaled.new_zeros(()), scaled.shape[-1], _NUM_DIRECTIONS)
+    return float(sigreg(scaled, directions, World(), **_INTEGRAL))
+
+
+def variance_within_images(features: Float[Tensor, "n views D"]) -> float:
+    """Compute LeJEPA's invariance on the features of ``feature_sigreg``, in 0..1.
+
+    It is the mean squared distance of a crop's features from the mean of the image's crops.
+    """
+    scaled = _scaled(features)
+    return float((scaled - scaled.mean(dim=1, keepdim=True)).square().mean())
+
+
+def _scaled(features: Float[Tensor, "n views D"]) -> Float[Tensor, "n views D"]:
+    """Center features over all views and scale them to a variance of 1 on average; equal ones become 0."""
+    centered = features.double() - features.double().mean(dim=(0, 1))
+    return (centered / centered.square().mean().sqrt().clamp_min(1e-12)).float()
+
+
 def feature_std(features: Float[Tensor, "n D"]) -> float:
     """Average the standard deviation of unit-length features over dimensions, times sqrt(D); the maximum is 1."""
     unit = torch.nn.functional.normalize(features.double(), dim=1)
@@ -145,7 +196,7 @@ def mean_cosine(features: Float[Tensor, "n D"]) -> float:
     return float((unit.sum(dim=0).square().sum() - unit.square().sum()) / (count * (count - 1)))
 
 
-def _too_few(num_test: int) -> str | None:
-    if num_test >= 2:
+def _too_few(num_images: int) -> str | None:
+    if num_images >= 2:
         return None
-    return f"at least two test images are needed, not {num_test}; raise probe.test_samples or data.test_fraction"
+    return f"at least two images are needed, not {num_images}; raise probe.test_samples or data.test_fraction"

@@ -143,7 +143,8 @@ def largest_values(train: FeatureShard) -> Float[Tensor, "D"]:
     """Return the largest absolute value of each dimension over the images of all ranks, in float64."""
     largest = torch.zeros(train.values.shape[1], dtype=torch.float64)
     for _, values in train.batches():
-        largest = largest.maximum(values.abs().amax(dim=0))
+        if len(values):
+            largest = largest.maximum(values.abs().amax(dim=0))
     return train.largest(largest)
 
 

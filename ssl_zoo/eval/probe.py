@@ -135,6 +135,7 @@ class Probe:
                 self._splits[1].corrupted(Corruption(name, severity, probe.corruptions.seed))
                 for name in probe.corruptions.chosen
                 for severity in probe.corruptions.severities
+                if self._splits[1].num_images
             ],
         )
         self._shared_protocol = {"image_size": list(image_size), "label": self.label}
@@ -144,8 +145,8 @@ class Probe:
         usable = []
         for name in names:
             evaluator = EVALUATORS.get(name)(self._config.evaluator_config(name))
-            no_image = None if self._splits[1].num_images else self._without_test
-            obstacle = no_image or evaluator.obstacle(*self._splits)
+            lacks_test = evaluator.needs_test_images and self._splits[1].num_images == 0
+            obstacle = self._without_test if lacks_test else evaluator.obstacle(*self._splits)
             if obstacle is None:
                 usable.append(evaluator)
             elif not self._is_optional:

@@ -33,8 +33,8 @@ class FeatureShard:
     Attributes:
         values: the m rows of this rank, in the order of the data.
         labels, index: of all n images, as in ``Features``.
-        batch_sizes: images of every batch of the data. Sums are taken batch by batch, so that they do not depend on
-            which rank holds which batch.
+        batch_sizes: images of every batch of the data, 0 where none could be decoded. Sums are taken batch by batch, so
+            that they do not depend on which rank holds which batch.
     """
 
     values: Float[Tensor, "m *width"]
@@ -47,7 +47,7 @@ class FeatureShard:
     @property
     def num_images(self) -> int:
         """Images of all ranks."""
-        return len(self.index)
+        return sum(self.batch_sizes)
 
     def batches(self) -> Iterator[tuple[int, Float[Tensor, "B *width"]]]:
         """Yield the number of each batch of this rank and its features."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from ssl_zoo.data.batch import Corrupt
 from ssl_zoo.data.corruptions import Corruption
 from ssl_zoo.data.dense import Pairs
-from ssl_zoo.data.evaluation import EvaluationData
+from ssl_zoo.data.evaluation import EvaluationData, NothingDecoded
 from ssl_zoo.data.sources.base import Source
 from ssl_zoo.registry import did_you_mean
 from ssl_zoo.seeding import generator_for
@@ -24,7 +24,8 @@ class EvaluationSplit:
     """A split yields batches (images, labels, sample ids) of a subset of a source, the same in each iteration.
 
     Images that fit into 512 MiB are cached in the first iteration, so that the random-init network and the trained
-    one, or the probes of a run, render them once. A larger split is rendered in every iteration.
+    one, or the probes of a run, render them once. A larger split is rendered in every iteration. In a process group
+    each rank goes through its own batches with ``of_rank``, and the limit is that of its images.
 
     Args:
         index: sample ids, in the order of the batches.
@@ -46,7 +47,7 @@ class EvaluationSplit:
         cache: bool = True,
     ) -> None:
         self.source, self.index, self.labels, self._render, self._cache = source, index, labels, render, cache
-        self._cached: list[tuple[Tensor, Tensor]] | None = None
+        self._cached: tuple[tuple[int, int], list[tuple[Tensor, Tensor]]] | None = None  # of a rank and a world size
         self._pairs: dict[str, Pairs] = {}
         self.corruption: Corruption | None = None
         self._left_out: tuple[Corrupt, ...] = ()
@@ -71,22 +72,36 @@ class EvaluationSplit:
             digest.update(self.labels[self.index].contiguous().numpy())
         return digest.hexdigest()
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None, Tensor]]:
-        for images, index in self._cached or self._rendered():
-            yield images, None if self.labels is None else self.labels[index], index
+    def __len__(self) -> int:
+        """Number of batches."""
+        return len(self.data())
 
-    def _rendered(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None, Tensor]]:
+        num_images = 0
+        for images, index in self.of_rank(0, 1):
+            num_images += len(index)
+            if len(index):
+                yield images, None if self.labels is None else self.labels[index], index
+        if num_images == 0:
+            raise NothingDecoded(self.num_images, self.corrupt)
+
+    def of_rank(self, rank: int, world_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield images and sample ids of the batches rank, rank + world_size, ..., as ``EvaluationData`` does."""
+        share = rank, world_size
+        if self._cached is not None and self._cached[0] == share:
+            yield from self._cached[1]
+            return
         cached, size = [], 0
-        data = self._render(self.source, self.index)
+        data = self.data()
         try:
-            for images, _, index in data:
+            for images, index in data.of_rank(*share):
                 size += images.nbytes
                 if self._cache and size <= _CACHED_BYTES:
                     cached.append((images, index))
                 else:
                     cached.clear()
                 yield images, index
-            self._cached = cached or None
+            self._cached = (share, cached) if cached else None
         finally:
             self._left_out = data.corrupt or self._left_out
 

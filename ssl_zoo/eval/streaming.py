@@ -140,21 +140,15 @@ def accuracies(
     Raises:
         NothingDecoded: no image of the split could be decoded.
     """
-    rank, world_size = rank_and_size()
-    bounds = [split.num_images * number // world_size for number in (rank, rank + 1)]
-    own = split if world_size == 1 else split.take(torch.arange(*bounds))
     counts = torch.zeros(num_heads + 1, dtype=torch.int64, device=device)  # correct images of each head, all images
-    nothing: NothingDecoded | None = None
-    try:
-        for images, labels, _ in own if own.num_images else ():
-            counts[:-1] += _correct(logits(images.to(device)), labels.to(device))
-            counts[-1] += len(labels)
-    except NothingDecoded as error:
-        nothing = error
+    for images, index in split.of_rank(*rank_and_size()):
+        if len(index):
+            counts[:-1] += _correct(logits(images.to(device)), split.labels[index].to(device))
+            counts[-1] += len(index)
     sum_in_place([counts])
     *correct, total = counts.cpu().tolist()
     if total == 0:
-        raise nothing or NothingDecoded("no image for evaluation could be decoded")
+        raise NothingDecoded(split.num_images, split.corrupt)
     return [number / total for number in correct]
 
 

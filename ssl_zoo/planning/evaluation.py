@@ -79,8 +79,8 @@ class EvaluationPlan:
             f"Estimates of {networks}, not measurements. Evaluators of equal features share the forward passes.",
             f"A device reaches {peak}, and 1/{1 / FULL_PRECISION:.0f} of it in float32 and float64 "
             "(--device-flops, --utilisation).",
-            f"Decoding is not in the hours: every rank decodes all images, {hours:.1f} h for ImageNet-1k at an assumed "
-            f"{DECODED_PER_SECOND} images per second, once per network.",
+            f"Decoding is not in the hours: ranks share the images, {hours:.1f} h of one rank for ImageNet-1k at an "
+            f"assumed {DECODED_PER_SECOND} images per second, once per network.",
         ]
 
 

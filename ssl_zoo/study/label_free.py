@@ -9,6 +9,7 @@ from ssl_zoo.study.comparison import Comparison
 from ssl_zoo.study.record import RunRecord
 
 _MIN_RUNS = 5
+_MEASURES = (*LABEL_FREE, "scaled_loss")  # of the probe, and LeJEPA's of its own training
 
 
 def rank_correlations(comparison: Comparison, columns: Sequence[str]) -> Iterator[tuple[str, int, list[float | None]]]:
@@ -17,7 +18,7 @@ def rank_correlations(comparison: Comparison, columns: Sequence[str]) -> Iterato
     Measures that fewer than five finished runs have are left out. A correlation is None where all runs tie.
     """
     records = [attempt.record for _, attempt in comparison.attempts if attempt.is_finished and attempt.record]
-    for measure in LABEL_FREE:
+    for measure in _MEASURES:
         measured = [record for record in records if record.last(measure) is not None]
         if len(measured) >= _MIN_RUNS:
             yield measure, len(measured), [_correlation(measured, measure, column) for column in columns]

@@ -33,6 +33,8 @@ _MEANINGS = {
     "target_std": "standard deviation of the targets; 0 is a collapse",
     "prediction_cosine": "`target_cosine` of predictions; without a limit",
     "rankme": "effective number of dimensions of the pooled features; 1 is a collapse",
+    "feature_sigreg": "distance of the scaled features from an isotropic Gaussian; about 1 is none",
+    "lejepa_loss": "loss of LeJEPA on scaled features of random crops; lower is better",
     "feature_std": "standard deviation of pooled features of length one over images, at most 1; 0 is a collapse",
     "mean_cosine": "mean cosine similarity of different images' pooled features; 1 is a collapse",
 }

@@ -23,17 +23,30 @@ def encoder(**settings) -> ViT:
         return net
 
 
-def batches(num_images: int = 22, batch_size: int = 4):
+class Listed(list):
+    """Batches (images, sample ids) in memory."""
+
+    labels, corrupt = torch.arange(100) % 5, ()
+
+    @property
+    def num_images(self) -> int:
+        return sum(len(index) for _, index in self)
+
+    def of_rank(self, rank: int, world_size: int):
+        return iter(self[rank::world_size])
+
+
+def batches(num_images: int = 22, batch_size: int = 4) -> Listed:
     images = torch.randn(num_images, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     index = torch.arange(num_images) * 3
-    return list(zip(images.split(batch_size), (index % 5).split(batch_size), index.split(batch_size), strict=True))
+    return Listed(zip(images.split(batch_size), index.split(batch_size), strict=True))
 
 
 def test_rows_are_in_the_order_of_the_data_with_their_labels_and_ids():
     net = encoder()
     features = extract(net, batches(), pooling=Pooling.average)
-    (image,), (label,), (index,) = (t[2:3] for t in batches()[3])
-    alone = extract(net, [(image[None], label[None], index[None])], pooling=Pooling.average)
+    images, index = batches()[3]
+    alone = extract(net, Listed([(images[2:3], index[2:3])]), pooling=Pooling.average)
     assert torch.equal(features.index, torch.arange(22) * 3)
     assert torch.equal(features.labels, features.index % 5)
     assert torch.allclose(features.values[14], alone.values[0], atol=1e-5)
@@ -115,7 +128,7 @@ def test_every_module_gets_its_training_mode_back_also_after_an_error():
     extract(net, batches(), pooling=Pooling.average)
     assert [module.training for module in net.modules()] == modes
     with pytest.raises(ValueError):
-        extract(net, [(torch.zeros(1, 3, 15, 16), None, torch.zeros(1))], pooling=Pooling.average)
+        extract(net, Listed([(torch.zeros(1, 3, 15, 16), torch.zeros(1))]), pooling=Pooling.average)
     assert [module.training for module in net.modules()] == modes
 
 
@@ -130,7 +143,7 @@ def test_features_are_those_of_evaluation_mode_and_use_no_random_number():
 def test_the_encoder_trains_as_before_after_an_extraction_at_another_image_size():
     net = encoder()
     larger = torch.randn(2, 3, 24, 24, generator=torch.Generator().manual_seed(1))
-    extract(net, [(larger, None, torch.arange(2))], pooling=Pooling.average)  # caches a position table
+    extract(net, Listed([(larger, torch.arange(2))]), pooling=Pooling.average)  # caches a position table
     net(larger).square().mean().backward()
     assert net.patch_embed.proj.weight.grad.abs().sum() > 0
 
@@ -148,7 +161,7 @@ def test_features_are_float32_under_autocast():
     [
         (encoder(class_token=False), batches(), Pooling.class_token, "no class token; use pooling=average"),
         (encoder(class_token=False, num_registers=1), batches(), Pooling.class_token_and_average, "no class token"),
-        (encoder(), [], Pooling.average, "no images"),
+        (encoder(), Listed(), Pooling.average, "no images"),
     ],
 )
 def test_impossible_requests_are_refused(net, data, pooling, message):

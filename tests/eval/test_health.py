@@ -5,7 +5,16 @@ import pytest
 import torch
 from tiny_probes import encoder, probe
 
-from ssl_zoo.eval.health import HealthConfig, alpha_req, feature_std, lidar, mean_cosine, rankme
+from ssl_zoo.eval.health import (
+    HealthConfig,
+    alpha_req,
+    feature_sigreg,
+    feature_std,
+    lidar,
+    mean_cosine,
+    rankme,
+    variance_within_images,
+)
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -63,6 +72,39 @@ def test_lidar_counts_directions_that_separate_images():
     assert lidar(torch.ones(20, 4, 10)) == 1.0
 
 
+def test_sigreg_is_that_of_gaussian_samples_for_features_of_any_mean_and_scale():
+    views = normal(300, 8, 64)
+    assert feature_sigreg(views) == pytest.approx(1.06, abs=0.15)
+    assert feature_sigreg(0.01 * views - 7) == pytest.approx(feature_sigreg(views), rel=1e-3)
+
+
+def test_sigreg_is_larger_for_few_directions_and_for_other_shapes_than_a_gaussian():
+    views = normal(400, 3, 16)
+    narrow = views * torch.tensor([1.0] * 2 + [0.01] * 14, dtype=torch.float64)
+    one = normal(400, 3, 1).sign() * torch.ones(16)  # two points
+    assert 1.5 < feature_sigreg(narrow) < feature_sigreg(one)
+    assert math.isfinite(feature_sigreg(torch.ones(20, 4, 8)))
+
+
+def test_the_invariance_is_the_share_of_the_variance_within_images():
+    images = normal(300, 1, 12).expand(300, 4, 12)
+    views = (images + 0.5 * normal(300, 4, 12, seed=1)).contiguous()
+    within = sum(float((views[:, v] - views.mean(dim=1)).square().sum()) for v in range(4))
+    total = sum(float((views[:, v] - views.flatten(0, 1).mean(dim=0)).square().sum()) for v in range(4))
+    assert 0.1 < within / total < 0.2
+    assert variance_within_images(views) == pytest.approx(within / total, rel=1e-5)
+    assert variance_within_images(torch.ones(20, 4, 8)) == 0
+
+
+def test_the_loss_of_lejepa_weighs_sigreg_and_invariance_of_the_crops():
+    [evaluator] = (made := probe(evaluators=["health"], health=HealthConfig(lidar_images=20, lidar_views=3))).evaluators
+    scores, model = {s.name: s.value for s in made(encoder())}, made.evaluated_model(encoder())
+    views = evaluator._views(model, model.test.index[:20])
+    assert scores["feature_sigreg"] == feature_sigreg(views)
+    expected = 0.05 * feature_sigreg(views) + 0.95 * variance_within_images(views)
+    assert scores["lejepa_loss"] == pytest.approx(expected)
+
+
 def test_collapsed_features_have_no_deviation_and_cosine_one():
     same = torch.ones(30, 8) * torch.arange(1, 31)[:, None]
     assert feature_std(same) == pytest.approx(0, abs=1e-7) and mean_cosine(same) == pytest.approx(1)
@@ -89,6 +131,16 @@ def test_a_collapsed_encoder_differs_from_a_random_one():
     assert dead["mean_cosine"] == pytest.approx(1) and alive["mean_cosine"] < 0.999
     assert dead["lidar"] == pytest.approx(1, abs=1e-3) and alive["lidar"] > 1.5
     assert "alpha_req" in alive and "alpha_req" not in dead  # not finite, which JSON can't hold
+
+
+def test_crops_do_not_depend_on_the_batch_size():
+    health = HealthConfig(lidar_images=20, lidar_views=3)
+    scores = [
+        {s.name: s.value for s in probe(evaluators=["health"], health=health, batch_size=size)(encoder())}
+        for size in (256, 7)
+    ]
+    for name in ("lidar", "feature_sigreg", "lejepa_loss"):
+        assert scores[0][name] == pytest.approx(scores[1][name], rel=1e-3)
 
 
 def test_invalid_settings_name_their_key():

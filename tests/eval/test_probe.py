@@ -6,13 +6,15 @@ import torch
 from omegaconf import OmegaConf
 from tiny_probes import Stripes, encoder, probe
 
+from ssl_zoo.data.corruptions import CorruptionsConfig
 from ssl_zoo.data.decode import CorruptImage
 from ssl_zoo.data.sources.base import Split
 from ssl_zoo.eval import EVALUATORS, Evaluator, EvaluatorConfig, Score, probe_config_class, split
 from ssl_zoo.eval.features import Pooling, extract
-from ssl_zoo.eval.health import HealthConfig
+from ssl_zoo.eval.health import HealthConfig, rankme
 from ssl_zoo.eval.knn import KNNConfig, knn_predictions
 from ssl_zoo.registry import UnknownName
+from ssl_zoo.scores import LABEL_FREE
 from ssl_zoo.settings import setting
 
 
@@ -163,7 +165,17 @@ def test_invalid_settings_are_refused_at_construction(settings, error, message):
 
 def test_evaluators_without_labels_accept_unlabelled_images():
     scores = values(probe(labelled=False, evaluators=["health"], health=HealthConfig(lidar_images=4))(encoder()))
-    assert scores.keys() == {"rankme", "alpha_req", "feature_std", "mean_cosine", "lidar"}
+    assert scores.keys() == set(LABEL_FREE)
+
+
+def test_label_free_measures_are_those_of_the_train_images_where_there_is_no_test_image():
+    settings = {"labelled": False, "evaluators": ["health"], "health": HealthConfig(lidar_images=4)}
+    made = probe(has_test=False, corruptions=CorruptionsConfig(names=["contrast"]), **settings)
+    assert made.explanation() == ""
+    scores, model = made(encoder()), made.evaluated_model(encoder())
+    train, _ = model.with_test(model.train).features(HealthConfig())
+    assert values(scores)["rankme"] == rankme(train.values) and values(scores).keys() == set(LABEL_FREE)
+    assert scores[0].protocol["test"] == 0 and scores[0].protocol["train"] == 80
 
 
 def test_the_split_hash_depends_on_images_and_labels():
@@ -214,7 +226,8 @@ def test_an_evaluator_whose_name_can_be_no_section_is_refused(registry, name):
         ({"labelled": False}, ["health"], "the data has no labels; with data=imagefolder, give each class a subfolder"),
         ({"train_samples": 1}, ["health"], "all 1 train images are of one class; raise probe.train_samples"),
         ({"train_samples": 4, "knn": KNNConfig(k=[5])}, ["health"], "probe.knn.k=[5] on 4 train images: lower"),
-        ({"has_test": False}, [], "the data has no test image"),
+        ({"has_test": False}, ["health"], "the data has no test image"),
+        ({"has_test": False, "train_samples": 1}, [], "the data has no test image"),
         ({"labelled": False, "evaluators": ["logistic", "health"]}, ["health"], "logistic: the data has no labels"),
         ({}, ["knn"], None),
     ],

@@ -4,13 +4,17 @@ Features that need no training are compared bit by bit, so that one padded or re
 """
 
 import multiprocessing
+from collections.abc import Collection
+from itertools import chain
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-from tiny_probes import encoder, probe
+from tiny_probes import Stripes, encoder, probe
 
+from ssl_zoo.data.decode import CorruptImage
+from ssl_zoo.data.evaluation import NothingDecoded
 from ssl_zoo.eval.attentive import AttentiveConfig
 from ssl_zoo.eval.cache import FeatureCache
 from ssl_zoo.eval.features import Features
@@ -22,6 +26,7 @@ from ssl_zoo.eval.logistic import LogisticConfig, Preprocessing, Transform, fit,
 from ssl_zoo.eval.low_shot import LowShotConfig
 from ssl_zoo.eval.ranks import on_all_ranks, rank_and_size
 from ssl_zoo.eval.shards import FeatureShard
+from ssl_zoo.eval.split import subset
 
 SETTINGS = {
     "knn": KNNConfig(k=[1, 5, 20]),
@@ -75,9 +80,44 @@ def predictions(division: str) -> dict[str, torch.Tensor]:
     return found | {"complete": train.complete().values, "few": few.values, "of few": few.index}
 
 
+IDS = {"train": subset(120, 77, 0, "train").tolist(), "test": subset(60, 13, 0, "test").tolist()}
+PLANNED = sorted((split, sample) for split, ids in IDS.items() for sample in ids)
+# All images of a batch of two ranks' turns, single images, and the only image of the last test batch but one.
+BAD = {("train", sample) for sample in (*IDS["train"][24:32], IDS["train"][0], IDS["train"][76])}
+BAD |= {("test", IDS["test"][9])}
+CORRUPT = {"none": (), "some": BAD, "all": PLANNED}
+
+
+def decoded(corrupt: Collection[tuple[str, int]]) -> dict[str, object]:
+    """Extract features of images of which some are corrupt, and note the images that this rank decodes."""
+    found: list[tuple[str, int]] = []
+    image = Stripes.image
+
+    def counted(source: Stripes, index: int) -> torch.Tensor:
+        found.append((source.split.value, index))
+        if found[-1] in corrupt:
+            raise CorruptImage(f"{source.split.value}/{index}", "the file is empty")
+        return image(source, index)
+
+    Stripes.image = counted
+    try:
+        made = probe(**UNEVEN, evaluators=["knn", "logistic", "health"], health=SETTINGS["health"])
+        model = made.evaluated_model(encoder())
+        scores = {score.name: score.value for evaluator in made.evaluators for score in evaluator(model)}
+        features = [(f.values, f.labels, f.index) for f in model.features(KNNConfig())]
+        sizes = [part.batch_sizes for part in model.shards(KNNConfig())]
+        corrupt_names = sorted({sample.name for sample in made.corrupt})
+        return {"images": found, "features": features, "scores": scores, "sizes": sizes, "corrupt": corrupt_names}
+    except NothingDecoded as error:
+        return {"images": found, "error": str(error)}
+    finally:
+        Stripes.image = image
+
+
 def everything(folder: Path) -> dict[str, object]:
     found: dict[str, object] = {"uneven": scores(UNEVEN, list(SETTINGS)), "few": scores(FEW, ["knn", "low_shot"])}
     found |= {f"predictions, {division}": predictions(division) for division in DIVISIONS}
+    found["decoded"] = {name: decoded(corrupt) for name, corrupt in CORRUPT.items()}
     cache = FeatureCache(folder, {"data": "a"})
     model = probe(cache=cache, **UNEVEN).evaluated_model(encoder())
     found["written"] = [features.values for features in model.features(KNNConfig())]
@@ -159,6 +199,36 @@ def test_a_file_of_several_ranks_is_read_by_one(one_process, ranks, folder):
     model.encoder.forward = None  # nothing is encoded
     for features, written in zip(model.features(KNNConfig()), one_process["written"], strict=True):
         assert torch.equal(features.values, written)
+
+
+def test_every_image_is_decoded_once_by_one_rank(one_process, ranks):
+    assert sorted(one_process["decoded"]["none"]["images"]) == PLANNED
+    images = [found["decoded"]["none"]["images"] for found in ranks]
+    assert sorted(chain.from_iterable(images)) == PLANNED
+    rounds = -(-10 // len(ranks)) + -(-2 // len(ranks))  # batches of 8 of both splits
+    assert max(map(len, images)) <= 8 * rounds
+
+
+@pytest.mark.parametrize("corrupt", ["none", "some"])
+def test_features_and_scores_of_shared_images_are_those_of_one_process(one_process, ranks, corrupt):
+    expected = one_process["decoded"][corrupt]
+    for found in (found["decoded"][corrupt] for found in ranks):
+        assert found["scores"] == expected["scores"] and found["sizes"] == expected["sizes"]
+        for of_rank, of_one in zip(found["features"], expected["features"], strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(of_rank, of_one, strict=True))
+    train, test = expected["sizes"]
+    assert (train[3], sum(train), sum(test)) == ((0, 67, 12) if corrupt == "some" else (8, 77, 13))
+
+
+def test_corrupt_images_are_reported_by_the_rank_that_read_them(one_process, ranks):
+    names = sorted(f"{split}/{sample}" for split, sample in BAD)
+    assert one_process["decoded"]["some"]["corrupt"] == names
+    assert sorted(chain.from_iterable(found["decoded"]["some"]["corrupt"] for found in ranks)) == names
+
+
+def test_all_ranks_refuse_images_of_which_none_can_be_decoded(ranks):
+    errors = [found["decoded"]["all"]["error"] for found in ranks]
+    assert all("none of 77 images for evaluation could be decoded: train/" in error for error in errors)
 
 
 def test_a_flag_of_one_rank_reaches_all(ranks):

@@ -11,11 +11,11 @@ import pytest
 import streamed_probes
 import torch
 from streamed_probes import STREAMED, Interrupted, Interrupting, scores, trained
-from tiny_probes import encoder, probe
+from tiny_probes import Stripes, encoder, probe
 from tiny_processes import launch
 
 from ssl_zoo.api.probe_checkpoints import ProbeCheckpoints
-from ssl_zoo.data.evaluation import EvaluationData, NothingDecoded
+from ssl_zoo.data.evaluation import NothingDecoded
 from ssl_zoo.engine.distributed import Processes
 from ssl_zoo.eval.attentive import AttentiveConfig
 from ssl_zoo.eval.features import Pooling
@@ -194,12 +194,12 @@ def test_a_published_split_chooses_the_train_images_by_name(tmp_path):
     assert found[0].protocol["train_hash"] == found[1].protocol["train_hash"]
 
 
-def test_an_image_that_no_rank_can_decode_is_not_counted(monkeypatch):
+def test_test_images_that_no_rank_can_decode_are_an_error(monkeypatch):
     model = probe().evaluated_model(encoder())
 
-    def nothing(self):
-        raise NothingDecoded("none")
+    def corrupt(source, index):
+        raise CorruptImage(source.sample_name(index), "the file is empty")
 
-    monkeypatch.setattr(EvaluationData, "__iter__", nothing)
-    with pytest.raises(NothingDecoded, match="none"):
+    monkeypatch.setattr(Stripes, "image", corrupt)
+    with pytest.raises(NothingDecoded, match=r"none of 40 images .* stripes/.*: the file is empty"):
         accuracies(lambda images: torch.zeros(1, len(images), 2), model.test, 1, torch.device("cpu"))

@@ -50,6 +50,18 @@ def test_the_loss_weighs_invariance_to_the_global_crops_against_the_distance_of_
     torch.testing.assert_close(losses["distribution"], weight * distance, rtol=1e-5, atol=1e-6)
 
 
+def test_the_loss_is_scaled_by_the_power_of_its_weight_that_orders_trainings() -> None:
+    def output(**settings):
+        method = tiny_method("lejepa", **settings)
+        return method(tiny_batch(method, "lejepa"), step_of(method))
+
+    found = output(distribution_weight=0.2)
+    expected = (found.losses["invariance"] + found.losses["distribution"]) / 0.2**0.4
+    torch.testing.assert_close(found.metrics["scaled_loss"], expected.detach())
+    assert "scaled_loss" not in output(distribution_weight=0.0).metrics
+    assert "scaled_loss" not in output(distribution=Distribution.visreg).metrics
+
+
 def test_the_directions_are_new_in_each_step_and_of_no_other_number() -> None:
     method = tiny_method("lejepa")
     batch = tiny_batch(method, "lejepa")

@@ -80,5 +80,5 @@ def test_views_of_lidar_are_encoded_as_well():
 def test_the_table_names_its_assumptions():
     text = table("knn", "linear", world_size=4, device_flops=989e12)
     assert "50,000 train and 10,000 test images, 10 classes" in text and "40% of 989 TFLOP/s" in text
-    assert "Estimates" in text and "every rank decodes all images" in text
+    assert "Estimates" in text and "ranks share the images" in text
     assert "linear" in text and "own work is not counted" in text

@@ -30,6 +30,12 @@ def test_a_measure_that_orders_runs_as_a_score_correlates_by_one_and_one_that_re
     assert found["feature_std"] == (5, [None, None])  # all runs tie
 
 
+def test_the_scaled_loss_of_lejepa_counts_for_the_runs_that_have_it():
+    runs = [{"rankme": x, "scaled_loss": -x, "knn20": x} for x in range(5)] + [{"rankme": 9, "knn20": 9}]
+    found = {name: (count, values) for name, count, values in rank_correlations(comparison(runs), ["knn20"])}
+    assert found == {"rankme": (6, [pytest.approx(1.0)]), "scaled_loss": (5, [pytest.approx(-1.0)])}
+
+
 def test_fewer_than_five_finished_runs_are_no_evidence():
     runs = [{"rankme": x, "knn20": x} for x in range(5)]
     assert list(rank_correlations(comparison(runs, unfinished=1), ["knn20"])) == []
