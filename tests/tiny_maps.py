@@ -11,6 +11,7 @@ from ssl_zoo.data.batch import ViewConfig
 from ssl_zoo.data.decode import CorruptImage
 from ssl_zoo.data.maps import IGNORED, MapSet
 from ssl_zoo.data.sources.base import Source, SourceConfig, Split
+from ssl_zoo.data.video import Video
 from ssl_zoo.eval import Probe, probe_config_class
 
 COLORS = torch.tensor([[200, 30, 30], [30, 200, 30], [30, 30, 200]], dtype=torch.uint8)
@@ -47,6 +48,16 @@ class Mosaic(Source):
     @property
     def map_sets(self) -> Mapping[str, MapSet]:
         return {"segmentation": MapSet(num_classes=3), "depth": MapSet(max_depth=10.0)}
+
+    @property
+    def num_videos(self) -> int:
+        return 5
+
+    def video(self, index: int) -> Video:
+        """Return five frames of an image that rolls to the right by a patch each; two of its classes are objects."""
+        classes = self.classes_of(index)
+        frames = [classes.roll(4 * frame, dims=1) for frame in range(5)]
+        return Video(f"video {index}", COLORS[torch.stack(frames)].permute(0, 3, 1, 2), torch.stack(frames).byte())
 
     def image_and_map(self, index: int, name: str) -> tuple[Tensor, Tensor]:
         image, classes = self.image(index), self.classes_of(index)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from tiny_maps import mosaic_probe
 from tiny_probes import Stripes, encoder, probe
 
 from ssl_zoo.data.decode import CorruptImage
@@ -21,6 +22,7 @@ from ssl_zoo.eval.features import Features
 from ssl_zoo.eval.finetune import FinetuneConfig
 from ssl_zoo.eval.health import HealthConfig
 from ssl_zoo.eval.knn import KNNConfig, knn_predictions
+from ssl_zoo.eval.label_propagation import LabelPropagationConfig
 from ssl_zoo.eval.linear import LinearConfig
 from ssl_zoo.eval.logistic import LogisticConfig, Preprocessing, Transform, fit, logistic_predictions
 from ssl_zoo.eval.low_shot import LowShotConfig
@@ -117,6 +119,8 @@ def decoded(corrupt: Collection[tuple[str, int]]) -> dict[str, object]:
 def everything(folder: Path) -> dict[str, object]:
     found: dict[str, object] = {"uneven": scores(UNEVEN, list(SETTINGS)), "few": scores(FEW, ["knn", "low_shot"])}
     found |= {f"predictions, {division}": predictions(division) for division in DIVISIONS}
+    videos = mosaic_probe(evaluators=["label_propagation"], label_propagation=LabelPropagationConfig())
+    found["videos"] = {score.name: score.value for score in videos(encoder())}  # of 5: ranks have different numbers
     found["decoded"] = {name: decoded(corrupt) for name, corrupt in CORRUPT.items()}
     cache = FeatureCache(folder, {"data": "a"})
     model = probe(cache=cache, **UNEVEN).evaluated_model(encoder())
@@ -170,6 +174,10 @@ def ranks(request, folder) -> list[dict[str, object]]:
 @pytest.mark.parametrize("data", ["uneven", "few"])
 def test_every_score_of_every_rank_is_that_of_one_process(one_process, ranks, data):
     assert all(found[data] == one_process[data] for found in ranks)
+
+
+def test_videos_of_several_ranks_score_as_those_of_one(one_process, ranks):
+    assert all(found["videos"] == one_process["videos"] for found in ranks)
 
 
 @pytest.mark.parametrize("division", DIVISIONS)

@@ -58,7 +58,9 @@ def test_a_rank_of_eight_holds_its_part_of_the_features(name):
 @pytest.mark.parametrize("name", EVALUATORS.names())
 def test_every_evaluator_has_a_cost(name):
     cost = EVALUATORS.get(name)(EVALUATORS.config_of(name)()).cost(workload())
-    assert cost.rank_bytes > 0 and cost.encoded_images >= workload().num_test and cost.how
+    assert cost.rank_bytes > 0 and cost.how
+    num_frames = 30 * 67  # of DAVIS-2017
+    assert cost.encoded_images >= (num_frames if name == "label_propagation" else workload().num_test)
 
 
 def test_a_streamed_probe_encodes_the_images_of_every_epoch_and_holds_no_features():

@@ -15,6 +15,7 @@ from torch import Tensor
 from ssl_zoo.data import order
 from ssl_zoo.data.listing import Listing
 from ssl_zoo.data.maps import MapSet
+from ssl_zoo.data.video import Video
 from ssl_zoo.registry import Registry
 from ssl_zoo.settings import Settings
 
@@ -116,6 +117,19 @@ class Source(ABC):
         """Return several images and their maps at once; only where ``image_size`` is set."""
         images, maps = zip(*(self.image_and_map(int(index), name) for index in indices), strict=True)
         return torch.stack(images), torch.stack(maps)
+
+    @property
+    def num_videos(self) -> int:
+        """Return the number of videos of which objects are known; 0 without any."""
+        return 0
+
+    def video(self, index: int) -> Video:
+        """Return one of ``num_videos`` videos.
+
+        Raises:
+            CorruptImage: if a frame or its objects can't be decoded.
+        """
+        raise NotImplementedError
 
     def encoded(self, index: int) -> bytes | None:
         """Return the encoded image file; None if the source only has pixels."""
@@ -225,6 +239,10 @@ class GreySource(Source):
     ) -> tuple[UInt8[Tensor, "B 1 H W"], Shaped[Tensor, "B H W"]]:
         images, maps = self.source.images_and_maps(indices, name)
         return grey(images), maps
+
+    def video(self, index: int) -> Video:
+        video = self.source.video(index)
+        return replace(video, frames=grey(video.frames))
 
     def sample_name(self, index: int) -> str:
         return self.source.sample_name(index)

@@ -6,7 +6,7 @@ representations beyond classes (VTAB, arXiv 1910.04867).
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int, Shaped, UInt8
@@ -16,6 +16,7 @@ from ssl_zoo.data.maps import MapSet
 from ssl_zoo.data.raycast import Geometry, Scenes, render, render_with_geometry
 from ssl_zoo.data.shapes import SHAPES
 from ssl_zoo.data.sources.base import SOURCES, Source, SourceConfig, Split, grey
+from ssl_zoo.data.video import Video
 from ssl_zoo.seeding import generator_for
 from ssl_zoo.settings import setting
 
@@ -25,6 +26,7 @@ PIXEL_CLASSES = ("wall", "ground", *SHAPES)
 DISTANCE_EDGES = (5.25, 5.9, 6.65, 7.65, 8.9)  # scene units; about a sixth of the scenes in each bin
 _NEAREST, _FARTHEST = 4.4, 12.0  # z of objects
 _NUM_GLOBAL, _NUM_PER_OBJECT = 21, 9  # uniform numbers that describe a scene and each of its objects
+_NUM_FRAMES, _FASTEST = 16, 0.12  # of a video; scene units per frame along each axis
 _CHUNK = 256  # scenes rendered at once; with fewer the overhead of calls dominates, more gain little
 _COLORS = torch.tensor(
     [
@@ -50,7 +52,7 @@ class ScenesConfig(SourceConfig):
 
 @SOURCES.register("scenes", ScenesConfig)
 class RenderedScenes(Source):
-    """Built-in: 1 to 10 shaded objects on a ground plane; label sets distance, count, shape; maps depth, segmentation.
+    """Built-in: 1 to 10 shaded objects on a ground plane; label sets distance, count, shape; maps; videos.
 
     An image is a function of (seed, split, index). ``distance`` is the bin of the nearest object's depth, ``count``
     the number of objects minus one, ``shape`` the most frequent shape; larger silhouettes break ties. The maps are cast
@@ -111,6 +113,22 @@ class RenderedScenes(Source):
         images, geometry = render_with_geometry(scenes, self.image_size[0])
         maps = _known(geometry.depth) if name == "depth" else _classes(geometry, scenes)
         return images if self.channels == 3 else grey(images), maps
+
+    @property
+    def num_videos(self) -> int:
+        return len(self)
+
+    def video(self, index: int) -> Video:
+        """Return 16 frames: the objects of an image move over the ground, each straight on at its own speed."""
+        generator = generator_for(self.config.seed, "scenes", "video", self.split.value, index)
+        speed = _FASTEST * (2 * torch.rand(1, MAX_OBJECTS, 2, generator=generator) - 1)  # scene units per frame
+        first = self.scenes(torch.tensor([index]))
+        frames = Scenes(**{name: value.repeat_interleave(_NUM_FRAMES, 0) for name, value in vars(first).items()})
+        ground = frames.ground + torch.arange(_NUM_FRAMES)[:, None, None] * speed
+        ground[..., 1].clamp_(min=_NEAREST, max=_FARTHEST)
+        images, geometry = render_with_geometry(replace(frames, ground=ground), self.image_size[0])
+        images = images if self.channels == 3 else grey(images)
+        return Video(f"video {self.split.value}/{index}", images, geometry.instance)
 
     def sample_name(self, index: int) -> str:
         return f"scene {self.split.value}/{index}"
