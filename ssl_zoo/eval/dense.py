@@ -5,12 +5,12 @@ mapped linearly, and the outputs are upsampled bilinearly. Images are augmented 
 every learning rate has a head of its own on the same tokens, so that memory depends on the batch and not on the number
 of images. Differs from the reference: tokens are standardized by statistics of at most 1,024 train images instead of
 batch norm; held-out train images choose the learning rate; images are the central crops that all evaluators see,
-without sliding windows.
+unless segmentation slides windows.
 """
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -125,7 +125,7 @@ class DenseEvaluator(Evaluator):
 
     def on_tests(self, model: EvaluatedModel, tests: Sequence[EvaluationSplit]) -> Sequence[Sequence[Score]]:
         config = self.config
-        encoding = _Encoding(model, config)
+        encoding = Encoding(model, config)
         fitted, held_out = model.train.index, None
         if len(config.lrs) > 1:
             rows = train_validation_rows(model.train.num_images, config.validation_fraction, config.seed)
@@ -150,14 +150,14 @@ class DenseEvaluator(Evaluator):
             )
         return results
 
-    def _trained(self, encoding: "_Encoding", model: EvaluatedModel, index: Int[Tensor, "n"], map_set: MapSet) -> Heads:
+    def _trained(self, encoding: "Encoding", model: EvaluatedModel, index: Int[Tensor, "n"], map_set: MapSet) -> Heads:
         """Train one head per learning rate."""
         config = self.config
         rates = {"lrs": config.lrs, "weight_decay": config.weight_decay, "seed": config.seed}
         heads = Heads(*encoding.statistics(model.train, index), self.num_outputs(map_set), **rates)
         num_steps = config.epochs * math.ceil(len(index) / config.batch_size)
         for step, batch in enumerate(encoding.train_batches(model.train, index)):
-            tokens = heads.standardized(encoding.tokens(batch))
+            tokens = heads.standardized(encoding.tokens(batch.images))
             maps = batch.maps.to(model.device)
             gradients, count = [], None
             for outputs in heads(tokens):
@@ -172,23 +172,29 @@ class DenseEvaluator(Evaluator):
         return heads
 
     def _measured(
-        self, encoding: "_Encoding", heads: Heads, split: EvaluationSplit, index: Int[Tensor, "n"]
+        self, encoding: "Encoding", heads: Heads, split: EvaluationSplit, index: Int[Tensor, "n"]
     ) -> Sequence[Mapping[str, Measure]]:
         """Return the measures of each head over the images of all ranks."""
         map_set = split.source.map_sets[self.config.maps]
         totals = [0.0] * heads.num_heads
-        for batch in encoding.batches(split, index):
-            maps = batch.maps.to(encoding.model.device)
-            for head, outputs in enumerate(heads(heads.standardized(encoding.tokens(batch)))):
-                totals[head] = totals[head] + self.sums(outputs, maps, map_set)
+        for of_heads, maps in self.outputs(encoding, heads, split, index):
+            for head, outputs in enumerate(of_heads):
+                totals[head] = totals[head] + self.sums(outputs, maps.to(encoding.model.device), map_set)
         measured = [self.measures(sums) for sums in sum_over_ranks(*totals)]
         if any(math.isnan(measure.value) for measures in measured for measure in measures.values()):
             name = EVALUATORS.name_of(self.config)
             raise CannotEvaluate(f"{name}: no pixel of {len(index)} {split.source.split.value} images has a label")
         return measured
 
+    def outputs(
+        self, encoding: "Encoding", heads: Heads, split: EvaluationSplit, index: Int[Tensor, "n"]
+    ) -> Iterator[tuple[Iterable[Float[Tensor, "B outputs h w"]], Shaped[Tensor, "B H W"]]]:
+        """Yield the outputs of each head, and the maps, for this rank's images of a split."""
+        for batch in encoding.batches(split, index):
+            yield heads(heads.standardized(encoding.tokens(batch.images))), batch.maps
 
-class _Encoding:
+
+class Encoding:
     """Batches of a split and their tokens; in a process group each rank has its share of every batch."""
 
     def __init__(self, model: EvaluatedModel, config: DenseConfig) -> None:
@@ -198,10 +204,10 @@ class _Encoding:
             raise ValueError(f"{config.key('num_layers')}={config.num_layers}, but the encoder has {depth} blocks")
 
     @torch.no_grad()  # not inference_mode, as in features.extract
-    def tokens(self, batch: DenseBatch) -> Float[Tensor, "B h w D"]:
+    def tokens(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B h w D"]:
         """Return the float32 tokens of the frozen encoder's patches on their grid."""
         config, encoder = self.config, self.model.encoder
-        images = batch.images.to(self.model.device, non_blocking=True)
+        images = images.to(self.model.device, non_blocking=True)
         with evaluating(encoder), self.model.precision():
             tokens = pooled(encoder, images, config.pooling, config.num_layers, config.final_norm).float()
         return tokens.unflatten(1, encoder.config.grid_of(tuple(images.shape[-2:])))
@@ -236,7 +242,7 @@ class _Encoding:
         count = sums.new_zeros(1)
         order = torch.randperm(len(index), generator=generator_for(self.config.seed, "dense", "statistics"))
         for batch in self.batches(split, index[order[:_STATISTICS_IMAGES]]):
-            tokens = self.tokens(batch)[: batch.num_images].flatten(0, 2).to(sums)
+            tokens = self.tokens(batch.images)[: batch.num_images].flatten(0, 2).to(sums)
             sums += torch.stack([tokens.sum(dim=0), tokens.square().sum(dim=0)])
             count += len(tokens)
         sums, count = sum_over_ranks(sums, count)

@@ -1,18 +1,27 @@
 """Semantic segmentation by a linear probe on patch tokens: mean intersection over union and pixel accuracy."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from ssl_zoo.data.maps import IGNORED, MapSet
-from ssl_zoo.eval.base import EVALUATORS
-from ssl_zoo.eval.dense import DenseConfig, DenseEvaluator, Measure
+from ssl_zoo.data.resample import resize_crop
+from ssl_zoo.eval.base import EVALUATORS, EvaluatedModel
+from ssl_zoo.eval.cost import Cost, Workload
+from ssl_zoo.eval.dense import DenseConfig, DenseEvaluator, Encoding, Measure
+from ssl_zoo.eval.dense_heads import Heads
+from ssl_zoo.eval.ranks import rank_and_size
+from ssl_zoo.eval.split import EvaluationSplit
+from ssl_zoo.eval.windows import averaged, corners, covering_size, cut
 from ssl_zoo.machine import float64_device
 from ssl_zoo.settings import setting
+
+_WINDOWS_PER_IMAGE = 2  # of photographs of aspect 4:3 with strides of two thirds; for costs
 
 
 @dataclass
@@ -23,6 +32,10 @@ class SegmentationConfig(DenseConfig):
     crop_scale: list[float] = setting(
         [0.5, 1.0], "area of random crops of train images, [low, high]; [1, 1]: no crop", length=2, above=0, at_most=1
     )
+    sliding: bool = setting(False, "score whole images by sliding windows, instead of the central crop of each")
+    stride: float = setting(
+        2 / 3, "distance of sliding windows as a fraction of their side: 341 of 512 pixels", above=0, at_most=1
+    )
 
 
 @EVALUATORS.register("segmentation", SegmentationConfig)
@@ -31,11 +44,46 @@ class Segmentation(DenseEvaluator):
 
     config: SegmentationConfig
 
+    def protocol(self, model: EvaluatedModel, **varied: object) -> dict[str, object]:
+        protocol = super().protocol(model, **varied)
+        if not self.config.sliding:  # hashes of protocols of earlier versions, which lacked windows, stay valid
+            del protocol["sliding"], protocol["stride"]
+        return protocol
+
+    def cost(self, workload: Workload) -> Cost:
+        cost = super().cost(workload)
+        if not self.config.sliding:
+            return cost
+        how = f"{cost.how}; {_WINDOWS_PER_IMAGE} windows per scored image"
+        return replace(cost, encoded_images=cost.encoded_images + (_WINDOWS_PER_IMAGE - 1) * workload.num_test, how=how)
+
     def fits(self, map_set: MapSet) -> bool:
         return map_set.num_classes > 0
 
     def num_outputs(self, map_set: MapSet) -> int:
         return map_set.num_classes
+
+    def outputs(
+        self, encoding: Encoding, heads: Heads, split: EvaluationSplit, index: Int[Tensor, "n"]
+    ) -> Iterator[tuple[Iterable[Float[Tensor, "B classes h w"]], UInt8[Tensor, "B H W"]]]:
+        if not self.config.sliding:
+            yield from super().outputs(encoding, heads, split, index)
+            return
+        data, pairs, (rank, world_size) = split.data(), split.pairs(self.config.maps), rank_and_size()
+        num_scored = 0
+        for sample in index[rank::world_size]:
+            for image, classes in pairs([int(sample)]).values():  # none where it can't be decoded
+                size = covering_size(*image.shape[1:], data.size)
+                whole = resize_crop(image, (0, 0, *image.shape[1:]), size, "bicubic")[None]
+                [whole] = data.normalize(data.transformed(whole, sample[None]))
+                places = corners(size, data.size, self.config.stride)
+                windows = cut(whole, places, data.size).split(self.config.batch_size)
+                tokens = heads.standardized(torch.cat([encoding.tokens(part) for part in windows]))
+                num_scored += 1
+                yield map(partial(averaged, places=places, window=data.size, size=size), heads(tokens)), classes[None]
+        if num_scored == 0:  # counts of 0 for the sum over ranks
+            nothing = torch.zeros(1, pairs.map_set.num_classes, 1, 1, device=encoding.model.device)
+            yield [nothing] * heads.num_heads, pairs.map_set.unknown.expand(1, 1, 1)
 
     def loss(
         self, outputs: Float[Tensor, "B classes h w"], maps: UInt8[Tensor, "B H W"], map_set: MapSet

@@ -11,7 +11,7 @@ from tiny_probes import encoder, probe
 
 from ssl_zoo.data import dense as dense_data
 from ssl_zoo.data.maps import IGNORED, MapSet
-from ssl_zoo.eval.dense import DenseConfig, _Encoding
+from ssl_zoo.eval.dense import DenseConfig, Encoding
 from ssl_zoo.eval.depth import Depth, DepthConfig
 from ssl_zoo.eval.features import Pooling
 from ssl_zoo.eval.retrieval import RetrievalConfig
@@ -111,10 +111,10 @@ def test_heads_that_train_together_equal_heads_that_train_alone():
     checked = mosaic_probe(evaluators=["segmentation"], segmentation=SEGMENTATION)
     model, (evaluator,) = checked.evaluated_model(encoder()), checked.evaluators
     index, kind = model.train.index, model.train.source.map_sets["segmentation"]
-    together = evaluator._trained(_Encoding(model, SEGMENTATION), model, index, kind)
+    together = evaluator._trained(Encoding(model, SEGMENTATION), model, index, kind)
     for head, lr in enumerate(SEGMENTATION.lrs):
         alone = SegmentationConfig(**{**QUICK, "lrs": [lr]}, crop_scale=[0.6, 1.0])
-        [expected] = Segmentation(alone)._trained(_Encoding(model, alone), model, index, kind).weights
+        [expected] = Segmentation(alone)._trained(Encoding(model, alone), model, index, kind).weights
         assert torch.allclose(together.weights[head], expected, atol=1e-5)
     assert not torch.allclose(*together.weights, atol=1e-3)
 
@@ -155,10 +155,8 @@ def test_memory_does_not_grow_with_the_number_of_images(monkeypatch):
     """Nothing per image outlives a step, apart from the cache of pairs, whose size is bounded."""
     monkeypatch.setattr(dense_data, "_CACHED_BYTES", 0)
     largest = []
-    tokens = _Encoding.tokens
-    monkeypatch.setattr(
-        _Encoding, "tokens", lambda self, batch: largest.append(len(batch.images)) or tokens(self, batch)
-    )
+    tokens = Encoding.tokens
+    monkeypatch.setattr(Encoding, "tokens", lambda self, images: largest.append(len(images)) or tokens(self, images))
     checked = mosaic_probe(num_train=40, evaluators=["segmentation"], segmentation=SEGMENTATION)
     checked(encoder())
     model = checked.evaluated_model(encoder())
@@ -169,10 +167,17 @@ RETRIEVAL = {"evaluators": ["retrieval"], "retrieval": RetrievalConfig()}
 CASES = {"11 images": 11, "fewer images than ranks in the last batch": 7}
 
 
+def sliding_scores() -> dict[str, float]:
+    sliding = SegmentationConfig(**QUICK, sliding=True)
+    return {s.name: s.value for s in mosaic_probe(evaluators=["segmentation"], segmentation=sliding)(encoder())}
+
+
 def _score_on_rank(rank: int, world_size: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world_size)
-    found = {case: {n: s.value for n, s in dense_scores(num_test=count).items()} for case, count in CASES.items()}
+    cases = {case: count for case, count in CASES.items() if world_size == 2}
+    found = {case: {n: s.value for n, s in dense_scores(num_test=count).items()} for case, count in cases.items()}
+    found["sliding"] = sliding_scores()
     found["retrieval"] = {score.name: score.value for score in probe(**RETRIEVAL)(encoder())}
     with open(f"{folder}/{rank}.json", "w") as file:
         json.dump(found, file)
@@ -180,13 +185,15 @@ def _score_on_rank(rank: int, world_size: int, folder: str) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_score_as_one_where_batches_are_uneven(tmp_path):
-    mp.spawn(_score_on_rank, (2, str(tmp_path)), nprocs=2)
-    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
-    assert first == second
-    for case, count in CASES.items():
-        expected = {name: score.value for name, score in dense_scores(num_test=count).items()}
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_several_processes_score_as_one_where_batches_are_uneven(tmp_path, world_size):
+    mp.spawn(_score_on_rank, (world_size, str(tmp_path)), nprocs=world_size)
+    first, *others = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(world_size))
+    assert all(other == first for other in others)
+    for case in CASES.keys() & first.keys():
+        expected = {name: score.value for name, score in dense_scores(num_test=CASES[case]).items()}
         assert first[case] == pytest.approx(expected, rel=1e-3)  # sums of gradients in another order
+    assert first["sliding"] == pytest.approx(sliding_scores(), rel=1e-3)  # 2 held-out images: none on some ranks
     assert first["retrieval"] == {score.name: score.value for score in probe(**RETRIEVAL)(encoder())}
 
 

@@ -103,7 +103,8 @@ def decoded(corrupt: Collection[tuple[str, int]]) -> dict[str, object]:
 
     Stripes.image = counted
     try:
-        made = probe(**UNEVEN, evaluators=["knn", "logistic", "health"], health=SETTINGS["health"])
+        chosen = {name: SETTINGS[name] for name in ("knn", "logistic", "health")}
+        made = probe(**UNEVEN, evaluators=list(chosen), **chosen)
         model = made.evaluated_model(encoder())
         scores = {score.name: score.value for evaluator in made.evaluators for score in evaluator(model)}
         features = [(f.values, f.labels, f.index) for f in model.features(KNNConfig())]
