@@ -16,6 +16,7 @@ from rich.console import Console
 from ssl_zoo.api.encoder import Encoder
 from ssl_zoo.api.loading import load
 from ssl_zoo.api.overrides import Overrides, as_words
+from ssl_zoo.api.probe_checkpoints import ProbeCheckpoints
 from ssl_zoo.config import Composed, Config, compose, recipe_text
 from ssl_zoo.data.loader import TrainingData
 from ssl_zoo.data.sources import Splits, build_splits
@@ -150,7 +151,7 @@ def train_composed(
     recorded = None if checkpoint is None else recorded_precision(checkpoint)
     choice = run_precision(method, config.trainer, ranks, recorded)
     precision = autocast(choice.precision, ranks.device)
-    probe = _probe(config, splits, data, ranks, precision, must_evaluate)
+    probe = _probe(config, splits, data, ranks, precision, must_evaluate, run.unfinished_probe)
     if checkpoint is not None and not accept_changed_data:
         require_same_data(checkpoint, splits, is_evaluated=bool(probe.evaluators))
     loggers = build_loggers(config.monitor, _logged_run(run, composed, method, probe)) if ranks.is_main else []
@@ -216,8 +217,13 @@ def _probe(
     ranks: Processes,
     precision: AbstractContextManager,
     must_evaluate: bool,
+    unfinished: Path,
 ) -> Probe:
-    """Build the probe of a run, and log which evaluators it leaves out."""
+    """Build the probe of a run, and log which evaluators it leaves out.
+
+    Args:
+        unfinished: where trainings of the probe are saved, which a run that is killed meanwhile resumes.
+    """
     probe = Probe(
         config,
         splits.train,
@@ -228,6 +234,7 @@ def _probe(
         device=ranks.device,
         autocast=precision,
         loader=config.loader,
+        checkpoints=ProbeCheckpoints(unfinished, ranks),
     )
     if (explanation := probe.explanation()) and ranks.is_main:
         log.warning("evaluation: %s", explanation)

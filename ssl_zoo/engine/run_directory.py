@@ -79,6 +79,11 @@ class RunDirectory:
         return self.path / "figures"
 
     @property
+    def unfinished_probe(self) -> Path:
+        """Where a probe's own trainings are saved until it is done."""
+        return self.path / "unfinished" / "probe"
+
+    @property
     def corrupt_samples(self) -> Path:
         return self.path / "corrupt_samples.txt"
 

@@ -104,7 +104,7 @@ class Probe:
         checkpoints: Checkpoints | None = None,
     ) -> None:
         probe, seed, image_size = config.probe, config.seed, config.backbone.image_shape
-        self._config, self._is_optional = probe, is_optional
+        self._config, self._is_optional, self._checkpoints = probe, is_optional, checkpoints
         self._without_test = f"the data has no test image{f' ({without_test})' if without_test else ''}"
         self.label = probe.label
         self.baseline: dict[str, float] = {}
@@ -181,12 +181,15 @@ class Probe:
 
         Args:
             step: number of optimizer steps that the encoder has been trained for. At 0 the scores become the baseline
-                of all later calls. None scores a finished network.
+                of all later calls. The checkpoints of the probe's own trainings are removed at the end. None scores a
+                finished network.
         """
         model = self.evaluated_model(encoder)
         scores = [score for evaluator in self.evaluators for score in self._scores(evaluator, model)]
         if step == 0:
             self.baseline = {score.name: score.value for score in scores}
+        if step is not None and self._checkpoints is not None:
+            self._checkpoints.remove()
         return [self.complete(score) for score in scores]
 
     def _scores(self, evaluator: Evaluator, model: EvaluatedModel) -> Sequence[Score]:

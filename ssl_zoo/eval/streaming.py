@@ -34,6 +34,9 @@ class Checkpoints(Protocol):
     def save(self, name: str, step: int, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Save the state after ``step`` steps; all ranks call this."""
 
+    def remove(self) -> None:
+        """Remove all states; all ranks call this when no training will be resumed any more."""
+
 
 def training_name(*parts: Mapping[str, object] | str) -> str:
     """Return a name for a training that all that defines it determines."""
