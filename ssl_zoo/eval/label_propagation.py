@@ -70,7 +70,7 @@ class LabelPropagation(Evaluator):
         num_videos = min(model.test.source.num_videos, self.config.num_videos or model.test.source.num_videos)
         sums = torch.zeros(num_videos, 3, dtype=torch.float64, device=float64_device(model.device))
         for number in range(rank, num_videos, world_size):
-            sums[number] = torch.tensor(self._sums(model, number))
+            sums[number] = sums.new_tensor(self._sums(model, number))
             if model.progress is not None:
                 model.progress("videos", min(number + world_size, num_videos), num_videos)
         [sums] = sum_over_ranks(sums)  # each row is that of one rank: no rounding

@@ -37,8 +37,7 @@ class Davis(MappedFiles):
             error = MissingSplit if split is Split.test and lacking == [listed] else ValueError
             raise error(f"data.root={root} has no {lacking[0].relative_to(root)}; expected the unpacked DAVIS-2017")
         files, maps = (open_files(str(path), max_unpacked_bytes=config.max_unpacked_bytes) for path in folders)
-        names = listed.read_text().split()
-        wanted = {name: [] for name in names}
+        wanted: dict[str, list[int]] = {name: [] for name in listed.read_text().split()}
         for position, name in enumerate(files.names):
             wanted.get(name.rpartition("/")[0], []).append(position)
         if missing := [name for name, positions in wanted.items() if not positions]:
@@ -48,7 +47,6 @@ class Davis(MappedFiles):
         super().__init__(config, split, images, channels, maps=maps, names_of=_annotation_names, **kind)
         position_of = {name: position for position, name in enumerate(images.names)}
         self._videos = {name: [position_of[files.names[p]] for p in positions] for name, positions in wanted.items()}
-        self._video_names = names
 
     @property
     def map_sets(self) -> Mapping[str, MapSet]:
@@ -57,11 +55,11 @@ class Davis(MappedFiles):
 
     @property
     def num_videos(self) -> int:
-        return len(self._video_names)
+        return len(self._videos)
 
     def video(self, index: int) -> Video:
-        name = self._video_names[index]
-        pairs = [self.image_and_map(position, "objects") for position in self._videos[name]]
+        name, positions = list(self._videos.items())[index]
+        pairs = [self.image_and_map(position, "objects") for position in positions]
         frames, objects = (torch.stack(parts) for parts in zip(*pairs, strict=True))
         return Video(name, frames, objects)
 
