@@ -122,7 +122,8 @@ def rankme(features: Float[Tensor, "n D"]) -> float:
 def alpha_req(features: Float[Tensor, "n D"]) -> float:
     """Fit the decay exponent of the covariance's eigenvalues, lambda_i ~ i^-alpha, by least squares on a log-log scale.
 
-    About 1 is best. A large value means that few directions hold the variance; 0 is white noise.
+    About 1 is best. A large value means that few directions hold the variance; 0 is white noise. Differs from the
+    reference: all eigenvalues are fitted, where its code leaves out the first ones.
     """
     spectrum = torch.linalg.svdvals((features - features.mean(dim=0)).double()).square() / max(1, len(features) - 1)
     spectrum = spectrum[spectrum > 1e-12 * spectrum.max()]
