@@ -92,7 +92,10 @@ def test_interpolations_resolve(recipe):
         "predictor_depth=3": ["did you mean method.predictor_depth?"],
         "targets.normalize=true": ["targets.normalize belongs to targets=pixels"],
         "zzzzqqqq=1": ["no key has a similar name"],
-        "probe.every=0": ["did you mean probe.every_steps? Keys of probe: every_steps, ", ", knn.*, linear.*, "],
+        "probe.every=0": [
+            "did you mean probe.every_steps? Keys of probe: every_steps, ",
+            ", knn.*, label_propagation.*, linear.*, ",
+        ],
         "masks.target_scale=abc": ["masks.target_scale=abc", "list of numbers", "[0.15,0.2]", "target block area"],
         "masks.target_scale=[1,a]": ["masks.target_scale=[1,a]", "list of numbers"],
         "seed=x": ["seed=x", "expected integer"],

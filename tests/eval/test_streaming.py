@@ -15,6 +15,7 @@ from tiny_probes import Stripes, encoder, probe
 from tiny_processes import launch
 
 from ssl_zoo.api.probe_checkpoints import ProbeCheckpoints
+from ssl_zoo.data.decode import CorruptImage
 from ssl_zoo.data.evaluation import NothingDecoded
 from ssl_zoo.engine.distributed import Processes
 from ssl_zoo.eval.attentive import AttentiveConfig
