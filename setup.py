@@ -75,6 +75,9 @@ setup(
     extras_require={
         "slurm": ["submitit>=1.5"],
         "hf": ["transformers>=5.0"],  # folders of Hugging Face: verification of exports, tests of both directions
+        # Libraries that tools/benchmark.py compares with; transformers is in hf, timm required anyway.
+        "lightly": ["lightly[timm]>=1.6"],
+        "stable-pretraining": ["stable-pretraining>=0.1.8"],
         "onnx": ["onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.20"],  # export, and its verification
         "wandb": ["wandb>=0.31"],  # a logger
         "tiff": ["imagecodecs>=2024.6.1"],  # TIFF of many bands or 16-bit colour with LZW compression

@@ -6,7 +6,6 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 if __package__ in (None, ""):  # run as a file of a checkout: its packages are one folder up
@@ -15,15 +14,16 @@ if __package__ in (None, ""):  # run as a file of a checkout: its packages are o
 from rich.console import Console
 
 from ssl_zoo.config import compose
-from ssl_zoo.engine.settings import Precision
 from ssl_zoo.io import write_atomic
 from ssl_zoo.machine import refuse_windows
 from ssl_zoo.plugins import discover
+from ssl_zoo.testing.benchmark.baselines.catalogue import BASELINES
 from ssl_zoo.testing.benchmark.case import Case
-from ssl_zoo.testing.benchmark.comparison import compare
+from ssl_zoo.testing.benchmark.columns import with_baselines
+from ssl_zoo.testing.benchmark.comparison import compare, figures_of
 from ssl_zoo.testing.benchmark.loading import compare_loading
 from ssl_zoo.testing.benchmark.monitoring import measure_monitoring
-from ssl_zoo.testing.benchmark.table import table
+from ssl_zoo.testing.benchmark.table import baseline_table, table
 
 _OUTSIDE_BRACKETS = re.compile(r",(?![^\[]*\])")  # commas between values, not within a list
 
@@ -36,8 +36,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--baseline",
         action="append",
         default=[],
-        choices=["plain", "plain-fp32"],
-        help="a straightforward implementation of the first recipe's I-JEPA, at its precision or in fp32; repeatable",
+        choices=list(BASELINES),
+        help="a column beside each recipe that trains the same with other code: a straightforward I-JEPA, at the "
+        "recipe's precision or in fp32, or the modules of a library; repeatable",
     )
     parser.add_argument("--sweep", metavar="KEY=V1,V2", help="one column per value: trainer.batch_size=32,64")
     parser.add_argument("--scaling", metavar="1,2,...", help="one column per number of processes on this machine")
@@ -81,16 +82,13 @@ def cases(arguments: argparse.Namespace) -> list[Case]:
     swept = [[f"{key}={value}"] for value in _OUTSIDE_BRACKETS.split(values)] if arguments.sweep else [[]]
     sizes = [int(size) for size in arguments.scaling.split(",")] if arguments.scaling else [1]
     shared = {"with_data": arguments.with_data, "plugins": arguments.plugin}
-    result = []
+    recipes = []
     for recipe in arguments.config:
         for extra in swept:
             config = compose(recipe, [*arguments.overrides, *extra]).config
             name = " ".join([f"{Path(recipe).parent.name}/{Path(recipe).stem}", *extra])
-            result += [Case(name, config, world_size=size, **shared) for size in sizes]
-    first = result[0].config
-    in_fp32 = replace(first, trainer=replace(first.trainer, precision=Precision.fp32))
-    configs = {"plain": first, "plain-fp32": in_fp32}
-    return [*(Case(name, configs[name], plain=True, **shared) for name in arguments.baseline), *result]
+            recipes += [Case(name, config, world_size=size, **shared) for size in sizes]
+    return with_baselines(recipes, arguments.baseline, report=lambda line: print(line, file=sys.stderr))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -101,19 +99,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.loading:
             config = compose(arguments.config[0], arguments.overrides).config
             loading = compare_loading(config, num_images=arguments.images, rounds=arguments.rounds)
-            shown, figures = loading.table(), loading.plain()
+            tables, figures = [loading.table()], loading.plain()
         elif arguments.monitoring:
             config = compose(arguments.config[0], arguments.overrides).config
             cost = measure_monitoring(config, rounds=arguments.rounds, steps=arguments.steps)
-            shown, figures = cost.table(), cost.plain()
+            tables, figures = [cost.table()], cost.plain()
         else:
             counts = {"rounds": arguments.rounds, "steps": arguments.steps, "warmup": arguments.warmup}
             results = compare(cases(arguments), **counts, report=lambda line: print(line, file=sys.stderr))
-            shown, figures = table(results), [result.plain() for result in results]
+            tables, figures = [table(results), baseline_table(results)], figures_of(results)
     except (ValueError, LookupError, OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    console.print(shown)
+    console.print(*filter(None, tables), sep="\n")
     if arguments.json:
         write_atomic(arguments.json, json.dumps(figures, indent=1) + "\n")
     return 0

@@ -196,12 +196,13 @@ def plan_batch(
     sample: int = 0,
     *,
     num_images: int = _PLAN_IMAGES,
+    device: torch.device | str = "meta",
 ) -> Batch:
-    """Build a batch of a step's shapes on the meta device, of its first ``num_images`` images."""
-    images = {view.name: torch.empty(num_images, view.channels, *view.size, device="meta") for view in views}
+    """Build a batch of a step's shapes, of its first ``num_images`` images, which are black."""
+    images = {view.name: torch.zeros(num_images, view.channels, *view.size, device=device) for view in views}
     count = max(batch_size, num_images)
     masks = {
-        name: generator(count, generator_for("plan", sample)).map(lambda t: t[:num_images].to("meta"))
+        name: generator(count, generator_for("plan", sample)).map(lambda t: t[:num_images].to(device))
         for name, generator in generators.items()
     }
     return Batch(images, masks)

@@ -14,6 +14,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
+from torch import nn
 from torch.distributed.elastic.utils.distributed import get_free_port
 
 from ssl_zoo.data.batch import Batch
@@ -28,9 +29,10 @@ from ssl_zoo.engine.trainer import Hook, StepResult, Trainer
 from ssl_zoo.planning.plan import count_flops
 from ssl_zoo.plugins import discover
 from ssl_zoo.seeding import generator_for
+from ssl_zoo.testing.benchmark.baselines.base import BaselineTraining
+from ssl_zoo.testing.benchmark.baselines.catalogue import build_baseline
 from ssl_zoo.testing.benchmark.clock import Clock
 from ssl_zoo.testing.benchmark.peak import matrix_peak
-from ssl_zoo.testing.benchmark.plain import PlainIJEPA
 
 _FIXED_COST_STEPS = {"cpu": 6, "cuda": 60}  # on a GPU the first of each shape are slower
 _DTYPES = {Precision.bf16: torch.bfloat16, Precision.fp32: torch.float32}
@@ -42,16 +44,23 @@ class Case:
     """A recipe to be timed.
 
     Attributes:
-        plain: whether ``PlainIJEPA`` trains instead of the recipe's method.
+        baseline: name of the baseline that trains instead of the recipe's method.
         with_data: whether batches come from the recipe's data; otherwise every step has the same batch of noise.
     """
 
     name: str
     config: RunConfig
-    plain: bool = False
+    baseline: str | None = None
     with_data: bool = False
     world_size: int = 1
     plugins: Sequence[str] = ()
+
+    @property
+    def work(self) -> tuple[object, ...]:
+        """What a baseline takes from a recipe; its column serves all recipes with equal work."""
+        config = self.config
+        parts = (config.method, config.backbone, config.views, config.masks, config.targets, config.optim)
+        return *parts, config.trainer.batch_size, config.trainer.precision
 
 
 @dataclass(frozen=True)
@@ -64,6 +73,8 @@ class Facts:
     flops_per_image: Mapping[str, float]  # of forward, backward, step; without the optimizer
     masks_seconds: float | None  # sampling the masks of one step on one thread, parallel to the step
     fixed_seconds: float | None  # of a step with one image per micro-batch: the cost that no batch size saves
+    encoder_parameters: int | None = None
+    differences: Sequence[str] = ()  # of a baseline from its recipe
 
 
 class CaseRunner:
@@ -131,7 +142,7 @@ def _serve(pipe: Connection, plugins: Sequence[str], pickled: bytes, rank: int, 
         torch.set_num_threads(max(1, torch.get_num_threads() // case.world_size))
     try:
         with processes(case.config.trainer.device, case.config.trainer.parallel) as ranks:
-            (_train_plain if case.plain else _train)(pipe, case, ranks)
+            (_train if case.baseline is None else _train_baseline)(pipe, case, ranks)
     except (ValueError, LookupError, OSError, RuntimeError) as error:
         pipe.send(error)
 
@@ -262,6 +273,7 @@ def _facts(config: RunConfig, ranks: Processes, choice: PrecisionChoice) -> Fact
         count_flops(meta, views, generators),
         statistics.median(seconds),
         _fixed_cost(config, ranks),
+        _num_parameters(meta.encoder),
     )
 
 
@@ -275,16 +287,34 @@ def _fixed_cost(config: RunConfig, ranks: Processes) -> float:
     return min(step["step"] for step in clock.collect())
 
 
-def _train_plain(pipe: Connection, case: Case, ranks: Processes) -> None:
-    choice = run_precision(build_run_method(case.config, device="meta"), case.config.trainer, ranks)
-    precision = choice.precision
-    plain = PlainIJEPA(case.config, ranks.device, _DTYPES[precision])
-    batch_size = case.config.trainer.batch_size
-    pipe.send(Facts(batch_size, precision.value, environment(ranks, choice), {}, None, None))
-    clock = Clock(ranks.device)
-    for count in _requested_steps(pipe, ranks.device, precision):
+def _train_baseline(pipe: Connection, case: Case, ranks: Processes) -> None:
+    config = case.config
+    choice = run_precision(build_run_method(config, device="meta"), config.trainer, ranks)
+    torch.manual_seed(config.seed)
+    baseline = build_baseline(case.baseline, config)
+    training = BaselineTraining(baseline, ranks.device, choice.precision)
+    pipe.send(
+        Facts(
+            config.trainer.batch_size,
+            choice.precision.value,
+            environment(ranks, choice),
+            training.flops_per_image(),
+            None,
+            None,
+            _num_parameters(baseline.encoder),
+            baseline.differences,
+        )
+    )
+    clock, data, steps = Clock(ranks.device), _data(config, ranks, case.with_data), itertools.count()
+    for count in _requested_steps(pipe, ranks.device, choice.precision):
         for _ in range(count):
+            # Outside of the step: a training loads batches and samples their masks in parallel to it.
+            batch = data.to_device(data.batch(next(steps)), ranks.device)
             clock.new_step()
             with clock("step"):
-                plain.step()
+                training.step(batch)
         pipe.send(list(clock.collect()))
+
+
+def _num_parameters(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ssl_zoo.testing.benchmark.baselines.catalogue import BASELINES
 from ssl_zoo.testing.benchmark.case import Case, CaseRunner, Facts
 
 # In the order of a step; the method's own modules stand in place of "forward".
@@ -69,6 +70,7 @@ class Result:
         """Return all figures as JSON values."""
         return {
             "name": self.case.name,
+            "baseline": self.case.baseline,
             "world_size": self.case.world_size,
             "with_data": self.case.with_data,
             **asdict(self.facts),
@@ -81,6 +83,39 @@ class Result:
             "memory_bytes": self.memory_bytes,
             "limit": self.limit,
         }
+
+
+def baselines_of(result: Result, results: Sequence[Result]) -> Mapping[str, Result]:
+    """Return the baselines by name that do the same work as a recipe, at its precision where they have it.
+
+    A baseline has none itself. Where ``trainer.precision=auto`` chose differently for both, nothing can be compared.
+    """
+    if result.case.baseline is not None:
+        return {}
+    baselines = [other for other in results if other.case.baseline is not None and _is_comparable(result, other)]
+    baselines.sort(key=lambda other: other.case.work == result.case.work)  # auto and the precision that it chose
+    return {other.case.baseline: other for other in baselines}
+
+
+def figures_of(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """Return all figures as JSON values, with the speed of each recipe relative to its baselines."""
+    ratios = [
+        {
+            name: result.images_per_second / other.images_per_second
+            for name, other in baselines_of(result, results).items()
+        }
+        for result in results
+    ]
+    return [{**result.plain(), "relative_to": relative} for result, relative in zip(results, ratios, strict=True)]
+
+
+def _is_comparable(result: Result, baseline: Result) -> bool:
+    has_precision = BASELINES[baseline.case.baseline].has_recipes_precision
+    return (
+        result.case.world_size == baseline.case.world_size
+        and result.case.work[:-1] == baseline.case.work[:-1]
+        and (not has_precision or result.facts.precision == baseline.facts.precision)
+    )
 
 
 def compare(
@@ -107,16 +142,24 @@ def compare(
         for runner in runners:
             runner.steps(warmup)
         timed: list[list[Mapping[str, float]]] = [[] for _ in runners]
-        peaks: list[list[float]] = [[] for _ in runners]
+        # One case measures the peak for all of its precision and number of processes: it takes longer than small steps.
+        measuring = {_peak_key(runner): runner for runner in reversed(runners)}
+        peaks: dict[tuple[str, int], list[float]] = {key: [] for key in measuring}
         for number in range(rounds):
             report(f"round {number + 1} of {rounds}")
             for position, runner in enumerate(runners):
-                peaks[position].append(runner.peak())
+                if measuring[_peak_key(runner)] is runner:
+                    peaks[_peak_key(runner)].append(runner.peak())
                 timed[position].extend(runner.steps(steps))
-        return [_result(c, s, statistics.median(p)) for c, s, p in zip(runners, timed, peaks, strict=True)]
+        medians = {key: statistics.median(values) for key, values in peaks.items()}
+        return [_result(runner, s, medians[_peak_key(runner)]) for runner, s in zip(runners, timed, strict=True)]
     finally:
         for runner in runners:
             runner.close()
+
+
+def _peak_key(runner: CaseRunner) -> tuple[str, int]:
+    return runner.facts.precision, runner.case.world_size
 
 
 def _result(runner: CaseRunner, steps: Sequence[Mapping[str, float]], peak: float) -> Result:

@@ -1,10 +1,10 @@
-"""The result of a benchmark as a table: one column per recipe."""
+"""The result of a benchmark as tables: one column per recipe, and one row per recipe that has baselines."""
 
 from collections.abc import Sequence
 
 from rich.table import Column, Table
 
-from ssl_zoo.testing.benchmark.comparison import Result
+from ssl_zoo.testing.benchmark.comparison import Result, baselines_of
 
 
 def table(results: Sequence[Result]) -> Table:
@@ -14,6 +14,32 @@ def table(results: Sequence[Result]) -> Table:
     for title, cells in _rows(results):
         built.add_row(title, *cells)
     return built
+
+
+def baseline_table(results: Sequence[Result]) -> Table | None:
+    """Build a table of images per second: those of each recipe, then of its baselines with the recipe's speed-up.
+
+    Returns:
+        None where no recipe has a baseline.
+    """
+    names = list(dict.fromkeys(result.case.baseline for result in results if result.case.baseline is not None))
+    if not names:
+        return None
+    title = "Images/s, and how many times as many of the recipe"
+    built = Table("", "precision", "ssl_zoo", *names, title=title, title_justify="left")
+    for result in results:
+        baselines = baselines_of(result, results)
+        if baselines:
+            cells = (_speed(baselines.get(name), result) for name in names)
+            built.add_row(result.case.name, result.facts.precision, f"{result.images_per_second:,.1f}", *cells)
+    return built
+
+
+def _speed(baseline: Result | None, recipe: Result) -> str:
+    if baseline is None:
+        return ""
+    speed = baseline.images_per_second
+    return f"{speed:,.1f} ({recipe.images_per_second / speed:.2f}x)"
 
 
 def _rows(results: Sequence[Result]) -> list[tuple[str, list[str]]]:
@@ -31,6 +57,7 @@ def _rows(results: Sequence[Result]) -> list[tuple[str, list[str]]]:
     rows += [
         ("masks of a step, in parallel", [_milliseconds(r.facts.masks_seconds) for r in results]),
         ("a step of one image", [_milliseconds(r.facts.fixed_seconds) for r in results]),
+        ("parameters of the encoder", [_count(r.facts.encoder_parameters) for r in results]),
         ("GFLOPs per image", [_giga(r.facts.flops_per_image.get("step")) for r in results]),
         ("GFLOP/s", [_giga(r.flops_per_second) for r in results]),
         ("fastest matmul, GFLOP/s", [_giga(r.peak_flops) for r in results]),
@@ -41,7 +68,13 @@ def _rows(results: Sequence[Result]) -> list[tuple[str, list[str]]]:
         ),
         ("limited by", [r.limit for r in results]),
     ]
+    if any(r.facts.differences for r in results):
+        rows.append(("differs from the recipe", ["; ".join(r.facts.differences) for r in results]))
     return rows
+
+
+def _count(number: int | None) -> str:
+    return "" if number is None else f"{number:,}"
 
 
 def _spread(result: Result) -> str:
