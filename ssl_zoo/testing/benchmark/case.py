@@ -169,10 +169,10 @@ class _WholeSteps(Hook):
 
     def before_step(self, trainer: Trainer) -> None:
         self.clock.new_step()
-        self.clock.start("step")
+        self.clock.start_step()
 
     def after_step(self, trainer: Trainer, result: StepResult) -> None:
-        self.clock.stop("step")
+        self.clock.stop_step()
 
 
 class _OnDemand(_WholeSteps):
@@ -310,8 +310,7 @@ def _train_baseline(pipe: Connection, case: Case, ranks: Processes) -> None:
         for _ in range(count):
             # Outside of the step: a training loads batches and samples their masks in parallel to it.
             batch = data.to_device(data.batch(next(steps)), ranks.device)
-            clock.new_step()
-            with clock("step"):
+            with clock.step():
                 training.step(batch)
         pipe.send(list(clock.collect()))
 

@@ -1,4 +1,7 @@
-"""Durations of the phases of a step: by CUDA events, which need no sync, and by the wall clock on a CPU."""
+"""Durations of the phases of a step: by CUDA events, which need no sync, and by the wall clock on a CPU.
+
+There a step is also measured in CPU time, which leaves out what other programs on the machine take.
+"""
 
 import time
 from collections import defaultdict
@@ -8,6 +11,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+CPU_TIME = "CPU time"  # of all threads of the process, during a step
 _Mark = float | torch.cuda.Event
 
 
@@ -33,6 +37,24 @@ class Clock:
         if name not in self._open:
             return
         self._steps[-1][name].append((self._open.pop(name), self._mark()))
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Time a step as a whole."""
+        self.new_step()
+        self.start_step()
+        yield
+        self.stop_step()
+
+    def start_step(self) -> None:
+        self.start("step")
+        if self.device.type == "cpu":
+            self._cpu_start = time.process_time()
+
+    def stop_step(self) -> None:
+        self.stop("step")
+        if self.device.type == "cpu":
+            self._steps[-1][CPU_TIME].append((self._cpu_start, time.process_time()))
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from ssl_zoo.testing.benchmark.baselines.catalogue import BASELINES
 from ssl_zoo.testing.benchmark.case import Case, CaseRunner, Facts
+from ssl_zoo.testing.benchmark.clock import CPU_TIME
 
 # In the order of a step; the method's own modules stand in place of "forward".
 _ENGINE_PHASES = ("data wait", "forward", "backward", "forward and backward", "clip", "optimizer", "ema")
@@ -37,6 +38,7 @@ class Result:
     phases: Mapping[str, float]  # median seconds per step
     peak_flops: float  # of this machine's fastest matmul, measured between the rounds
     memory_bytes: int | None
+    cpu_seconds: float | None = None  # median per step; None on an accelerator
 
     @property
     def images_per_second(self) -> float:
@@ -76,6 +78,7 @@ class Result:
             **asdict(self.facts),
             "images_per_second": self.images_per_second,
             "step_seconds": asdict(self.step),
+            "step_cpu_seconds": self.cpu_seconds,
             "phase_seconds": dict(self.phases),
             "flops_per_second": self.flops_per_second,
             "peak_flops_per_second": self.peak_flops,
@@ -97,16 +100,33 @@ def baselines_of(result: Result, results: Sequence[Result]) -> Mapping[str, Resu
     return {other.case.baseline: other for other in baselines}
 
 
+@dataclass(frozen=True)
+class SpeedUp:
+    """How many times as fast a recipe is as a baseline."""
+
+    images_per_second: float
+    cpu_time: float | None  # None on an accelerator; steadier where other programs share the machine
+
+    @classmethod
+    def of(cls, recipe: Result, baseline: Result) -> "SpeedUp":
+        measured = recipe.cpu_seconds is not None and baseline.cpu_seconds is not None
+        return cls(
+            recipe.images_per_second / baseline.images_per_second,
+            baseline.cpu_seconds / recipe.cpu_seconds if measured else None,
+        )
+
+
 def figures_of(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """Return all figures as JSON values, with the speed of each recipe relative to its baselines."""
-    ratios = [
+    """Return all figures as JSON values, with the speed-up of each recipe over its baselines."""
+    return [
         {
-            name: result.images_per_second / other.images_per_second
-            for name, other in baselines_of(result, results).items()
+            **result.plain(),
+            "speed_up": {
+                name: asdict(SpeedUp.of(result, other)) for name, other in baselines_of(result, results).items()
+            },
         }
         for result in results
     ]
-    return [{**result.plain(), "relative_to": relative} for result, relative in zip(results, ratios, strict=True)]
 
 
 def _is_comparable(result: Result, baseline: Result) -> bool:
@@ -163,7 +183,8 @@ def _peak_key(runner: CaseRunner) -> tuple[str, int]:
 
 
 def _result(runner: CaseRunner, steps: Sequence[Mapping[str, float]], peak: float) -> Result:
-    names = dict.fromkeys(name for step in steps for name in step if name != "step")
+    names = dict.fromkeys(name for step in steps for name in step if name not in ("step", CPU_TIME))
+    cpu_seconds = [step[CPU_TIME] for step in steps if CPU_TIME in step]
     medians = {name: statistics.median(step.get(name, 0.0) for step in steps) for name in names}
     # The replay of a CUDA graph has no phases; only the steps before its capture had some.
     medians = {name: seconds for name, seconds in medians.items() if seconds or name == "data wait"}
@@ -174,6 +195,7 @@ def _result(runner: CaseRunner, steps: Sequence[Mapping[str, float]], peak: floa
         in_step_order(medians),
         peak,
         runner.memory(),
+        statistics.median(cpu_seconds) if cpu_seconds else None,
     )
 
 

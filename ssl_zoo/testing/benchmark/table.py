@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from rich.table import Column, Table
 
-from ssl_zoo.testing.benchmark.comparison import Result, baselines_of
+from ssl_zoo.testing.benchmark.comparison import Result, SpeedUp, baselines_of
 
 
 def table(results: Sequence[Result]) -> Table:
@@ -25,7 +25,7 @@ def baseline_table(results: Sequence[Result]) -> Table | None:
     names = list(dict.fromkeys(result.case.baseline for result in results if result.case.baseline is not None))
     if not names:
         return None
-    title = "Images/s, and how many times as many of the recipe"
+    title = "Images/s, and the speed-up of ssl_zoo in images/s and in CPU time"
     built = Table("", "precision", "ssl_zoo", *names, title=title, title_justify="left")
     for result in results:
         baselines = baselines_of(result, results)
@@ -38,8 +38,9 @@ def baseline_table(results: Sequence[Result]) -> Table | None:
 def _speed(baseline: Result | None, recipe: Result) -> str:
     if baseline is None:
         return ""
-    speed = baseline.images_per_second
-    return f"{speed:,.1f} ({recipe.images_per_second / speed:.2f}x)"
+    speed_up = SpeedUp.of(recipe, baseline)
+    cpu_time = "" if speed_up.cpu_time is None else f", {speed_up.cpu_time:.2f}x"
+    return f"{baseline.images_per_second:,.1f} ({speed_up.images_per_second:.2f}x{cpu_time})"
 
 
 def _rows(results: Sequence[Result]) -> list[tuple[str, list[str]]]:
@@ -52,6 +53,7 @@ def _rows(results: Sequence[Result]) -> list[tuple[str, list[str]]]:
         ("processes", [str(r.case.world_size) for r in results]),
         ("precision", [r.facts.precision for r in results]),
         ("ms per step", [_spread(r) for r in results]),
+        ("CPU time of a step", [_milliseconds(r.cpu_seconds) for r in results]),
     ]
     rows += [(f"  {name}", [_share(r, name) for r in results]) for name in names]
     rows += [

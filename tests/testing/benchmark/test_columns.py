@@ -66,7 +66,9 @@ def test_speed_is_compared_at_equal_work_and_precision() -> None:
     [plain, timm, recipe] = columns(IJEPA, "--baseline", "plain-fp32", "--baseline", "timm")
     bf16 = {"precision": "bf16"}
     results = [result(plain, 0.4), result(timm, 0.2, **bf16), result(recipe, 0.1, **bf16)]
-    assert figures_of(results)[-1]["relative_to"] == {"plain-fp32": pytest.approx(4), "timm": pytest.approx(2)}
+    speed_ups = figures_of(results)[-1]["speed_up"]
+    assert speed_ups["plain-fp32"] == {"images_per_second": pytest.approx(4), "cpu_time": None}
+    assert speed_ups["timm"]["images_per_second"] == pytest.approx(2)
     assert baselines_of(results[0], results) == {}
     in_fp32 = [results[0], results[1], result(recipe, 0.1)]
     assert list(baselines_of(in_fp32[-1], in_fp32)) == ["plain-fp32"]
@@ -78,9 +80,10 @@ def test_tables_have_the_speed_up_and_what_differs() -> None:
     [timm, recipe] = columns(IJEPA, "--baseline", "timm")
     differences = ("no class token", "other masks")
     results = [result(timm, 0.2, differences=differences, encoder_parameters=1234), result(recipe, 0.1)]
+    results = [replace(r, cpu_seconds=seconds) for r, seconds in zip(results, (0.15, 0.1), strict=True)]
     console = Console(width=120)
     with console.capture() as shown:
         console.print(table(results), baseline_table(results))
     assert "no class token; other masks" in shown.get() and "1,234" in shown.get()
-    assert "40.0 (2.00x)" in shown.get()
+    assert "40.0 (2.00x, 1.50x)" in shown.get()
     assert baseline_table(results[1:]) is None

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from tiny_commands import ROOT
 
 from ssl_zoo.testing.benchmark.case import Case, Facts
-from ssl_zoo.testing.benchmark.clock import Clock
+from ssl_zoo.testing.benchmark.clock import CPU_TIME, Clock
 from ssl_zoo.testing.benchmark.comparison import Result, Timing, in_step_order
 from ssl_zoo.testing.benchmark.peak import matrix_peak
 from ssl_zoo.tools.benchmark import cases, main, parse
@@ -62,6 +63,14 @@ def test_clock_sums_repeated_phases_of_a_step() -> None:
     assert first.keys() == second.keys() == {"forward"}
     assert all(seconds >= 0 for step in (first, second) for seconds in step.values())
     assert clock.collect() == []
+
+
+def test_a_step_on_a_cpu_has_its_cpu_time_without_waits() -> None:
+    clock = Clock(torch.device("cpu"))
+    with clock.step():
+        time.sleep(0.05)
+    [step] = clock.collect()
+    assert step["step"] >= 0.05 > step[CPU_TIME] >= 0
 
 
 def test_a_single_step_has_no_spread() -> None:
