@@ -48,9 +48,8 @@ class IJEPABaseline(Baseline):
 
     def normalize(self, features: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
         if self.config.targets.normalization is Normalization.instance:
-            features = features.float()
-            variance, mean = features.var(dim=1, keepdim=True, unbiased=False), features.mean(dim=1, keepdim=True)
-            features = (features - mean) / (variance + 1e-5).sqrt()
+            centred = features.float() - features.float().mean(dim=1, keepdim=True)
+            features = centred / (centred.square().mean(dim=1, keepdim=True) + 1e-5).sqrt()
         return F.layer_norm(features, features.shape[-1:])
 
 
