@@ -12,6 +12,7 @@ from ssl_zoo.config import compose
 from ssl_zoo.data.batch import Batch
 from ssl_zoo.engine.build import RunConfig, build_generators, build_run_method, build_views
 from ssl_zoo.engine.settings import Precision
+from ssl_zoo.interop.huggingface_names import official_names
 from ssl_zoo.planning.plan import count_flops, plan_batch, plan_step
 from ssl_zoo.testing.benchmark.baselines.base import Baseline, BaselineTraining
 from ssl_zoo.testing.benchmark.baselines.catalogue import BASELINES, build_baseline, not_installed
@@ -140,6 +141,41 @@ def test_timm_baseline_has_the_loss_of_our_method_with_equal_weights(method: str
 def test_library_has_the_loss_of_our_method_with_equal_weights(name: str, method: str) -> None:
     tolerance = 1e-3 if name == "stable-pretraining" else 1e-5  # layer norms of its predictor have another epsilon
     assert loss_difference(name, method) < tolerance
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_transformers_ijepa_has_the_loss_of_our_method_with_its_weights() -> None:
+    config = tiny("ijepa")
+    baseline, ours, batch = installed("transformers", config), build_run_method(config), batch_of(config)
+    for encoder in (ours.encoder, ours.target.encoder.module):
+        encoder.load_state_dict(official_names(baseline.encoder.state_dict())[0])
+    renamed = {"embed.": "embed_in.", "proj.": "proj_out.", "blocks.": "layers."}
+    predictor = {
+        re.sub(r"^(embed|proj|blocks)\.", lambda found: renamed[found[0]], name): tensor
+        for name, tensor in baseline.predictor.state_dict().items()
+    }
+    ours.predictor.load_state_dict(official_names(predictor)[0])
+    expected = ours(batch, plan_step(ours, "cpu")).loss
+    assert baseline(batch).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_transformers_mae_has_the_loss_of_our_method_with_its_weights_and_our_masks() -> None:
+    config = tiny("mae", "backbone.class_token=true")
+    baseline, ours, batch = installed("transformers", config), build_run_method(config), batch_of(config)
+    weights = official_names(baseline.model.state_dict())[0]
+    for name, new in (("pred", "proj_out"), ("embed", "embed_in")):
+        weights = {key.replace(f"decoder_{name}.", f"decoder.{new}."): tensor for key, tensor in weights.items()}
+    weights = {re.sub("^decoder_", "decoder.", key): tensor for key, tensor in weights.items()}
+    weights["decoder.mask_token"] = weights.pop("mask_token")
+    ours.load_state_dict({key if "decoder." in key else f"encoder.{key}": tensor for key, tensor in weights.items()})
+    masks = batch.masks["image"]
+    order = torch.cat([masks.context[:, 0], masks.targets[:, 0]], dim=1)  # the model keeps the patches of least noise
+    expected = ours(batch, plan_step(ours, "cpu")).loss
+    loss = baseline.model(batch.views["image"], noise=order.argsort(dim=1).float()).loss
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def check_work(name: str, method: str) -> None:
