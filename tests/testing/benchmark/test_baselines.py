@@ -226,6 +226,14 @@ def test_library_does_the_work_of_the_recipe(name: str, method: str) -> None:
     check_flops(name, method)
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_library_that_rounds_the_number_of_visible_patches_otherwise_has_a_difference() -> None:
+    config = tiny("mae", "masks.mask_ratio=0.6")  # of 36 patches: 14.4 visible, 21.6 masked
+    assert "15 instead of 14 visible patches" in installed("stable-pretraining", config).differences
+    assert not any("visible" in difference for difference in installed("transformers", config).differences)
+
+
 def test_every_parameter_that_a_baseline_trains_moves_and_so_do_ema_weights() -> None:
     config = tiny("ijepa")
     for name in ("plain", "timm"):

@@ -32,6 +32,10 @@ class Baseline(nn.Module, ABC):
         super().__init__()
         self.config = config
         self.differences: list[str] = []
+        if config.trainer.gradient_accumulation_steps > 1:
+            self.differences.append("no micro-batches")
+        if config.trainer.activation_checkpointing:
+            self.differences.append("no activation checkpointing")
 
     @abstractmethod
     def forward(self, batch: Batch) -> Tensor:
@@ -64,6 +68,8 @@ class BaselineTraining:
     def __init__(self, baseline: Baseline, device: torch.device, precision: Precision) -> None:
         self.baseline, self.device, self.precision = baseline.to(device), device, precision
         self.optimizer = baseline.optimizer()
+        if device.type == "cuda" and precision is Precision.fp32:
+            baseline.differences.append("float32 without TF32, as torch's default")
 
     def step(self, batch: Batch) -> Tensor:
         """Run one step; return the loss."""

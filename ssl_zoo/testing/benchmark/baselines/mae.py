@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ssl_zoo.engine.build import RunConfig
+from ssl_zoo.masks.subsets import floor_fraction
 from ssl_zoo.methods.mae import MAEConfig
 from ssl_zoo.nn.vit import ViTConfig
 from ssl_zoo.testing.benchmark.baselines.base import gather
@@ -51,3 +53,9 @@ def patchify(images: Float[Tensor, "B C H W"], patch_size: int) -> Float[Tensor,
 def normalize_patches(patches: Float[Tensor, "B N P"]) -> Float[Tensor, "B N P"]:
     mean, variance = patches.mean(dim=-1, keepdim=True), patches.var(dim=-1, keepdim=True)
     return (patches - mean) / (variance + 1e-6).sqrt()
+
+
+def visible_patches_differ(config: RunConfig, visible: int) -> list[str]:
+    """Name the difference where a model that samples its masks itself rounds to another number of visible patches."""
+    ours = floor_fraction(math.prod(config.backbone.grid), 1 - config.masks.mask_ratio)
+    return [] if visible == ours else [f"{visible} instead of {ours} visible patches"]

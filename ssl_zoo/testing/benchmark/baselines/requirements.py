@@ -48,7 +48,7 @@ def _require_part(name: str, key: str, config: object, needed: type, option: str
         raise ValueError(f"--baseline {name} has other {key} than this recipe: set {key}={option}")
 
 
-def _check_backbone(name: str, backbone: object) -> None:
+def _check_backbone(name: str, backbone: ViTConfig) -> None:
     _require_part(name, "backbone", backbone, ViTConfig, "vit")
     defaults = {field.name: field.default for field in dataclasses.fields(ViTConfig)}
     for option in _BACKBONE_DEFAULTS:

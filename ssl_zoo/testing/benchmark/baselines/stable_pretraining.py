@@ -1,5 +1,6 @@
 """Baselines on stable-pretraining's methods and backbones, outside of Lightning's trainer."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -15,6 +16,7 @@ from ssl_zoo.engine.build import RunConfig
 from ssl_zoo.testing.benchmark.baselines.base import Baseline, gather
 from ssl_zoo.testing.benchmark.baselines.dino import DINOBaseline
 from ssl_zoo.testing.benchmark.baselines.ijepa import IJEPABaseline
+from ssl_zoo.testing.benchmark.baselines.mae import visible_patches_differ
 from ssl_zoo.testing.benchmark.baselines.timm import vision_transformer
 
 logger.disable("stable_pretraining")  # a notice for every module that is built
@@ -101,6 +103,9 @@ class MAE(Baseline):
             norm_pix_loss=config.targets.normalize,
         )
         self.encoder = self.model.encoder.vit
+        num_patches = math.prod(backbone.grid)
+        visible = num_patches - int(num_patches * config.masks.mask_ratio)
+        self.differences += visible_patches_differ(config, visible)
         self.differences.append("a second projection for mask tokens")
         if backbone.class_token:
             self.differences.append("no class token in the decoder")
@@ -114,7 +119,11 @@ class DINO(DINOBaseline):
 
     def __init__(self, config: RunConfig) -> None:
         super().__init__(config)
-        method = config.method
+        method, channels = config.method, config.backbone.in_channels
+        if channels != 3:
+            raise ValueError(
+                f"--baseline stable-pretraining has no backbone.in_channels={channels} for DINO: set it to 3"
+            )
         self.model = methods.DINO(
             vision_transformer(config.backbone, multi_crop=True),
             projector_hidden_dim=method.head_dim,

@@ -1,5 +1,6 @@
 """Baselines on the models of Hugging Face transformers; it has no predictor of I-JEPA and no DINO to pre-train."""
 
+import math
 from collections.abc import Sequence
 
 from jaxtyping import Float, Int
@@ -13,6 +14,7 @@ from ssl_zoo.nn.pos_embed import sincos_positions
 from ssl_zoo.nn.vit import Positions, ViTConfig
 from ssl_zoo.testing.benchmark.baselines.base import Baseline, gather
 from ssl_zoo.testing.benchmark.baselines.ijepa import IJEPABaseline, Predictor
+from ssl_zoo.testing.benchmark.baselines.mae import visible_patches_differ
 
 
 def _sizes(config: ViTConfig) -> dict[str, float]:
@@ -88,6 +90,8 @@ class MAE(Baseline):
             )
         )
         self.encoder = self.model.vit
+        visible = int(math.prod(backbone.grid) * (1 - config.masks.mask_ratio))
+        self.differences += visible_patches_differ(config, visible)
         if not backbone.class_token:
             self.differences.append("1 more token: its class token")
 
