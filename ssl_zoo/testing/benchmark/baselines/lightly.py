@@ -38,7 +38,7 @@ class IJEPA(IJEPABaseline):
         super().__init__(config)
         method, backbone = config.method, config.backbone
         self.backbone = _backbone(config)
-        self.teacher = copy.deepcopy(self.backbone)
+        self.teacher = copy.deepcopy(self.backbone).eval()
         utils.deactivate_requires_grad(self.teacher)
         self.encoder = self.backbone.vit
         self.predictor = IJEPAPredictorTIMM(

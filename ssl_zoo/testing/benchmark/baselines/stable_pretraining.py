@@ -62,6 +62,8 @@ class IJEPA(IJEPABaseline):
             zero_init_output=False,
         )
         self.differences.append("a second projection for mask tokens")
+        if backbone.drop_path:
+            self.differences.append("drop path in the teacher too")
 
     def predict(self, images: Tensor, keep: Int[Tensor, "B K"], blocks: Sequence[Int[Tensor, "B T"]]) -> Tensor:
         self.masking.keep = keep
@@ -138,6 +140,8 @@ class DINO(DINOBaseline):
         )
         self.encoder = self.model.backbone.student
         self.differences.append("prototypes without weight normalisation")
+        if config.backbone.drop_path:
+            self.differences.append("drop path in the teacher too")
 
     def forward(self, batch: Batch) -> Tensor:
         return self.model(global_views=batch.group("global"), local_views=batch.group("local")).loss
