@@ -1,4 +1,4 @@
-"""Evaluate trained encoders: ``python tools/eval_net.py --run DIR [DIR ...] --protocol knn linear [key=value ...]``.
+"""Evaluate trained encoders: ``python tools/eval_net.py --run DIR [DIR ...] --evaluators knn linear [key=value ...]``.
 
 The tool prints every score next to that of the random-init encoder and writes one JSON file per evaluator and label
 set. Several runs share one table.
@@ -80,7 +80,7 @@ def plan(
 ) -> None:
     """Print memory and hours of each evaluator. The data are opened to count images and classes; none is decoded."""
     splits = build_splits(data, backbone.in_channels)
-    probe = replace(probe, evaluators=list(arguments.protocol))
+    probe = replace(probe, evaluators=list(arguments.evaluators))
     num_networks = 1 if arguments.no_baseline else 2
     limits = (splits.train, probe.train_samples), (splits.test or (), probe.test_samples)
     num_train, num_test = (min(len(source), limit or len(source)) for source, limit in limits)
@@ -92,7 +92,7 @@ def plan(
 
 def request_of(arguments: argparse.Namespace) -> Request:
     return Request(
-        arguments.protocol,
+        arguments.evaluators,
         arguments.label or (None,),
         arguments.network,
         has_baseline=not arguments.no_baseline,
@@ -142,7 +142,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         default="evaluated",
         help="default: the encoder that the method evaluates, e.g. the target encoder of I-JEPA",
     )
-    parser.add_argument("--protocol", nargs="+", required=True, metavar="NAME", help="evaluators; key=value may follow")
+    parser.add_argument("--evaluators", nargs="+", required=True, metavar="NAME", help="names; key=value may follow")
     parser.add_argument("--label", nargs="+", metavar="NAME", help="label sets of the data; default: its first")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: the folder eval of the run, or next to FILE")
     parser.add_argument("--no-baseline", action="store_true", help="do not score the random-init encoder")
@@ -162,10 +162,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if arguments.machine and not arguments.dry_run:
         given = ", ".join(f"--{name.replace('_', '-')}" for name in arguments.machine)
         parser.error(f"{given}: a machine to plan for; add --dry-run, or start the ranks with torchrun")
-    for values in (arguments.run or [], arguments.protocol, arguments.label or []):
-        arguments.overrides += [
-            str(word) for word in values if "=" in str(word)
-        ]  # argparse reads them as further values
+    for values in (arguments.run or [], arguments.evaluators, arguments.label or []):
+        # argparse reads overrides after an option of several values as further values.
+        arguments.overrides += [str(word) for word in values if "=" in str(word)]
         values[:] = [word for word in values if "=" not in str(word)]
     if arguments.run == []:
         parser.error("--run needs the directory of a run before the key=value settings")

@@ -63,7 +63,7 @@ class PlannedEvaluation:
         evaluation = self.evaluation
         labels = ["--label", *evaluation.labels] if evaluation.labels else []
         paths = ["--run", str(run), "--out", str(run / _FOLDER / self.folder)]
-        scores = ["--protocol", *evaluation.evaluators, *labels, *plugin_words(plugins), *evaluation.overrides]
+        scores = ["--evaluators", *evaluation.evaluators, *labels, *plugin_words(plugins), *evaluation.overrides]
         return [sys.executable, "-m", "ssl_zoo.tools.eval_net", *paths, *scores]
 
 

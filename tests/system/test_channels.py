@@ -48,7 +48,7 @@ def test_a_run_on_other_channels_is_trained_evaluated_shown_and_exported(channel
     losses = [json.loads(line).get("loss") for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert any(losses) and not (run / "corrupt_samples.txt").exists()
 
-    assert eval_net.main(["--run", str(run), "--protocol", "knn", "--no-cache", "probe.knn.k=[3]"]) == 0
+    assert eval_net.main(["--run", str(run), "--evaluators", "knn", "--no-cache", "probe.knn.k=[3]"]) == 0
     assert visualize.main(["--run", str(run), "--images", str(folder / "a"), "--num-images", "2"]) == 0
     with Image.open(run / "figures" / "visualize" / "reconstructions_step_00000002.png") as shown:
         panels = numpy.array(shown)[-100:].astype(int)  # within the last row of images

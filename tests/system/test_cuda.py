@@ -250,7 +250,7 @@ def test_the_tools_train_and_evaluate_on_the_gpu(tmp_path: Path) -> None:
     assert train_net(["--config", str(DEMO), *tiny]) == 0
     last = records(tmp_path)[-1]
     assert "finetune" in last
-    assert eval_net(["--run", str(tmp_path), "--protocol", "knn", "logistic"]) == 0
+    assert eval_net(["--run", str(tmp_path), "--evaluators", "knn", "logistic"]) == 0
 
 
 def test_views_rendered_on_the_gpu_are_those_of_the_host_except_for_rounding() -> None:

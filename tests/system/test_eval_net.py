@@ -49,7 +49,7 @@ def records(folder: Path) -> dict[str, dict]:
 
 @pytest.mark.parametrize("step", [2, 4])
 def test_a_score_equals_that_of_the_running_training_on_the_same_images(run, tmp_path, step) -> None:
-    arguments = ["--run", str(run), "--checkpoint", str(step), "--protocol", "knn", "logistic", *SUBSET]
+    arguments = ["--run", str(run), "--checkpoint", str(step), "--evaluators", "knn", "logistic", *SUBSET]
     assert eval_net.main([*arguments, "--out", str(tmp_path)]) == 0
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     [online] = [line for line in lines if line["step"] == step and "logistic" in line]
@@ -73,7 +73,7 @@ def test_a_training_with_every_evaluator_is_bit_equal_to_one_without(run, tmp_pa
 def test_all_evaluators_and_label_sets_share_a_table_and_have_a_file_each(run, tmp_path, capsys) -> None:
     evaluators = ["knn", "linear", "logistic", "low_shot", "attentive", "finetune", "health"]
     evaluators += ["retrieval", "depth", "segmentation"]
-    arguments = ["--run", str(run), "--protocol", *evaluators, *QUICK, "--label", "count", "distance"]
+    arguments = ["--run", str(run), "--evaluators", *evaluators, *QUICK, "--label", "count", "distance"]
     assert eval_net.main([*arguments, "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert all(
@@ -96,7 +96,7 @@ def test_several_runs_share_a_table_and_the_baseline_of_equal_initial_weights(ru
     longer = tmp_path / "longer"
     assert train(["--config", DEMO, *TINY, "trainer.num_steps=6", "probe.evaluators=[]", f"output_dir={longer}"]) == 0
     capsys.readouterr()
-    arguments = ["--run", str(run), str(longer), "probe.knn.k=[5]", "--protocol", "knn", "logistic"]
+    arguments = ["--run", str(run), str(longer), "probe.knn.k=[5]", "--evaluators", "knn", "logistic"]
     assert eval_net.main([*arguments, "--out", str(tmp_path / "out")]) == 0
     both = capsys.readouterr().out.splitlines()[-6:]
     header, knn, logistic = both[1], both[3], both[4]
@@ -115,7 +115,7 @@ def test_several_runs_share_a_table_and_the_baseline_of_equal_initial_weights(ru
 def test_runs_with_other_initial_weights_have_their_own_baselines(run, tmp_path, capsys) -> None:
     other = tmp_path / "other"
     assert train(["--config", DEMO, *TINY, "seed=1", "probe.evaluators=[]", f"output_dir={other}"]) == 0
-    assert eval_net.main(["--run", str(run), str(other), "--protocol", "knn", "--out", str(tmp_path / "out")]) == 0
+    assert eval_net.main(["--run", str(run), str(other), "--evaluators", "knn", "--out", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
     assert f"{run.name}, random" in printed and "other, random" in printed  # "init" is on the header's second line
 
@@ -131,12 +131,12 @@ def test_runs_are_named_by_the_shortest_distinct_ends_of_their_paths() -> None:
 )
 def test_invalid_lists_of_runs_are_refused(runs, message, capsys) -> None:
     with pytest.raises(SystemExit):
-        eval_net.main(["--run", *runs, "--protocol", "knn"])
+        eval_net.main(["--run", *runs, "--evaluators", "knn"])
     assert message in capsys.readouterr().err
 
 
 def test_a_second_call_reads_the_features_of_the_first(run, tmp_path, monkeypatch) -> None:
-    arguments = ["--run", str(run), "--protocol", "knn", "--out", str(tmp_path)]
+    arguments = ["--run", str(run), "--evaluators", "knn", "--out", str(tmp_path)]
     assert eval_net.main(arguments) == 0
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
     assert len(list((tmp_path / "features").iterdir())) == 4  # train and test, trained and random
@@ -170,7 +170,9 @@ def test_a_run_resumes_and_is_evaluated_in_the_precision_that_was_chosen_at_its_
     assert train([*arguments, f"output_dir={tmp_path}/resumed"]) == 0
     weights = [tmp_path / n / "checkpoints" / "step_00000004" / "method.safetensors" for n in ("whole", "resumed")]
     assert weights[0].read_bytes() == weights[1].read_bytes()
-    assert eval_net.main(["--run", f"{tmp_path}/whole", "--protocol", "knn", *SUBSET, "--out", f"{tmp_path}/out"]) == 0
+    assert (
+        eval_net.main(["--run", f"{tmp_path}/whole", "--evaluators", "knn", *SUBSET, "--out", f"{tmp_path}/out"]) == 0
+    )
     evaluated = records(tmp_path / "out")["knn None"]["environment"]
     assert evaluated["precision"] == precision and evaluated["precision_reason"] == "recorded when the run was started"
 
@@ -182,7 +184,7 @@ def test_a_file_of_weights_has_the_scores_of_its_run(run, tmp_path) -> None:
     save_file(method, tmp_path / "all.safetensors")
     bare = {name.removeprefix(prefix): tensor for name, tensor in method.items() if name.startswith(prefix)}
     save_file(bare, tmp_path / "bare.safetensors")
-    arguments = ["--config", config, "--protocol", "knn", "--no-cache", "--no-baseline"]
+    arguments = ["--config", config, "--evaluators", "knn", "--no-cache", "--no-baseline"]
     assert eval_net.main(["--weights", str(tmp_path / "bare.safetensors"), *arguments]) == 0
     full = ["--weights", str(tmp_path / "all.safetensors"), "--prefix", prefix]
     assert eval_net.main([*full, *arguments, "--out", str(tmp_path / "full")]) == 0
@@ -193,7 +195,7 @@ def test_a_file_of_weights_has_the_scores_of_its_run(run, tmp_path) -> None:
 
 
 def test_a_run_is_evaluated_at_another_size_of_images(run, tmp_path, capsys) -> None:
-    arguments = ["--run", str(run), "--protocol", "knn", "finetune", *QUICK, "--no-baseline", "--out", str(tmp_path)]
+    arguments = ["--run", str(run), "--evaluators", "knn", "finetune", *QUICK, "--no-baseline", "--out", str(tmp_path)]
     assert eval_net.main([*arguments, "backbone.image_size=48"]) == 0
     written = records(tmp_path)
     for name in ("knn None", "finetune None"):
@@ -209,7 +211,7 @@ def test_a_file_of_weights_has_the_scores_of_its_run_at_another_size(run, tmp_pa
     method = load_file(run / "checkpoints" / "step_00000004" / "method.safetensors")
     save_file(method, tmp_path / "all.safetensors")
     prefix = next(name for name in method if name.endswith("pos_embed") and "target" in name).removesuffix("pos_embed")
-    shared = ["--protocol", "knn", "--no-cache", "--no-baseline", "backbone.image_size=48"]
+    shared = ["--evaluators", "knn", "--no-cache", "--no-baseline", "backbone.image_size=48"]
     full = ["--weights", str(tmp_path / "all.safetensors"), "--prefix", prefix, "--config", str(run / "config.yaml")]
     assert eval_net.main([*full, *shared, "--out", str(tmp_path / "full")]) == 0
     assert eval_net.main(["--run", str(run), *shared, "--out", str(tmp_path / "run")]) == 0
@@ -220,7 +222,16 @@ def test_a_file_of_weights_has_the_scores_of_its_run_at_another_size(run, tmp_pa
 def test_either_encoder_of_a_method_can_be_evaluated(run, tmp_path, capsys) -> None:
     found = {}
     for name in ("evaluated", "target_encoder", "encoder"):
-        arguments = ["--run", str(run), "--protocol", "health", *QUICK, "--no-baseline", "--out", str(tmp_path / name)]
+        arguments = [
+            "--run",
+            str(run),
+            "--evaluators",
+            "health",
+            *QUICK,
+            "--no-baseline",
+            "--out",
+            str(tmp_path / name),
+        ]
         assert eval_net.main([*arguments, "--network", name]) == 0
         found[name] = records(tmp_path / name)["health None"]
     assert found["evaluated"]["scores"] == found["target_encoder"]["scores"] != found["encoder"]["scores"]
@@ -231,7 +242,7 @@ def test_a_method_without_an_ema_has_no_target_encoder(run, tmp_path, capsys) ->
     arguments = ["--config", DEMO.replace("ijepa", "mae"), *TINY[:6], f"output_dir={tmp_path}", "probe.evaluators=[]"]
     tiny = ["trainer.batch_size=16", "trainer.num_steps=1", "monitor.loggers=[jsonl]", "method.decoder_dim=32"]
     assert train([*arguments, *tiny, "method.decoder_heads=4", "method.decoder_depth=1"]) == 0
-    assert eval_net.main(["--run", str(tmp_path), "--protocol", "knn", "--network", "target_encoder"]) == 1
+    assert eval_net.main(["--run", str(tmp_path), "--evaluators", "knn", "--network", "target_encoder"]) == 1
     assert "has no EMA weights of its encoder; take --network encoder" in capsys.readouterr().err
 
 
@@ -272,7 +283,7 @@ def test_an_evaluator_of_a_plugin_file_takes_settings_in_training_and_later(run,
     evaluators = ["probe.evaluators=[knn,mine]", "probe.mine.k=5", "trainer.num_steps=1", f"output_dir={tmp_path}/run"]
     assert tool("train_net.py", "--config", DEMO, *TINY, *evaluators).returncode == 0
     assert '"mine": 5' in (tmp_path / "run" / "metrics.jsonl").read_text()
-    arguments = ["--run", str(run), "--protocol", "mine", "probe.mine.k=7", "--no-cache", "--out", str(tmp_path)]
+    arguments = ["--run", str(run), "--evaluators", "mine", "probe.mine.k=7", "--no-cache", "--out", str(tmp_path)]
     assert tool("eval_net.py", *arguments).returncode == 0
     [score] = records(tmp_path)["mine None"]["scores"]
     assert score["value"] == score["random_init"] == score["protocol"]["k"] == 7
@@ -286,7 +297,7 @@ def test_an_evaluator_of_a_plugin_file_takes_settings_in_training_and_later(run,
     ],
 )
 def test_a_wrong_setting_of_a_plugins_evaluator_is_refused_by_name(run, tool, override, message) -> None:
-    refused = tool("eval_net.py", "--run", str(run), "--protocol", "mine", override)
+    refused = tool("eval_net.py", "--run", str(run), "--evaluators", "mine", override)
     assert refused.returncode == 1 and message in refused.stderr
 
 
@@ -299,7 +310,7 @@ def test_help_lists_the_settings_of_a_plugins_evaluator(tool) -> None:
 
 @pytest.mark.slow
 def test_two_processes_share_the_extraction_and_give_the_scores_of_one(run, tmp_path) -> None:
-    arguments = ["--run", str(run), "--protocol", "knn", "linear", "logistic", "attentive", *QUICK]
+    arguments = ["--run", str(run), "--evaluators", "knn", "linear", "logistic", "attentive", *QUICK]
     assert eval_net.main([*arguments, "--out", str(tmp_path / "one")]) == 0
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--"]
     command = [*launcher, str(ROOT / "tools" / "eval_net.py"), *arguments, "--out", str(tmp_path / "two")]
@@ -312,7 +323,7 @@ def test_two_processes_share_the_extraction_and_give_the_scores_of_one(run, tmp_
 
 def test_a_dry_run_prints_the_cost_of_each_evaluator_and_encodes_nothing(run, tmp_path, capsys, monkeypatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    arguments = ["--run", str(run), "--protocol", "knn", "logistic", "--dry-run", "--world-size", "2"]
+    arguments = ["--run", str(run), "--evaluators", "knn", "logistic", "--dry-run", "--world-size", "2"]
     assert eval_net.main([*arguments, "--out", str(tmp_path), "probe.train_samples=96"]) == 0
     printed = capsys.readouterr().out
     assert "96 train and 64 test images, 6 classes" in printed and "ImageNet-1k" in printed
@@ -322,22 +333,22 @@ def test_a_dry_run_prints_the_cost_of_each_evaluator_and_encodes_nothing(run, tm
 
 def test_a_planned_machine_needs_a_dry_run(run, capsys) -> None:
     with pytest.raises(SystemExit):
-        eval_net.main(["--run", str(run), "--protocol", "knn", "--world-size", "2"])
+        eval_net.main(["--run", str(run), "--evaluators", "knn", "--world-size", "2"])
     assert "--world-size: a machine to plan for; add --dry-run" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--protocol", "knm"], "Did you mean 'knn'"),
-        (["--protocol", "knn", "--label", "counts"], "Did you mean 'count'"),
-        (["--protocol", "knn", "--checkpoint", "3"], "has last, best and the steps 2, 4"),
-        (["--protocol", "knn", "probe.knn.k=[500]"], "probe.knn.k=[500] on 128 train images"),
-        (["--protocol", "linear", "probe.linear.pooling=class_token"], "no class token"),
-        (["--protocol", "linear", "probe.linear.num_layers=3"], "the encoder has 2 blocks"),
-        (["--protocol", "knn", "probe.knm.k=[5]"], "probe.knm"),
+        (["--evaluators", "knm"], "Did you mean 'knn'"),
+        (["--evaluators", "knn", "--label", "counts"], "Did you mean 'count'"),
+        (["--evaluators", "knn", "--checkpoint", "3"], "has last, best and the steps 2, 4"),
+        (["--evaluators", "knn", "probe.knn.k=[500]"], "probe.knn.k=[500] on 128 train images"),
+        (["--evaluators", "linear", "probe.linear.pooling=class_token"], "no class token"),
+        (["--evaluators", "linear", "probe.linear.num_layers=3"], "the encoder has 2 blocks"),
+        (["--evaluators", "knn", "probe.knm.k=[5]"], "probe.knm"),
         (
-            ["--protocol", "logistic", "probe.train_samples=1"],
+            ["--evaluators", "logistic", "probe.train_samples=1"],
             "all 1 train images are of one class; raise probe.train_samples",
         ),
     ],
@@ -349,7 +360,7 @@ def test_bad_input_gives_one_line_and_a_nonzero_code(run, tmp_path, capsys, argu
 
 
 def test_weights_of_another_network_or_format_are_refused(run, tmp_path, capsys) -> None:
-    arguments = ["--config", str(run / "config.yaml"), "--protocol", "knn", "--no-cache"]
+    arguments = ["--config", str(run / "config.yaml"), "--evaluators", "knn", "--no-cache"]
     save_file({"blocks.0.weight": torch.zeros(2)}, tmp_path / "other.safetensors")
     torch.save({"a": 1}, tmp_path / "weights.pth")
     for file, message in (("other.safetensors", "is of another model"), ("weights.pth", "no safetensors file")):
@@ -369,7 +380,7 @@ def test_images_without_labels_have_no_accuracy_but_health(run, tmp_path, capsys
         Image.fromarray(noise.numpy()).save(folder / f"{number}.png")
     data = ["data=imagefolder", f"data.path={folder}", "data.test_fraction=0.5"]
     arguments = ["--run", str(run), *data, "--out", str(tmp_path)]
-    assert eval_net.main([*arguments, "--protocol", "knn"]) == 1
+    assert eval_net.main([*arguments, "--evaluators", "knn"]) == 1
     assert "has no labels" in capsys.readouterr().err
-    assert eval_net.main([*arguments, "--protocol", "health", "probe.health.lidar_images=4"]) == 0
+    assert eval_net.main([*arguments, "--evaluators", "health", "probe.health.lidar_images=4"]) == 0
     assert "rankme" in capsys.readouterr().out

@@ -51,7 +51,7 @@ def test_the_folder_says_what_is_in_it(exported: Path) -> None:
 
 
 def test_exported_weights_get_the_scores_of_their_run(run: Path, exported: Path, tmp_path: Path) -> None:
-    asked = ["--protocol", "knn", "--no-cache", "--no-baseline", "probe.knn.k=[5]", "--out"]
+    asked = ["--evaluators", "knn", "--no-cache", "--no-baseline", "probe.knn.k=[5]", "--out"]
     scores = {}
     for network in ("encoder", "target_encoder"):
         weights = ["--weights", str(exported / f"{network}.safetensors"), "--config", str(run / "config.yaml")]
@@ -81,7 +81,7 @@ def test_a_folder_that_exists_is_not_overwritten(run: Path, exported: Path, caps
 def test_the_model_card_has_origin_scores_and_licence(run: Path, tmp_path: Path) -> None:
     evaluated = tmp_path / "run"
     shutil.copytree(run, evaluated)
-    arguments = ["--run", str(evaluated), "--protocol", "knn", "--no-cache", "probe.knn.k=[5]"]
+    arguments = ["--run", str(evaluated), "--evaluators", "knn", "--no-cache", "probe.knn.k=[5]"]
     assert eval_net.main(arguments) == 0
     assert export_weights.main(["--run", str(evaluated), "--out", str(tmp_path / "out")]) == 0
     card = (tmp_path / "out" / "README.md").read_text()

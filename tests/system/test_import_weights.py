@@ -38,7 +38,7 @@ def official(tmp_path: Path) -> Path:
 def test_the_refusal_of_an_official_file_names_the_command_that_imports_it(
     official: Path, config: list, capsys: pytest.CaptureFixture
 ) -> None:
-    assert eval_net.main(["--weights", str(official), *config, "--protocol", "knn"]) == 1
+    assert eval_net.main(["--weights", str(official), *config, "--evaluators", "knn"]) == 1
     assert f"\n  python tools/import_weights.py {official}\n" in capsys.readouterr().err
 
 
@@ -50,7 +50,7 @@ def test_an_imported_folder_is_described_and_evaluated(official: Path, tmp_path:
     assert manifest.source["sha256"] == fingerprint(official)["sha256"]
     assert manifest.source["licence"].startswith("CC BY-NC 4.0")
     assert manifest.source["matched"] == "29 of 29 tensors"
-    asked = ["--protocol", "knn", "--no-cache", "probe.knn.k=[5]", *SCENES, "--out", str(tmp_path / "scores")]
+    asked = ["--evaluators", "knn", "--no-cache", "probe.knn.k=[5]", *SCENES, "--out", str(tmp_path / "scores")]
     assert eval_net.main(["--weights", str(out), *asked]) == 0
     assert json.loads(next((tmp_path / "scores").glob("*.json")).read_text())["network"] == "target_encoder"
 
@@ -158,7 +158,15 @@ def test_scores_at_another_resolution_are_those_of_positions_interpolated_by_han
 
     def scores(*source: str) -> dict[str, float]:
         out = tmp_path / source[0].strip("-")
-        protocols = ["--protocol", "knn", "logistic", "--no-baseline", "--no-cache", *subset, "backbone.image_size=48"]
+        protocols = [
+            "--evaluators",
+            "knn",
+            "logistic",
+            "--no-baseline",
+            "--no-cache",
+            *subset,
+            "backbone.image_size=48",
+        ]
         assert eval_net.main([*source, *protocols, "--out", str(out)]) == 0
         written = [json.loads(path.read_text()) for path in out.glob("*.json")]
         return {score["name"]: score["value"] for record in written for score in record["scores"]}

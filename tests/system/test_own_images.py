@@ -138,7 +138,7 @@ def test_a_run_on_changed_images_resumes_only_when_told_to_and_evaluation_warns(
     [error] = capsys.readouterr().err.splitlines()
     assert f"train images removed: {train_image}" in error and "--accept-changed-data" in error
     assert (run / "metrics.jsonl").read_bytes() == before
-    assert eval_net.main(["--run", str(run), "--protocol", "knn", "probe.knn.k=[3]", "--no-cache"]) == 0
+    assert eval_net.main(["--run", str(run), "--evaluators", "knn", "probe.knn.k=[3]", "--no-cache"]) == 0
     assert f"train images removed: {train_image}" in caplog.text
     [result] = (run / "eval").rglob("knn*.json")
     recorded = json.loads((run / "data.json").read_text())["train"]["samples"]
