@@ -151,7 +151,7 @@ _PAGE = """<!doctype html>
 
 # On a phone every table row becomes a card, so that nothing scrolls sideways.
 _STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 62rem; margin: 0 auto;
+body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 74rem; margin: 0 auto;
   padding: 1rem; overflow-wrap: anywhere; }
 h1 { font-size: 1.6rem; line-height: 1.2; }
 h2 { font-size: 1.2rem; margin-top: 2rem; border-bottom: 1px solid #ddd; padding-bottom: .2rem; }
@@ -163,7 +163,7 @@ pre { padding: .6rem; white-space: pre-wrap; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
 th, td { text-align: left; padding: .35rem .8rem .35rem 0; border-bottom: 1px solid #e4e4e4; vertical-align: top; }
 thead th { border-bottom: 2px solid #999; }
-tbody th { font-weight: 600; }
+tbody th { font-weight: 600; min-width: 13rem; }
 td { white-space: nowrap; }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 1rem; }
 figure { margin: 0; }
@@ -173,7 +173,7 @@ figcaption { font-size: .875rem; color: #444; }
   thead { display: none; }
   table, tbody, tr, th, td { display: block; }
   tbody tr { border: 1px solid #ddd; border-radius: 6px; padding: .5rem .7rem; margin-bottom: .6rem; }
-  tbody th, tbody td { border: 0; padding: .1rem 0; }
+  tbody th, tbody td { border: 0; min-width: 0; padding: .1rem 0; }
   td { display: flex; justify-content: space-between; gap: 1rem; text-align: right; white-space: normal;
     overflow-wrap: anywhere; }
   td::before { content: attr(data-label); color: #555; text-align: left; flex: 0 0 auto; max-width: 60%; }
