@@ -33,7 +33,7 @@ QUICK = {
     "depth": DepthConfig(epochs=1),
     "segmentation": SegmentationConfig(epochs=1),
 }
-NEED_MAPS = ("depth", "segmentation")
+NEED_MAPS_OR_VIDEOS = ("depth", "segmentation", "label_propagation")
 
 
 def step_on(device: torch.device | str, name: str) -> torch.Tensor:
@@ -67,7 +67,7 @@ def test_a_step_and_visualizations_need_no_float64_on_the_device_and_give_the_sa
 
 
 def scores_on(device: torch.device | str, name: str) -> Sequence[Score]:
-    make = mosaic_probe if name in NEED_MAPS else probe
+    make = mosaic_probe if name in NEED_MAPS_OR_VIDEOS else probe
     evaluated = make(evaluators=[name], **{name: QUICK[name]} if name in QUICK else {})
     evaluated.evaluated_model.keywords["device"] = device
     return evaluated(encoder().to(device))
